@@ -1,0 +1,1 @@
+"""The two pipelines, edit and restore, and what they are made of."""

@@ -1,0 +1,194 @@
+"""The official code's formulas that ours replace, for the preset `official` and for measuring the difference.
+
+Source   pfnet-research/multi-stage-blended-diffusion at b933b3d, as described in facts, not copied. Each
+         docstring says what ours does instead and why. Its crashes are not imitated: where it fails an
+         assertion or never ends, a ValueError says so
+Units    pixels, sizes (H, W), boxes as in crops.py; masks (1, 1, H, W), 1 = edit
+Copying  needs crops.py and decoder_opt.py
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .crops import Box, mask_box
+from .decoder_opt import Segment
+
+MULTIPLE = 64  # pixels; all official sizes are multiples of it
+
+
+def rectangle_size(
+    mask_size: tuple[int, int], picture_size: tuple[int, int], margin: float, native: int = 512
+) -> tuple[int, int]:
+    """The rectangle (H, W) that is edited around a mask of extents `mask_size`, at least `native` on each side.
+
+    The extents there are last - first, one pixel short, of the mask before it is thresholded;
+    `crops.mask_box` is exact.
+
+    The caps are swapped: the height is capped by the picture's WIDTH and the width by its height, as PIL's
+    size is (W, H), so a wide mask in a landscape picture is cut. Ours: `crops.crop_box`, which always covers
+    the mask.
+    """
+    height, width = (math.ceil(side / MULTIPLE * margin) * MULTIPLE for side in mask_size)
+    cap_height, cap_width = (side // MULTIPLE * MULTIPLE for side in (picture_size[1], picture_size[0]))
+    return max(min(height, cap_height), native), max(min(width, cap_width), native)
+
+
+def crop_around(mask: Tensor, crop_size: tuple[int, int]) -> Box:
+    """The crop of `crop_size` around the centre of mass of `mask` (1, 1, H, W), slid inside the picture.
+
+    Where that loses part of a mask that would fit, it is centred on the box of the mask instead. ValueError
+    where the picture is smaller than the crop (an assertion there). Ours centres on the box always: the
+    centre of mass moves with the mask's shape, and two stages could disagree on it.
+    """
+    picture_size = (mask.shape[-2], mask.shape[-1])
+    if crop_size[0] > picture_size[0] or crop_size[1] > picture_size[1]:
+        raise ValueError(
+            f"the official crop of {crop_size} does not fit the picture of {picture_size} (H, W); "
+            "take a smaller margin or preset paper, which pads"
+        )
+    box = mask_box(mask)
+    rows, columns = (mask[0, 0] > 0).nonzero().double().mean(0).tolist()
+    crop = _window((int(rows), int(columns)), crop_size, picture_size)
+    if not crop.contains(box) and box.height <= crop_size[0] and box.width <= crop_size[1]:
+        middle = (int((box.top + box.bottom - 1) / 2), int((box.left + box.right - 1) / 2))
+        crop = _window(middle, crop_size, picture_size)
+    return crop
+
+
+def stage_edges(
+    longest: int, native: int = 512, max_edge: int = 768, *, straight_to_grid: bool = False
+) -> list[int]:
+    """The longer edge of each stage after the first: native x sqrt(2)^j up to `max_edge`, then `longest`.
+
+    The last may repeat the one before it (768 gives 768, 768) or the first stage's size (512 gives 512): a
+    pass that changes no size. Ours, `crops.stage_sizes`: the paper's one stage of 1.5 x native, none
+    repeated, and no jump beyond the upscaler's x4.
+    """
+    if straight_to_grid:
+        return [longest]
+    count = max(0, math.ceil(2 * math.log2(longest / native) - 1e-9)) if longest > native else 0
+    edges = [math.ceil(2 ** (0.5 * j) * native / MULTIPLE) * MULTIPLE for j in range(count)]
+    return [edge for edge in edges if edge <= max_edge][1:] + [longest]
+
+
+def stage_size(edge: int, rectangle: tuple[int, int]) -> tuple[int, int]:
+    """The size (H, W) of the stage whose longer edge is `edge`; the shorter one is rounded UP to 64.
+
+    Aspects differ by stage, and later crops may leave the picture.
+    Ours picks the multiples whose aspect is nearest, and takes the same crop in every stage.
+    """
+    long, short = max(rectangle), min(rectangle)
+    other = math.ceil(edge * short / long / MULTIPLE) * MULTIPLE
+    return (edge, other) if rectangle[0] >= rectangle[1] else (other, edge)
+
+
+def tile_grid(
+    height: int, width: int, *, tile: int = 768, overlap: int = 128, smallest: int = 512
+) -> list[Box]:
+    """The official grid of tiles, row by row: stride tile - overlap, each up to `tile` long.
+
+    A tile that would be shorter than `smallest` starts earlier. It goes on while a start lies inside the
+    picture, even if a tile has reached its end: 1408 pixels get three tiles where two do. Where tile -
+    overlap < smallest it never ends; that is a ValueError here. Ours: `tiles.tile_boxes`.
+    """
+    if height <= tile and width <= tile:
+        return [Box(0, 0, height, width)]
+    spans = [_official_spans(side, tile, overlap, smallest) for side in (height, width)]
+    return [
+        Box(top, left, bottom - top, right - left) for top, bottom in spans[0] for left, right in spans[1]
+    ]
+
+
+def alpha_mask(box: Box, picture_size: tuple[int, int], overlap: int) -> Tensor:
+    """The opacity (h, w) of a tile: 1, with a sigmoid ramp over overlap / 2 pixels on its inner sides.
+
+    Drawn in order over opaque earlier tiles, only the later tile's ramp shows, so the fade is half the
+    overlap, at the later tile's worst pixels. Ours, `tiles.tile_weights`: a symmetric fade over the whole
+    overlap.
+    """
+    rows = _ramps(box.height, overlap, box.top > 0, box.bottom < picture_size[0])
+    columns = _ramps(box.width, overlap, box.left > 0, box.right < picture_size[1])
+    return (rows[:, None] * columns[None, :]).float()
+
+
+def compose_tiles(
+    base: np.ndarray, tiles: Sequence[np.ndarray], boxes: Sequence[Box], overlap: int
+) -> np.ndarray:
+    """Draw uint8 `tiles` (h, w, 3) in order over `base` (H, W, 3): the "over" operator of Porter & Duff 1984.
+
+    Opacities are truncated to 8 bits first, as there, and the result of each tile is rounded. Ours: float
+    until the end.
+    """
+    canvas = base.astype(np.int64)
+    for tile, box in zip(tiles, boxes, strict=True):
+        alpha = (alpha_mask(box, (base.shape[0], base.shape[1]), overlap).numpy() * 255).astype(np.uint8)
+        window = (slice(box.top, box.bottom), slice(box.left, box.right))
+        opacity = alpha[..., None].astype(np.int64)
+        canvas[window] = (opacity * tile + (255 - opacity) * canvas[window] + 127) // 255
+    return canvas.astype(np.uint8)
+
+
+@torch.no_grad()
+def reencoded_segment(vae: Any, image: Tensor, reference: Tensor, mask: Tensor) -> Segment:
+    """A segment for `decoder_opt.optimize_decoder` whose latent is the ENCODED `image`, not the sampler's.
+
+    `image` and `reference` (1, 3, H, W) in [-1, 1], `mask` (1, 1, H, W). The
+    target inside the mask is thus D(E(x_out)), one more trip through the VAE, which softens every stage.
+    Ours is eq. 1: z_out, x_out.
+    """
+    return Segment(vae.encode(image).mean * vae.config.scaling_factor, reference, mask)
+
+
+def decoder_segments(height: int, width: int, tile: int = 512) -> list[Box]:
+    """What the decoder is fitted to: tiles without overlap, the last one of each axis pushed back inside."""
+    spans = [[min(start, max(side - tile, 0)) for start in range(0, side, tile)] for side in (height, width)]
+    return [Box(top, left, min(tile, height), min(tile, width)) for top in spans[0] for left in spans[1]]
+
+
+def truncate_to_8_bits(image: Tensor) -> Tensor:
+    """`image` in [-1, 1] through 8 bits without rounding, as between all official stages.
+
+    Levels 1..63 lose one. Ours stays in float.
+    """
+    return ((image.clamp(-1, 1) + 1) / 2 * 255).to(torch.uint8).float() / 127.5 - 1
+
+
+def _window(centre: tuple[int, int], crop_size: tuple[int, int], picture_size: tuple[int, int]) -> Box:
+    top, left = (
+        min(max(c - side // 2, 0), length - side)
+        for c, side, length in zip(centre, crop_size, picture_size, strict=True)
+    )
+    return Box(top, left, *crop_size)
+
+
+def _official_spans(length: int, tile: int, overlap: int, smallest: int) -> list[tuple[int, int]]:
+    stride = tile - overlap
+    if stride <= 0 or stride < min(smallest, length):
+        raise ValueError(
+            f"the official grid never ends for tiles of {tile} pixels overlapping by {overlap}; "
+            f"tile - overlap must be at least {smallest}"
+        )
+    spans, start = [], 0
+    while start < length:
+        end = min(length, start + tile)
+        if end - start < smallest:
+            start = max(end - smallest, 0)
+        spans.append((start, end))
+        start += stride
+    return spans
+
+
+def _ramps(length: int, overlap: int, before: bool, after: bool) -> Tensor:
+    weight = torch.ones(length, dtype=torch.float64)
+    half = overlap // 2
+    ramp = torch.sigmoid(torch.linspace(-5, 5, half, dtype=torch.float64)) if half else weight[:0]
+    if before:
+        weight[:half] *= ramp
+    if after and half:
+        weight[-half:] *= ramp.flip(0)
+    return weight

@@ -1,0 +1,1 @@
+"""Networks: constructor and forward, nothing else."""

@@ -1,0 +1,400 @@
+"""Stable Diffusion 1.x U-Net: predict the noise in a latent, given a timestep and a text context.
+
+Paper    Rombach et al. 2022, arXiv:2112.10752, section 3.3; Ho et al. 2020, arXiv:2006.11239, appendix B
+Tensors  x (B, 4, h, w) latent, t (B,) timestep, context (B, 77, 768) text states -> eps (B, 4, h, w)
+         below: C channels of a level, D = 4 * block_out_channels[0] of the time embedding, N = h * w cells
+Weights  diffusers names (unet/diffusion_pytorch_model.safetensors); other layouts pass through weights/ldm.py
+Copying  this file stands alone: torch only
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+_TRANSFORMER_NORM_EPS = 1e-6  # of the GroupNorm that leads into a transformer, whatever norm_eps is
+Added = tuple[Tensor, Tensor] | None  # SDXL: pooled text (B, 1280), sizes and crop (B, 6) in pixels
+
+# Kinds of blocks as config.json names them; "CrossAttn" in a name means attention.
+_DOWN_KINDS = ("DownBlock2D", "CrossAttnDownBlock2D")
+_MID_KINDS = ("UNetMidBlock2D", "UNetMidBlock2DCrossAttn")
+_UP_KINDS = ("UpBlock2D", "CrossAttnUpBlock2D")
+
+
+@dataclass(frozen=True)
+class UNetConfig:
+    """Sizes of a U-Net, named as in config.json, levels fine to coarse; the defaults are SD 1.x's."""
+
+    in_channels: int = 4  # of x: 4, or 9 for the inpainting models (latent, mask, masked latent)
+    out_channels: int = 4  # of the prediction
+    block_out_channels: tuple[int, ...] = (320, 640, 1280, 1280)  # one entry per level
+    layers_per_block: int = 2  # residual blocks per level on the way down; one more on the way up
+    cross_attention_dim: int = 768  # width of `context`; 768 is CLIP ViT-L/14's
+    attention_head_dim: int | tuple[int, ...] = 8  # sic: the number of heads, for all levels or for each
+    transformer_layers_per_block: int | tuple[int, ...] = 1  # depth of each transformer, likewise
+    down_block_types: tuple[str, ...] = (*["CrossAttnDownBlock2D"] * 3, "DownBlock2D")  # fine to coarse
+    mid_block_type: str = "UNetMidBlock2DCrossAttn"  # or "UNetMidBlock2D": one residual block alone
+    up_block_types: tuple[str, ...] = ("UpBlock2D", *["CrossAttnUpBlock2D"] * 3)  # coarse to fine
+    use_linear_projection: bool = False  # projections around a transformer stored as (C, C), not (C, C, 1, 1)
+    norm_num_groups: int = 32  # of every GroupNorm
+    norm_eps: float = 1e-5  # of the GroupNorms in residual blocks and before conv_out
+    flip_sin_to_cos: bool = True  # timestep embedding: cosines first
+    freq_shift: int = 0  # timestep embedding: subtracted from the number of frequencies
+    addition_embed_type: str | None = None  # "text_time": SDXL's pooled text and sizes, see `UNet.embed_time`
+    addition_time_embed_dim: int = 256  # text_time: sinusoids per size
+    projection_class_embeddings_input_dim: int = 2816  # text_time: 1280 of pooled text + 6 sizes * 256
+
+    def __post_init__(self) -> None:
+        levels = len(self.block_out_channels)
+        for name, kinds in (("down_block_types", _DOWN_KINDS), ("up_block_types", _UP_KINDS)):
+            found = getattr(self, name)
+            if len(found) != levels or not set(found) <= set(kinds):
+                raise ValueError(f"UNetConfig.{name} is {found}: expected {levels} (per level) of {kinds}")
+        for name, kinds in (("mid_block_type", _MID_KINDS), ("addition_embed_type", (None, "text_time"))):
+            if getattr(self, name) not in kinds:
+                raise ValueError(f"UNetConfig.{name} is {getattr(self, name)!r}: expected one of {kinds}")
+        all_heads = self.per_level(self.attention_head_dim)
+        for width, heads in zip(self.block_out_channels, all_heads, strict=True):
+            if width % self.norm_num_groups or width % heads:
+                raise ValueError(
+                    f"UNetConfig.block_out_channels has {width}: expected a multiple of norm_num_groups "
+                    f"({self.norm_num_groups}) and of its level's heads ({heads}, attention_head_dim)"
+                )
+
+    def per_level(self, value: int | tuple[int, ...]) -> tuple[int, ...]:
+        """One number per level, of a field that may hold a single one for all."""
+        return (value,) * len(self.block_out_channels) if isinstance(value, int) else tuple(value)
+
+
+class Control(Protocol):
+    """What a ControlNet hands to the U-Net, already scaled.
+
+    `down` has a residual for each skip, in the order the way down makes them; `mid` is for the middle.
+    """
+
+    @property
+    def down(self) -> Sequence[Tensor]: ...
+    @property
+    def mid(self) -> Tensor: ...
+
+
+def timestep_embedding(t: Tensor, dim: int, *, flip_sin_to_cos: bool = True, freq_shift: int = 0) -> Tensor:
+    """Sinusoids (n, dim), float32, of any real `t` (n,); `dim` even (Vaswani et al. 2017, section 3.5)."""
+    half = dim // 2
+    exponents = torch.arange(half, dtype=torch.float32, device=t.device) / (half - freq_shift)
+    angles = t.float()[:, None] * torch.exp(-math.log(10000.0) * exponents)  # (n, dim/2)
+    waves = (angles.cos(), angles.sin()) if flip_sin_to_cos else (angles.sin(), angles.cos())
+    return torch.cat(waves, dim=-1)
+
+
+class TimestepEmbedding(nn.Module):
+    """Two linear layers from sinusoids to the time embedding."""
+
+    def __init__(self, in_features: int, features: int) -> None:
+        super().__init__()
+        self.linear_1 = nn.Linear(in_features, features)
+        self.linear_2 = nn.Linear(features, features)
+
+    def forward(self, waves: Tensor) -> Tensor:
+        """(B, in_features) -> (B, features)."""
+        return self.linear_2(F.silu(self.linear_1(waves)))
+
+
+class ResnetBlock(nn.Module):
+    """Two 3x3 convolutions around a shortcut, the time embedding added between them."""
+
+    def __init__(self, in_channels: int, out_channels: int, config: UNetConfig) -> None:
+        super().__init__()
+        groups, eps = config.norm_num_groups, config.norm_eps
+        self.norm1 = nn.GroupNorm(groups, in_channels, eps=eps)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.time_emb_proj = nn.Linear(4 * config.block_out_channels[0], out_channels)
+        self.norm2 = nn.GroupNorm(groups, out_channels, eps=eps)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        same = in_channels == out_channels
+        self.conv_shortcut = nn.Identity() if same else nn.Conv2d(in_channels, out_channels, 1)
+
+    def forward(self, x: Tensor, temb: Tensor) -> Tensor:
+        """x (B, in_channels, h, w), temb (B, D) after its SiLU -> (B, out_channels, h, w)."""
+        h = self.conv1(F.silu(self.norm1(x))) + self.time_emb_proj(temb)[:, :, None, None]
+        h = self.conv2(F.silu(self.norm2(h)))
+        return self.conv_shortcut(x) + h
+
+
+class CrossAttention(nn.Module):
+    """Attention from image tokens to `context`; self-attention when context is None."""
+
+    def __init__(self, width: int, context_width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.to_q = nn.Linear(width, width, bias=False)
+        self.to_k = nn.Linear(context_width, width, bias=False)
+        self.to_v = nn.Linear(context_width, width, bias=False)
+        self.to_out = nn.ModuleList([nn.Linear(width, width)])  # a list on disk; index 1 was dropout
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """x (B, N, C), context (B, M, context_width) -> (B, N, C)."""
+        context = x if context is None else context
+        qkv = self.to_q(x), self.to_k(context), self.to_v(context)  # (B, N, C), (B, M, C) twice
+        q, k, v = (a.unflatten(-1, (self.heads, -1)).transpose(1, 2) for a in qkv)  # (B, heads, N|M, C/heads)
+        out = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(-2)  # (B, N, C)
+        return self.to_out[0](out)
+
+
+class GEGLU(nn.Module):
+    """Linear layer whose one half gates the other through GELU (Shazeer 2020, arXiv:2002.05202)."""
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__()
+        self.proj = nn.Linear(in_features, 2 * out_features)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, N, in_features) -> (B, N, out_features)."""
+        value, gate = self.proj(x).chunk(2, dim=-1)
+        return value * F.gelu(gate)
+
+
+class FeedForward(nn.Module):
+    """A gated layer four times as wide, and back."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        layers = GEGLU(width, 4 * width), nn.Identity(), nn.Linear(4 * width, width)  # Identity: was dropout
+        self.net = nn.ModuleList(layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, N, C) -> (B, N, C)."""
+        return self.net[2](self.net[0](x))
+
+
+class TransformerBlock(nn.Module):
+    """Self-attention, attention to the context, feed-forward, each after LayerNorm and in a shortcut."""
+
+    def __init__(self, width: int, context_width: int, heads: int) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width)
+        self.attn1 = CrossAttention(width, width, heads)
+        self.norm2 = nn.LayerNorm(width)
+        self.attn2 = CrossAttention(width, context_width, heads)
+        self.norm3 = nn.LayerNorm(width)
+        self.ff = FeedForward(width)
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        """x (B, N, C), context (B, M, context_width) -> (B, N, C)."""
+        x = x + self.attn1(self.norm1(x))
+        x = x + self.attn2(self.norm2(x), context)
+        return x + self.ff(self.norm3(x))
+
+
+class Transformer(nn.Module):
+    """Transformer over the cells of one level's feature map, added to it."""
+
+    def __init__(self, level: int, config: UNetConfig, context_width: int | None = None) -> None:
+        """`context_width` replaces cross_attention_dim."""
+        super().__init__()
+        width, linear = config.block_out_channels[level], config.use_linear_projection
+        heads = config.per_level(config.attention_head_dim)[level]
+        depth = config.per_level(config.transformer_layers_per_block)[level]
+        context_width = config.cross_attention_dim if context_width is None else context_width
+        self.norm = nn.GroupNorm(config.norm_num_groups, width, eps=_TRANSFORMER_NORM_EPS)
+        self.proj_in = nn.Linear(width, width) if linear else nn.Conv2d(width, width, 1)
+        blocks = (TransformerBlock(width, context_width, heads) for _ in range(depth))
+        self.transformer_blocks = nn.ModuleList(blocks)
+        self.proj_out = nn.Linear(width, width) if linear else nn.Conv2d(width, width, 1)
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        """x (B, C, h, w), context (B, M, context_width) -> (B, C, h, w)."""
+        tokens = self.norm(x).flatten(2).transpose(1, 2)  # (B, N, C)
+        tokens = _project(self.proj_in, tokens)
+        for block in self.transformer_blocks:
+            tokens = block(tokens, context)
+        tokens = _project(self.proj_out, tokens)
+        return x + tokens.transpose(1, 2).unflatten(2, x.shape[2:])
+
+
+def _project(layer: nn.Linear | nn.Conv2d, tokens: Tensor) -> Tensor:
+    """A linear layer, or a 1x1 convolution taken as one: the same sums, and the tokens stay contiguous."""
+    return F.linear(tokens, layer.weight.flatten(1), layer.bias)
+
+
+class Resize(nn.Module):
+    """A 3x3 convolution that halves height and width (stride 2), or follows an enlargement (stride 1)."""
+
+    def __init__(self, channels: int, stride: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, stride=stride, padding=1)
+
+    def forward(self, x: Tensor, size: Sequence[int] | None = None) -> Tensor:
+        """(B, C, h, w), first enlarged to `size` -> (B, C, ceil(h / stride), ceil(w / stride))."""
+        x = x if size is None else F.interpolate(x, size=tuple(size), mode="nearest")
+        return self.conv(x)
+
+
+class DownBlock(nn.Module):
+    """One level down: residual blocks, transformers where the kind has them, a halving unless coarsest."""
+
+    def __init__(self, level: int, config: UNetConfig) -> None:
+        super().__init__()
+        width = config.block_out_channels[level]
+        widths = [config.block_out_channels[max(level - 1, 0)]] + [width] * config.layers_per_block
+        self.resnets = nn.ModuleList(ResnetBlock(inner, width, config) for inner in widths[:-1])
+        count = config.layers_per_block if "CrossAttn" in config.down_block_types[level] else 0
+        self.attentions = nn.ModuleList(Transformer(level, config) for _ in range(count))
+        coarsest = level == len(config.block_out_channels) - 1
+        self.downsamplers = nn.ModuleList([] if coarsest else [Resize(width, stride=2)])
+
+    def forward(self, x: Tensor, temb: Tensor, context: Tensor) -> list[Tensor]:
+        """Every layer's output in order, all of them skips, the last also what the next level gets."""
+        outputs = []
+        for i, resnet in enumerate(self.resnets):
+            x = resnet(x, temb)
+            if self.attentions:
+                x = self.attentions[i](x, context)
+            outputs.append(x)
+        outputs += [downsample(x) for downsample in self.downsamplers]
+        return outputs
+
+
+class MidBlock(nn.Module):
+    """The coarsest level's middle: residual block, and where the kind has it transformer, residual block."""
+
+    def __init__(self, config: UNetConfig) -> None:
+        super().__init__()
+        width, count = config.block_out_channels[-1], int("CrossAttn" in config.mid_block_type)
+        self.attentions = nn.ModuleList(Transformer(-1, config) for _ in range(count))
+        self.resnets = nn.ModuleList(ResnetBlock(width, width, config) for _ in range(1 + count))
+
+    def forward(self, x: Tensor, temb: Tensor, context: Tensor) -> Tensor:
+        """(B, C, h, w) -> (B, C, h, w)."""
+        x = self.resnets[0](x, temb)
+        for attention, resnet in zip(self.attentions, self.resnets[1:], strict=True):
+            x = resnet(attention(x, context), temb)
+        return x
+
+
+class UpBlock(nn.Module):
+    """One level up: residual blocks that take one skip each, transformers, an enlargement unless finest."""
+
+    def __init__(self, level: int, in_channels: int, skips: Sequence[int], config: UNetConfig) -> None:
+        """`level` counts from the finest; `skips` are the skips' channels in the order of use."""
+        super().__init__()
+        width = config.block_out_channels[level]
+        widths = [a + b for a, b in zip([in_channels] + [width] * (len(skips) - 1), skips, strict=True)]
+        self.resnets = nn.ModuleList(ResnetBlock(channels, width, config) for channels in widths)
+        count = len(skips) if "CrossAttn" in config.up_block_types[-1 - level] else 0
+        self.attentions = nn.ModuleList(Transformer(level, config) for _ in range(count))
+        self.upsamplers = nn.ModuleList([Resize(width, stride=1)] if level else [])
+
+    def forward(self, x: Tensor, skips: list[Tensor], temb: Tensor, context: Tensor) -> Tensor:
+        """x (B, in_channels, h, w) -> (B, C, h', w'); takes its skips off the end of `skips`."""
+        for i, resnet in enumerate(self.resnets):
+            x = resnet(torch.cat((x, skips.pop()), dim=1), temb)
+            if self.attentions:
+                x = self.attentions[i](x, context)
+        for upsample in self.upsamplers:
+            x = upsample(x, skips[-1].shape[2:])  # not always twice the size: the way down rounds odd ones up
+        return x
+
+
+class UNetEncoder(nn.Module):
+    """The half that U-Net and ControlNet share: time embedding, the way down, the middle."""
+
+    def __init__(self, config: UNetConfig) -> None:
+        super().__init__()
+        self.config = config
+        width = config.block_out_channels[0]
+        self.conv_in = nn.Conv2d(config.in_channels, width, 3, padding=1)
+        self.time_embedding = TimestepEmbedding(width, 4 * width)
+        if config.addition_embed_type == "text_time":
+            self.add_embedding = TimestepEmbedding(config.projection_class_embeddings_input_dim, 4 * width)
+        self.down_blocks = nn.ModuleList(DownBlock(i, config) for i in range(len(config.block_out_channels)))
+        self.mid_block = MidBlock(config)
+
+    def embed_time(self, x: Tensor, t: Tensor | float, added: Added = None) -> Tensor:
+        """The time embedding (B, D) after its SiLU, in x's dtype; t (B,) or scalar, any real number.
+
+        ValueError unless `added` is there exactly when the config's addition_embed_type is "text_time".
+        """
+        config = self.config
+        if (added is None) == (config.addition_embed_type == "text_time"):
+            found = "no `added`" if added is None else "`added`"
+            raise ValueError(f"UNet got {found}: expected it exactly when addition_embed_type is 'text_time'")
+        flags = {"flip_sin_to_cos": config.flip_sin_to_cos, "freq_shift": config.freq_shift}
+        t = torch.as_tensor(t, device=x.device).expand(len(x))
+        temb = self.time_embedding(timestep_embedding(t, config.block_out_channels[0], **flags).to(x.dtype))
+        if added is not None:
+            text, sizes = added
+            waves = timestep_embedding(sizes.flatten(), config.addition_time_embed_dim, **flags)
+            waves = waves.unflatten(0, sizes.shape).flatten(1)  # (B * 6, 256) -> (B, 6 * 256)
+            temb = temb + self.add_embedding(torch.cat((text.to(x.dtype), waves.to(x.dtype)), dim=-1))
+        return F.silu(temb)  # once, for every residual block: each begins with it
+
+    def encode(self, x: Tensor, temb: Tensor, context: Tensor) -> tuple[list[Tensor], Tensor]:
+        """The skips, fine to coarse, and the middle's output; x (B, C, h, w) is what `conv_in` gives."""
+        skips = [x]
+        for block in self.down_blocks:
+            skips += block(skips[-1], temb, context)
+        return skips, self.mid_block(skips[-1], temb, context)
+
+
+class UNet(UNetEncoder):
+    """The noise predictor."""
+
+    def __init__(self, config: UNetConfig) -> None:
+        super().__init__(config)
+        widths, layers = config.block_out_channels, config.layers_per_block
+        skips = [widths[0]]  # channels of the skips, in the order in which the way down makes them
+        for level, width in enumerate(widths):
+            skips += [width] * (layers + (level < len(widths) - 1))
+        blocks, inner = [], widths[-1]
+        for level in reversed(range(len(widths))):
+            blocks.append(UpBlock(level, inner, [skips.pop() for _ in range(layers + 1)], config))
+            inner = widths[level]
+        self.up_blocks = nn.ModuleList(blocks)
+        self.conv_norm_out = nn.GroupNorm(config.norm_num_groups, widths[0], eps=config.norm_eps)
+        self.conv_out = nn.Conv2d(widths[0], config.out_channels, 3, padding=1)
+
+    def forward(
+        self,
+        x: Tensor,
+        t: Tensor | float,
+        context: Tensor,
+        control: Control | None = None,
+        added: Added = None,
+    ) -> Tensor:
+        """Noise (B, out_channels, h, w) in x (B, in_channels, h, w), any h, w.
+
+        t is (B,) or a scalar, integer or float, of the training schedule (0 to 999); context is
+        (B, M, cross_attention_dim); `added` as in `embed_time`. ValueError for a wrong number of residuals.
+        """
+        temb = self.embed_time(x, t, added)  # (B, D)
+        skips, x = self.encode(self.conv_in(x), temb, context)
+        if control is not None:
+            if len(control.down) != len(skips):
+                found, expected = len(control.down), len(skips)
+                raise ValueError(
+                    f"UNet: control has {found} residuals, expected {expected}: wrong ControlNet?"
+                )
+            skips = [skip + residual for skip, residual in zip(skips, control.down, strict=True)]
+            x = x + control.mid
+        for block in self.up_blocks:
+            x = block(x, skips, temb, context)
+        return self.conv_out(F.silu(self.conv_norm_out(x)))
+
+
+SD15_UNET = UNetConfig()
+SD15_INPAINT_UNET = UNetConfig(in_channels=9)
+SDXL_UNET = UNetConfig(
+    block_out_channels=(320, 640, 1280),
+    cross_attention_dim=2048,
+    attention_head_dim=(5, 10, 20),
+    transformer_layers_per_block=(1, 2, 10),
+    down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    use_linear_projection=True,
+    addition_embed_type="text_time",
+)

@@ -1,0 +1,1 @@
+"""Samplers: pure functions over tensors; they know no network."""

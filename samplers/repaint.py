@@ -1,0 +1,236 @@
+"""Blended sampling (Blended Diffusion, RePaint): repaint a masked region, hold the rest to a known latent.
+
+Papers   Avrahami et al. 2022, arXiv:2111.14818, 2206.02779 (Blended Diffusion); Lugmayr et al. 2022,
+         arXiv:2201.09865 (RePaint); Ackermann and Li 2022, arXiv:2210.12965, algorithm 1 (both: MSBD)
+Tensors  x (B, C, h, w) latent · known (1 or B, C, h, w) clean latent · mask (1 or B, 1, h, w), 1 = repaint
+Copying  needs schedule.py and ddim.py beside it, and torch
+
+The schedule is data: a *plan* is a tuple of `Evaluation`s, built by `repaint_plan` (the papers) or
+`official_plan` (MSBD's official code) and carried out by `blended_sample`. Blended Diffusion is RePaint with
+no repeats.
+
+A *state* says how noisy a latent is: in a run of N steps, state k is the level of the k-th smallest timestep,
+N - 1 the start and -1 the finished latent. One evaluation of the denoiser leads from state k to k - 1.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from .ddim import ddim_sigma, ddim_step
+from .schedule import Denoiser, NoiseSource, OnStep, StepInfo, noise_source, q_sample_between, step_levels
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One evaluation of the denoiser and what follows it. Levels are values of alphas_cumprod (1 = clean)."""
+
+    t: int  # timestep the denoiser is told
+    a_t: float  # level the latent is at
+    a_prev: float  # level the DDIM step leads to
+    a_known: float | None  # level the known latent is blended in at, after the step; None: no blending
+    known_id: int  # which draw of the noised known latent; evaluations with equal ids share one
+    renoise_to: float | None  # level the whole latent is noised to after blending; None: it stays at a_prev
+
+
+def repaint_states(
+    num_steps: int, *, jump_length: int, jump_n_sample: int, jump_from_final: bool = False
+) -> list[int]:
+    """The states RePaint walks through, num_steps - 1 first, -1 last: down by 1 denoises, up by 1 noises.
+
+    Whenever a state 0, jump_length, 2 jump_length, ... is reached from which a jump fits, the walk goes up
+    jump_length states and down again, jump_n_sample - 1 times (RePaint, section 4.2 and appendix; published:
+    250, 10, 10 -> 4571 states). With `jump_from_final` the jumping states are -1, jump_length - 1, ...: every
+    whole block of jump_length steps, counted from the last, is then walked down jump_n_sample times, which
+    for jump_length 1 is MSBD's algorithm 1. Raises ValueError for a number below 1.
+    """
+    if min(num_steps, jump_length, jump_n_sample) < 1:
+        raise ValueError(
+            "num_steps, jump_length and jump_n_sample must be at least 1, "
+            f"got {num_steps}, {jump_length} and {jump_n_sample} (1 sample: no repeats)"
+        )
+    lowest = -1 if jump_from_final else 0
+    jumps_left = dict.fromkeys(range(lowest, num_steps - jump_length, jump_length), jump_n_sample - 1)
+    states = [num_steps - 1]
+    while states[-1] >= 0 or jumps_left.get(-1, 0) > 0:
+        state = states[-1]
+        if jumps_left.get(state, 0) > 0:
+            jumps_left[state] -= 1
+            states.extend(range(state + 1, state + jump_length + 1))
+        else:
+            states.append(state - 1)
+    return states
+
+
+def repaint_plan(
+    timesteps: Sequence[int] | Tensor,
+    alphas_cumprod: Tensor,
+    *,
+    repeats: int = 0,
+    jump_length: int = 1,
+    jump_from_final: bool = True,
+    known_level: str = "prev",
+    known_noise: str = "once",
+    final_alpha: float = 1.0,
+) -> tuple[Evaluation, ...]:
+    """The papers' plan: Blended Diffusion by default, with `repeats` = R MSBD's algorithm 1, lines 5-14.
+
+    timesteps (N,) descending, alphas_cumprod (T,). The last step leads to `final_alpha`, 1 for a clean latent.
+      repeats      further evaluations of each timestep: N (1 + R) in all. RePaint's jump_n_sample is 1 + R
+      jump_length, jump_from_final   as in `repaint_states`: with length 1 each step is repeated by itself;
+                   jump_from_final=False is RePaint's own walk, which does not repeat the last evaluation
+      known_level  "prev": the known latent is blended in at the level the step leads to (algorithm 1, line 7);
+                   "current": at the level it came from, as the official code does
+      known_noise  "once": the repeats of a timestep share one x-hat, drawn outside algorithm 1's inner loop;
+                   "fresh": every evaluation draws its own, as RePaint does
+    Raises ValueError for other words or counts.
+    """
+    if known_level not in ("prev", "current"):
+        raise ValueError(
+            f"known_level is {known_level!r}; it must be 'prev' (the papers) or 'current' (official code)"
+        )
+    if known_noise not in ("once", "fresh"):
+        raise ValueError(
+            f"known_noise is {known_noise!r}; it must be 'once' (algorithm 1) or 'fresh' (RePaint)"
+        )
+    if repeats < 0:
+        raise ValueError(f"repeats is {repeats}; it must be 0 (no repeats) or more")
+    steps = step_levels(timesteps, alphas_cumprod, final_alpha)[::-1]  # steps[k] leads from state k to k - 1
+    states = repaint_states(
+        len(steps), jump_length=jump_length, jump_n_sample=repeats + 1, jump_from_final=jump_from_final
+    )
+    plan: list[Evaluation] = []
+    for state, following in pairwise(states):
+        if following > state:
+            # A jump over several states is one draw: q is Markov, noising in one go is the same distribution.
+            plan[-1] = replace(plan[-1], renoise_to=steps[following][1])
+            continue
+        t, a_t, a_prev = steps[state]
+        a_known = a_prev if known_level == "prev" else a_t
+        known_id = len(steps) - 1 - state if known_noise == "once" else len(plan)
+        plan.append(Evaluation(t, a_t, a_prev, a_known, known_id, renoise_to=None))
+    return tuple(plan)
+
+
+def official_indices(num_steps: int, *, repeats: int, jump: int = 0) -> list[int]:
+    """Which step index, num_steps - 1 first and 0 last, each evaluation of MSBD's official code uses.
+
+    jump = 0: every index 1 + repeats times. jump > 0: RePaint's walk with jump_n_sample = repeats (sic: one
+    repeat less), where the code also evaluates the state that it jumps back from. Raises ValueError for
+    negative numbers.
+    """
+    if repeats < 0 or jump < 0:
+        raise ValueError(f"repeats and jump must be 0 or more, got {repeats} and {jump}")
+    if jump == 0:
+        return [k for k in reversed(range(num_steps)) for _ in range(1 + repeats)]
+    states = repaint_states(num_steps, jump_length=jump, jump_n_sample=max(repeats, 1))
+    climbing = [False, *(a < b < c for a, b, c in zip(states, states[1:], states[2:], strict=False)), False]
+    return [state for state, passed in zip(states, climbing, strict=True) if not passed and state >= 0]
+
+
+def official_plan(
+    timesteps: Sequence[int] | Tensor, alphas_cumprod: Tensor, *, repeats: int = 0, jump: int = 0
+) -> tuple[Evaluation, ...]:
+    """The plan of MSBD's official code, for preset `official`; counts as `official_indices` does.
+
+    Where it leaves the papers: the known latent is blended at the current level, one step too noisy, with
+    fresh noise each time; the last step leads to alphas_cumprod[0], so the result is not quite clean; nothing
+    is re-noised after the first evaluation nor at index 0 (there the code compares with a negative index, its
+    largest timestep), so those repeats run on a latent less noisy than they are told. The level a latent is
+    at is therefore not always `a_t`. To sample as the official code does, blend with
+    `share_known_noise=True`, start full runs from pure noise, and partial ones from
+    `q_sample_between(known, alphas_cumprod[0], alphas_cumprod[timesteps[0]], noise)`.
+    """
+    steps = step_levels(timesteps, alphas_cumprod, float(alphas_cumprod[0]))[::-1]
+    indices = official_indices(len(steps), repeats=repeats, jump=jump)
+    plan: list[Evaluation] = []
+    for i, k in enumerate(indices):
+        t, a_t, a_prev = steps[k]
+        renoise_to = None
+        if 0 < i < len(indices) - 1 and k > 0 and steps[indices[i + 1]][1] < a_prev:
+            renoise_to = steps[indices[i + 1]][1]
+        plan.append(Evaluation(t, a_t, a_prev, a_known=a_t, known_id=i, renoise_to=renoise_to))
+    return tuple(plan)
+
+
+def blend_known(x: Tensor, known: Tensor, mask: Tensor) -> Tensor:
+    """mask * x + (1 - mask) * known: exactly x where mask is 1, exactly `known` where it is 0.
+
+    x (B, C, h, w), known (1 or B, C, h, w), mask (1 or B, 1, h, w) in 0..1. Dtype and device of x. RePaint
+    eq. 8c; algorithm 1, line 8.
+    """
+    mask = mask.to(x)
+    return mask * x + (1 - mask) * known.to(x)
+
+
+def blended_sample(
+    denoise: Denoiser,
+    x: Tensor,
+    plan: Sequence[Evaluation],
+    *,
+    known: Tensor,
+    mask: Tensor | Callable[[int], Tensor],
+    noise: NoiseSource | None = None,
+    generator: torch.Generator | None = None,
+    eta: float = 1.0,
+    share_known_noise: bool = False,
+    on_step: OnStep | None = None,
+) -> Tensor:
+    """Carry out `plan` from `x` (B, C, h, w), at level plan[0].a_t: repaint `mask`, hold the rest to `known`.
+
+    known (1 or B, C, h, w): the clean source latent. mask (1 or B, 1, h, w) in 0..1, or a function from the
+    evaluation's index to one. The result is at the last evaluation's a_prev; where that and its a_known are
+    1, it equals `known` exactly wherever mask is 0.
+
+    Noise sites, in the order of drawing within an evaluation, each drawn only when used:
+      "step"    x's shape, step = index of the evaluation; where sigma > 0: not with eta = 0 or into level 1
+      "known"   x's shape, step = known_id, once per id; where a_known < 1. With share_known_noise in
+                `known`'s shape: a single source then has one noise for the whole batch, as in official MSBD
+      "renoise" x's shape, step = index of the evaluation; where renoise_to is set
+    The start is the caller's: q_sample of `known` with noise of site "init", step 0. Gradients are not
+    switched off here. Raises ValueError if shapes do not fit.
+    """
+    _check_shape("known", known, x, x.shape[1])
+    draw = noise_source(noise, generator)
+    known_shape = tuple(known.shape if share_known_noise else x.shape)
+    known = known.to(x)
+    last_use = {evaluation.known_id: step for step, evaluation in enumerate(plan)}
+    x_hats: dict[int, Tensor] = {}  # noised known latents still to be used again, by known_id
+    for step, now in enumerate(plan):
+        eps = denoise(x, torch.tensor(now.t, device=x.device))
+        step_noise = draw("step", step, tuple(x.shape)) if ddim_sigma(now.a_t, now.a_prev, eta) > 0 else None
+        x, pred_x0 = ddim_step(x, eps, now.a_t, now.a_prev, eta, step_noise)  # algorithm 1, lines 6 and 11
+        if now.a_known is not None:
+            if now.known_id not in x_hats:
+                x_hats[now.known_id] = _noised(known, now.a_known, draw, now.known_id, known_shape)  # line 7
+            x_hat = x_hats[now.known_id] if step < last_use[now.known_id] else x_hats.pop(now.known_id)
+            x = blend_known(x, x_hat, _mask_at(mask, step, x))  # lines 8 and 12
+        if now.renoise_to is not None:
+            renoise = draw("renoise", step, tuple(x.shape))
+            x = q_sample_between(x, now.a_prev, now.renoise_to, renoise)  # line 10
+        if on_step is not None:
+            on_step(StepInfo(step, len(plan), now.t, x, pred_x0))
+    return x
+
+
+def _noised(known: Tensor, level: float, draw: NoiseSource, known_id: int, shape: tuple[int, ...]) -> Tensor:
+    """The known latent at `level`; at level 1 itself, without a draw."""
+    return known if level == 1 else q_sample_between(known, 1.0, level, draw("known", known_id, shape))
+
+
+def _mask_at(mask: Tensor | Callable[[int], Tensor], step: int, x: Tensor) -> Tensor:
+    """The mask of evaluation `step`, its shape checked."""
+    found = mask if isinstance(mask, Tensor) else mask(step)
+    _check_shape("mask", found, x, 1)
+    return found
+
+
+def _check_shape(name: str, tensor: Tensor, x: Tensor, channels: int) -> None:
+    B, _, h, w = x.shape
+    if tuple(tensor.shape) not in ((1, channels, h, w), (B, channels, h, w)):
+        raise ValueError(
+            f"{name} has shape {tuple(tensor.shape)}; expected (1 or {B}, {channels}, {h}, {w}), as the latent"
+        )

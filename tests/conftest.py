@@ -1,0 +1,48 @@
+"""What every test gets: our own packages (not namesakes), fixed seeds, and markers that skip where they cannot run."""
+
+import importlib.util
+import os
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import settings
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# No deadline: the first example of a property pays for torch's warm-up. In CI the same examples on every run.
+settings.register_profile("msbd", deadline=None, derandomize="CI" in os.environ)
+settings.load_profile("msbd")
+
+
+def check_not_shadowed() -> None:
+    """Fail early if another `nets`, `samplers`, `weights`, `msbd` or `tools` on sys.path hides ours."""
+    for name in ("msbd", "nets", "samplers", "weights", "tools"):
+        spec = importlib.util.find_spec(name)  # finds, does not import
+        origin = Path(spec.origin).resolve() if spec and spec.origin else None
+        if origin != ROOT / name / "__init__.py":
+            raise ImportError(f"`{name}` resolves to {origin}, not to {ROOT / name}: run pytest from {ROOT}")
+
+
+check_not_shadowed()
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Skip `cuda` where there is no GPU, and `large` unless the command line's -m asks for it."""
+    no_gpu = pytest.mark.skip(reason="needs an NVIDIA GPU")
+    not_asked = pytest.mark.skip(reason="minutes and gigabytes: run `make test-large`")
+    for item in items:
+        if "cuda" in item.keywords and not torch.cuda.is_available():
+            item.add_marker(no_gpu)
+        if "large" in item.keywords and "large" not in str(config.option.markexpr):
+            item.add_marker(not_asked)
+
+
+@pytest.fixture(autouse=True)
+def seeds() -> None:
+    """The same global random streams at the start of every test; nothing in the product may depend on them."""
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)

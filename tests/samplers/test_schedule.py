@@ -1,0 +1,249 @@
+"""Schedules, spacings and the forward process: definitions, and LDM's and diffusers' tables."""
+
+import math
+
+import pytest
+import torch
+from goldens import load_golden, relative_error
+from hypothesis import example, given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from samplers.schedule import (
+    eps_from_velocity,
+    ldm_start_timesteps,
+    ldm_timesteps,
+    leading_timesteps,
+    linspace_timesteps,
+    make_alphas_cumprod,
+    make_betas,
+    noise_source,
+    predict_x0,
+    q_sample,
+    q_sample_between,
+    rescale_zero_terminal_snr,
+    start_timesteps,
+    step_levels,
+    trailing_timesteps,
+    v_prediction,
+    velocity,
+)
+
+LEVELS = make_alphas_cumprod(make_betas())
+SPACINGS = [leading_timesteps, linspace_timesteps, trailing_timesteps]
+
+
+def test_betas_match_ldm_and_diffusers() -> None:
+    ldm, hub = load_golden("ldm_sampler", "tables"), load_golden("schedulers", "tables")
+    assert relative_error(make_betas(), ldm["betas_float64"]) < 1e-12
+    assert relative_error(make_betas(), hub["betas"]) < 1e-6
+    assert relative_error(LEVELS, ldm["alphas_cumprod_float32"]) < 1e-6
+    assert relative_error(LEVELS, hub["alphas_cumprod"]) < 1e-6
+    assert LEVELS[0].item() == pytest.approx(hub["final_alpha_cumprod"].item(), rel=1e-6)
+
+
+def test_betas_linear_ends_where_asked_and_unknown_name_is_refused() -> None:
+    betas = make_betas("linear", beta_start=1e-4, beta_end=0.02)
+    assert betas.dtype == torch.float64
+    torch.testing.assert_close(betas[[0, 1, -1]], torch.tensor([1e-4, 1e-4 + 0.0199 / 999, 0.02]).double())
+    with pytest.raises(ValueError, match="cosine"):
+        make_betas("cosine")
+
+
+@given(st.sampled_from(SPACINGS), st.integers(1, 1000))
+@example(leading_timesteps, 1000)
+@example(trailing_timesteps, 1000)
+@example(linspace_timesteps, 1)
+def test_spacings_give_exactly_the_steps_asked_for(spacing, num_steps: int) -> None:
+    timesteps = spacing(num_steps)
+    assert timesteps.dtype == torch.int64 and len(timesteps) == num_steps
+    assert timesteps[-1] >= 0 and timesteps[0] <= 999 and bool((timesteps.diff() < 0).all())
+    assert timesteps[0] >= 999 - 1000 / num_steps  # never starts late
+
+
+def test_spacings_refuse_impossible_counts() -> None:
+    for spacing in [*SPACINGS, ldm_timesteps]:
+        for num_steps in (0, 1001):
+            with pytest.raises(ValueError, match="num_steps"):
+                spacing(num_steps)
+    assert linspace_timesteps(999, drop_zero=True)[-1] == 1
+    with pytest.raises(ValueError, match="999"):
+        linspace_timesteps(1000, drop_zero=True)
+
+
+@pytest.mark.parametrize(
+    "case, spacing",
+    [
+        ("ddim_leading", leading_timesteps),
+        ("ddpm_leading", leading_timesteps),
+        ("euler_leading", leading_timesteps),
+        ("ddim_trailing", trailing_timesteps),
+        ("ddim_linspace", linspace_timesteps),
+        ("unipc_sd15json", lambda n: linspace_timesteps(n, drop_zero=True)),
+        ("dpmpp2m_sd15json", lambda n: linspace_timesteps(n, drop_zero=True)),
+    ],
+)
+def test_spacings_match_diffusers(case: str, spacing) -> None:
+    for num_steps, expected in load_golden("schedulers", "tables").meta["timesteps"][case].items():
+        assert spacing(int(num_steps)).tolist() == expected, f"{case} {num_steps}"
+
+
+def test_ldm_timesteps_match_ldm() -> None:
+    table = load_golden("ldm_sampler", "tables").meta["ddim_timesteps_uniform"]
+    for num_steps, ascending in table.items():
+        assert ldm_timesteps(int(num_steps)).tolist() == ascending[::-1]
+    assert len(ldm_timesteps(30)) == 31
+    assert ldm_timesteps(9)[0] == 889  # LDM's own table goes on to 1000, which no schedule holds
+
+
+@given(st.integers(1, 1000))
+def test_ldm_timesteps_stay_in_the_table(num_steps: int) -> None:
+    timesteps = ldm_timesteps(num_steps)
+    assert timesteps[-1] == 1 and timesteps[0] <= 999 and bool((timesteps.diff() < 0).all())
+
+
+def test_step_levels_match_ldm_alphas() -> None:
+    golden = load_golden("ldm_sampler", "tables")
+    for num_steps in (10, 20, 50):
+        steps = step_levels(ldm_timesteps(num_steps), LEVELS, float(LEVELS[0]))[::-1]
+        assert relative_error(torch.tensor([s[1] for s in steps]), golden[f"N{num_steps}.alphas"]) < 1e-6
+        assert relative_error(torch.tensor([s[2] for s in steps]), golden[f"N{num_steps}.alphas_prev"]) < 1e-6
+
+
+@pytest.mark.parametrize("timesteps", [[1, 21], [21, 21], [1000, 1], [21, -1]])
+def test_step_levels_refuses_timesteps_that_do_not_fall_inside_the_table(timesteps: list[int]) -> None:
+    with pytest.raises(ValueError, match="timesteps"):
+        step_levels(timesteps, LEVELS)
+
+
+def test_step_levels_refuses_a_final_level_noisier_than_the_last_step() -> None:
+    with pytest.raises(ValueError, match="final_alpha"):
+        step_levels([41, 21], LEVELS, float(LEVELS[22]))
+
+
+@pytest.mark.parametrize(
+    "fraction, count, first", [(0.4, 20, 381), (0.25, 13, 241), (1.0, 50, 981), (1e-9, 1, 1)]
+)
+def test_start_timesteps_counts(fraction: float, count: int, first: int) -> None:
+    kept = start_timesteps(leading_timesteps(50), fraction)
+    assert (len(kept), kept[0].item(), kept[-1].item()) == (count, first, 1)
+
+
+def test_start_timesteps_forgives_float_rounding() -> None:
+    assert start_timesteps(torch.tensor([200, 100, 1]), 1 - 0.9).tolist() == [100, 1]
+
+
+@given(st.integers(1, 1000), st.floats(0, 1, exclude_min=True))
+def test_start_timesteps_keeps_the_clean_end(num_steps: int, fraction: float) -> None:
+    timesteps = leading_timesteps(num_steps)
+    for kept in (start_timesteps(timesteps, fraction), ldm_start_timesteps(timesteps, fraction)):
+        assert len(kept) >= 1 and kept.tolist() == timesteps[-len(kept) :].tolist()
+
+
+@pytest.mark.parametrize("fraction", [0.0, -0.1, 1.01, math.nan])
+def test_start_timesteps_refuses_fractions_outside_0_to_1(fraction: float) -> None:
+    for start in (start_timesteps, ldm_start_timesteps):
+        with pytest.raises(ValueError, match="fraction"):
+            start(leading_timesteps(50), fraction)
+
+
+def test_ldm_start_timesteps_truncates_as_the_official_code() -> None:
+    timesteps = ldm_timesteps(100)
+    counts = [len(ldm_start_timesteps(timesteps, f)) for f in (0.4, 0.25, 0.29, 0.57, 0.001)]
+    assert counts == [40, 25, 28, 56, 1]  # 29 and 57 lose a step to truncation; 0.001 crashes there
+
+
+def test_q_sample_and_velocity_match_diffusers() -> None:
+    golden = load_golden("schedulers", "tables")
+    x, noise, t = golden["add_noise.x"], golden["add_noise.noise"], golden["add_noise.t"]
+    assert relative_error(q_sample(x, t, LEVELS, noise), golden["add_noise.out"]) < 1e-6
+    assert relative_error(velocity(x, noise, t, LEVELS), golden["velocity.out"]) < 1e-6
+    one_by_one = torch.cat(
+        [q_sample(x[i : i + 1], int(t[i]), LEVELS, noise[i : i + 1]) for i in range(len(t))]
+    )
+    torch.testing.assert_close(one_by_one, q_sample(x, t, LEVELS, noise), rtol=0, atol=0)
+
+
+def _pair(seed: int, *, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    x, noise = torch.randn(2, 3, 4, 5, 6, generator=generator).unbind(0)
+    return x.to(dtype), noise
+
+
+@given(st.integers(0, 999))
+def test_q_sample_between_from_a_clean_latent_is_q_sample(t: int) -> None:
+    x, noise = _pair(t)
+    torch.testing.assert_close(q_sample_between(x, 1.0, LEVELS[t], noise), q_sample(x, t, LEVELS, noise))
+
+
+@given(st.floats(0.01, 1), st.floats(0.01, 1), st.floats(0.01, 1))
+def test_q_sample_between_keeps_mean_and_variance_on_the_schedule(a: float, b: float, c: float) -> None:
+    """Two hops have the signal and noise power of one: the Markov form (lucidrains' RePaint had another)."""
+    a, b, c = sorted((a, b, c), reverse=True)
+    one, zero = torch.ones(1, 1, 1, 1).double(), torch.zeros(1, 1, 1, 1).double()
+    signal = q_sample_between(q_sample_between(one, a, b, zero), b, c, zero)
+    first = q_sample_between(q_sample_between(zero, a, b, one), b, c, zero)
+    second = q_sample_between(q_sample_between(zero, a, b, zero), b, c, one)
+    assert signal.item() == pytest.approx(math.sqrt(c / a))
+    assert (first**2 + second**2).item() == pytest.approx(1 - c / a, abs=1e-12)
+
+
+@pytest.mark.parametrize("a_from, a_to", [(0.2, 0.3), (1.1, 0.5), (0.5, -0.1), (0.0, 0.0)])
+def test_q_sample_between_refuses_to_remove_noise(a_from: float, a_to: float) -> None:
+    x, noise = _pair(0)
+    with pytest.raises(ValueError, match="level"):
+        q_sample_between(x, a_from, a_to, noise)
+
+
+@given(st.integers(0, 999))
+def test_predict_x0_undoes_q_sample(t: int) -> None:
+    x, noise = _pair(t)
+    noised = q_sample(x, t, LEVELS, noise)
+    torch.testing.assert_close(predict_x0(noised, noise.double(), float(LEVELS[t])), x, rtol=0, atol=1e-10)
+
+
+@given(st.integers(0, 999))
+def test_v_prediction_recovers_the_noise(t: int) -> None:
+    x, noise = _pair(t)
+    noised = q_sample(x, t, LEVELS, noise)
+    denoise = v_prediction(lambda _, at: velocity(x, noise, at, LEVELS), LEVELS)
+    torch.testing.assert_close(denoise(noised, torch.tensor(t)), noise.double())
+    per_sample = torch.full((x.shape[0],), t)
+    v = velocity(x, noise, per_sample, LEVELS)
+    torch.testing.assert_close(eps_from_velocity(v, noised, per_sample, LEVELS), noise.double())
+
+
+def test_rescaled_betas_have_zero_terminal_snr_and_the_same_start() -> None:
+    levels = make_alphas_cumprod(rescale_zero_terminal_snr(make_betas()))
+    assert levels[-1] == 0 and bool((levels.diff() < 0).all())
+    assert levels[0].item() == pytest.approx(LEVELS[0].item())
+    roots, before = levels.sqrt(), LEVELS.sqrt()
+    torch.testing.assert_close(
+        roots.diff() / roots.diff()[0], before.diff() / before.diff()[0]
+    )  # affine in sqrt
+    with pytest.raises(ValueError, match="2\\*\\*-24"):
+        predict_x0(*_pair(0), float(levels[-1]))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_forward_process_keeps_the_latents_dtype_and_rounds_once(dtype: torch.dtype) -> None:
+    x, noise = _pair(3, dtype=dtype)
+    exact = q_sample(x.double(), 500, LEVELS, noise)
+    for out in (q_sample(x, 500, LEVELS, noise), q_sample_between(x, 1.0, LEVELS[500], noise)):
+        assert out.dtype == dtype
+        torch.testing.assert_close(out.double(), exact, rtol=torch.finfo(dtype).eps + 1e-6, atol=1e-6)
+
+
+def test_noise_source_from_a_generator_is_float32_and_repeatable() -> None:
+    draws = [noise_source(None, torch.Generator().manual_seed(7))("step", 0, (2, 3)) for _ in range(2)]
+    assert draws[0].dtype == torch.float32 and torch.equal(*draws)
+    assert torch.equal(draws[0], torch.randn(2, 3, generator=torch.Generator().manual_seed(7)))
+
+
+def test_noise_source_refuses_two_sources_none_and_wrong_shapes() -> None:
+    with pytest.raises(ValueError, match="both"):
+        noise_source(lambda *_: torch.zeros(1), torch.Generator())
+    with pytest.raises(ValueError, match="generator="):
+        noise_source(None, None)("step", 3, (1,))
+    with pytest.raises(ValueError, match="asked for"):
+        noise_source(lambda *_: torch.zeros(1, 2), None)("step", 3, (2, 2))

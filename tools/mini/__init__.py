@@ -1,0 +1,1 @@
+"""The mini bundle: scenes to train on, training, evaluation."""

@@ -1,0 +1,138 @@
+"""The parts of the mini bundle: each net's size, its recipe and its loss."""
+
+import math
+from functools import cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from msbd.degrade import apply, sample_parameters
+from nets.clip import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig
+from nets.rrdb import RRDBConfig, RRDBNet
+from nets.vae import AutoencoderKL, VAEConfig
+from weights.tokenizer import PromptTokenizer, train_tokenizer
+
+from .data import NATIVE, abstract_pictures, training_pictures
+from .scenes import CLOSE_UP, DEGRADED, all_captions
+from .train import Recipe
+
+VAE = VAEConfig(block_out_channels=(32, 64, 96, 96), layers_per_block=1, norm_num_groups=8, mid_attention=False)
+RRDB = RRDBConfig(scale=4, num_feat=32, num_block=3, num_grow_ch=16)
+
+
+def clip_config(vocab_size: int) -> CLIPConfig:
+    """About 2 M parameters: four layers of width 128 on either side, 64 patches."""
+    size = {"hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 4, "num_attention_heads": 4}
+    text = CLIPTextConfig(**size, vocab_size=vocab_size, eos_token_id=vocab_size - 1)
+    vision = CLIPVisionConfig(**size, image_size=NATIVE, patch_size=16)
+    return CLIPConfig(text=text, vision=vision, projection_dim=128)
+
+
+@cache
+def mini_tokenizer() -> PromptTokenizer:
+    """CLIP's pipeline with a vocabulary learned from every caption there is."""
+    words = [*all_captions(), *all_captions(), DEGRADED, CLOSE_UP, "a photo of"]
+    return PromptTokenizer(train_tokenizer(words, 768))
+
+
+def draw(count: int, upper: int, generator: torch.Generator) -> Tensor:
+    """`count` random indices below `upper`."""
+    return torch.randint(upper, (count,), generator=generator)
+
+
+def random_crops(images: Tensor, size: int, generator: torch.Generator) -> Tensor:
+    """A random `size` x `size` window of each picture (B, 3, H, W), half of them mirrored."""
+    tops = draw(len(images), images.shape[-2] - size + 1, generator).tolist()
+    lefts = draw(len(images), images.shape[-1] - size + 1, generator).tolist()
+    flips = (torch.rand(len(images), generator=generator) < 0.5).tolist()
+    crops = [image[:, t : t + size, x : x + size] for image, t, x in zip(images, tops, lefts, strict=True)]
+    return torch.stack([crop.flip(-1) if flip else crop for crop, flip in zip(crops, flips, strict=True)])
+
+
+class _Mixed:
+    """Crops of scenes, one in eight of them an abstract picture."""
+
+    def __init__(self) -> None:
+        self.scenes, self.abstracts = training_pictures(), abstract_pictures()
+
+    def crops(self, batch: int, size: int, generator: torch.Generator) -> Tensor:
+        """(batch, 3, size, size) in [-1, 1]."""
+        strange = batch // 8
+        scenes = self.scenes.batch(draw(batch - strange, len(self.scenes.captions), generator))
+        abstracts = self.abstracts.batch(draw(strange, len(self.abstracts.captions), generator))
+        return random_crops(torch.cat([scenes, abstracts]), size, generator)
+
+
+class VAEPart:
+    """f8, 4 channels: L1, L1 of the gradients (edges), a little KL."""
+
+    name = "vae"
+    recipe = Recipe(steps=4200, batch=16, learning_rate=1.5e-3, clip=5.0)
+
+    def __init__(self) -> None:
+        self.net = AutoencoderKL(VAE)
+        self.data = _Mixed()
+
+    def loss(self, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        """Reconstruction of a batch of 64-px crops."""
+        device = next(self.net.parameters()).device
+        images = self.data.crops(self.recipe.batch, 64, generator).to(device)
+        posterior = self.net.encode(images)
+        noise = torch.randn(posterior.mean.shape, generator=generator).to(device)
+        error = self.net.decode(posterior.sample(noise)).float() - images
+        edges = (error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()) / 2
+        pixels, kl = error.abs().mean(), posterior.kl().float().mean()
+        psnr = -10 * torch.log10(error.square().mean() / 4)
+        return pixels + edges + 2e-4 * kl, {"psnr": psnr.item(), "kl": kl.item()}
+
+
+class RRDBPart:
+    """x4 super-resolution of degraded pictures: L1."""
+
+    name = "rrdb"
+    recipe = Recipe(steps=3000, batch=16, learning_rate=8e-4)
+
+    def __init__(self) -> None:
+        self.net = RRDBNet(RRDB)
+        self.data = _Mixed()
+
+    def loss(self, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        """Restoration of a batch of 64-px crops from 16-px degraded ones, in [0, 1]."""
+        device = next(self.net.parameters()).device
+        images = self.data.crops(self.recipe.batch, 64, generator) / 2 + 0.5
+        small = torch.cat([apply(image, sample_parameters(generator)) for image in images[:, None]])
+        error = self.net(small.to(device)).float() - images.to(device)
+        psnr = -10 * torch.log10(error.square().mean())
+        return error.abs().mean(), {"psnr": psnr.item()}
+
+
+class CLIPPart:
+    """Text and vision towers: contrastive on captioned pictures (Radford et al. 2021, figure 3)."""
+
+    name = "clip"
+    recipe = Recipe(steps=1100, batch=128, learning_rate=1e-3, weight_decay=0.05, ema=0.99)
+
+    def __init__(self) -> None:
+        self.data = training_pictures()
+        self.ids = mini_tokenizer()(self.data.captions)
+        self.net = CLIPModel(clip_config(mini_tokenizer().vocab_size))
+        for module in self.net.modules():
+            if isinstance(module, nn.Embedding):
+                nn.init.normal_(module.weight, std=0.02)
+        self.longest = int((self.ids != mini_tokenizer().end_id).sum(1).max()) + 1   # the rest is padding
+
+    def loss(self, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        """Cross-entropy both ways over one batch; equal captions are all right answers."""
+        device = next(self.net.parameters()).device
+        index = draw(self.recipe.batch, len(self.ids), generator)
+        images = random_crops(self.data.batch(index), NATIVE, generator).to(device)
+        ids = self.ids[index, : self.longest].to(device)              # causal: dropping padding changes nothing
+        image = F.normalize(self.net.encode_image(images).float(), dim=-1)
+        text = F.normalize(self.net.encode_text(ids).float(), dim=-1)
+        logits = self.net.logit_scale.clamp(max=math.log(100)).exp() * image @ text.T
+        same = (ids[:, None] == ids[None]).all(-1).float()
+        target = same / same.sum(1, keepdim=True)
+        loss = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+        right = same.gather(1, logits.argmax(1, keepdim=True)).mean()
+        return loss, {"accuracy": right.item()}

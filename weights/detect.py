@@ -1,0 +1,299 @@
+"""Which network a state dict belongs to, from its keys, and that network's sizes, from its shapes.
+
+Tensors  {canonical key: tensor} -> family, and keyword arguments of that family's config class (nets/*.py) as a plain dict
+Weights  canonical layouts: diffusers U-Net and VAE, Hugging Face CLIP, basicsr RRDB; others are named and refused in one line
+Copying  this file and files.py (for WeightsError); torch and safetensors through it
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from math import isqrt
+from typing import Any
+
+from torch import Tensor
+
+from .files import WeightsError
+
+State = Mapping[str, Tensor]
+
+# Keys that only this family has, all of them needed. The fuller CLIP comes before its halves.
+FAMILIES = {
+    "unet": ("conv_in.weight", "time_embedding.linear_1.weight", "up_blocks.0.resnets.0.conv1.weight"),
+    "vae": ("encoder.conv_in.weight", "decoder.conv_in.weight", "encoder.down_blocks.0.resnets.0.conv1.weight"),
+    "clip": ("text_projection.weight", "visual_projection.weight", "text_model.embeddings.token_embedding.weight"),
+    "clip_text": ("text_model.embeddings.token_embedding.weight",),
+    "clip_vision": ("vision_model.embeddings.patch_embedding.weight",),
+    "rrdb": ("conv_first.weight", "body.0.rdb1.conv1.weight"),
+}  # fmt: skip
+
+_CLIP_FREE = {"num_attention_heads": "count", "hidden_act": "name", "layer_norm_eps": "number"}
+
+# What no shape tells, and what kind of value it has; the file's `config` metadata may say it. Where it does not, the
+# config class's default holds (SD 1.x, ViT-L/14).
+FREE_FIELDS = {
+    "unet": {"attention_head_dim": "count", "norm_num_groups": "count", "norm_eps": "number", "flip_sin_to_cos": "flag",
+             "freq_shift": "index", "addition_time_embed_dim": "count"},
+    "vae": {"norm_num_groups": "count", "scaling_factor": "number"},
+    "clip": {},
+    "clip_text": _CLIP_FREE | {"eos_token_id": "index"},
+    "clip_vision": _CLIP_FREE,
+    "rrdb": {},
+}  # fmt: skip
+_KINDS: dict[str, Callable[[Any], bool]] = {
+    "count": lambda value: type(value) is int and value >= 1,
+    "index": lambda value: type(value) is int and value >= 0,
+    "number": lambda value: type(value) in (int, float) and 0 < value < float("inf"),
+    "flag": lambda value: type(value) is bool,
+    "name": lambda value: type(value) is str,
+}
+
+_LATER = (
+    "this layout loads from the next release; until then use the model's diffusers folder, one file per part"
+)
+_NO_PIPELINE = "no pipeline here runs it; use a Stable Diffusion 1.x model"
+_ESRGAN_LATER = "these names load from the next release; RealESRGAN_x4plus has the names expected now"
+
+# Part of a key ("\n" marks its beginning) -> what it gives away, and the way out. The first that is found counts.
+FOREIGN = (
+    (".lora_", "a LoRA: a change to a model, not a model; this release does not apply it"),
+    ("\nlora_", "a LoRA: a change to a model, not a model; this release does not apply it"),
+    ("\nstring_to_param", "a textual inversion embedding, not a model; this release does not apply it"),
+    ("\nemb_params", "a textual inversion embedding, not a model; this release does not apply it"),
+    ("joint_blocks.", f"Stable Diffusion 3; {_NO_PIPELINE}"),
+    ("double_blocks.", f"FLUX; {_NO_PIPELINE}"),
+    ("\nconditioner.embedders.", f"an SDXL single file; {_NO_PIPELINE}"),
+    ("\nadd_embedding.", f"an SDXL U-Net; {_NO_PIPELINE}"),
+    ("\ncond_stage_model.model.", f"a Stable Diffusion 2.x single file; {_NO_PIPELINE}"),
+    ("\ncontrol_model.", f"a ControlNet single file; {_NO_PIPELINE}"),
+    ("\ncontrolnet_down_blocks.", "a ControlNet; it loads from the next release"),
+    (".pixel_attentions.", "the U-Net of PASD; it loads from the next release"),
+    (".attn2_plus.", "the U-Net of PASD light; it loads from the next release"),
+    ("\nmodel.diffusion_model.", f"a Stable Diffusion 1.x single file (LDM layout); {_LATER}"),
+    ("\nfirst_stage_model.", f"an autoencoder in LDM layout; {_LATER}"),
+    ("\nencoder.down.0.block.", f"an autoencoder in LDM layout; {_LATER}"),
+    (".mid_block.attentions.0.query.", "an autoencoder with the attention names of old diffusers files; they load from the next release"),
+    ("\ntransformer.resblocks.", "CLIP in OpenAI's layout; use the Hugging Face layout (openai/clip-vit-large-patch14)"),
+    ("\nvisual.transformer.resblocks.", "CLIP in OpenAI's layout; use the Hugging Face layout (openai/clip-vit-large-patch14)"),
+    ("\nRRDB_trunk.", f"an ESRGAN net with its first names; {_ESRGAN_LATER}"),
+    ("\nmodel.1.sub.", f"an ESRGAN net with its oldest names; {_ESRGAN_LATER}"),
+)  # fmt: skip
+
+
+def detect_family(state: State, source: object = "the state dict") -> str:
+    """One of FAMILIES. `source` (a path) begins the message of the WeightsError raised for anything else."""
+    # First, because these models have the keys of ordinary ones, in either layout.
+    for key in ("conv_in.weight", "model.diffusion_model.input_blocks.0.0.weight"):
+        if key in state and state[key].ndim == 4 and state[key].shape[1] == 9:
+            raise WeightsError(
+                f"{source}: a 9-channel inpainting model; {_NO_PIPELINE} that is not for inpainting"
+            )
+    keys = "\n" + "\n".join(state)
+    for mark, what in FOREIGN:
+        if mark in keys:
+            raise WeightsError(f"{source}: {what}")
+    for family, needed in FAMILIES.items():
+        if all(key in state for key in needed):
+            context = next((state[key] for key in state if key.endswith(".attn2.to_k.weight")), None)
+            if family == "unet" and context is not None and context.shape[-1] == 1024:
+                raise WeightsError(f"{source}: a Stable Diffusion 2.x U-Net; {_NO_PIPELINE}")
+            return family
+    first = f", first {min(state)[:80]!r}" if state else ""
+    raise WeightsError(
+        f"{source}: no family known here ({len(state):,} keys{first}); expected one of {', '.join(FAMILIES)}"
+    )
+
+
+def net_config(
+    state: State, metadata: Mapping[str, str] | None = None, source: object = "the state dict"
+) -> tuple[str, dict[str, Any]]:
+    """Family, and the keyword arguments of its config class: sizes from shapes, the rest from `metadata["config"]`.
+
+    For "clip" the arguments are {"text": {...}, "vision": {...}, "projection_dim": n}. Fields that neither shapes nor
+    metadata tell are left out. Raises WeightsError where the family is not one of ours, a key is missing that the sizes
+    hang on, or the metadata contradicts the shapes.
+    """
+    family = detect_family(state, source)
+    try:
+        sizes = _SIZES[family](state)
+        return family, _complete(family, sizes, stored_config(metadata))
+    except WeightsError as error:
+        raise WeightsError(f"{source}: {error}") from None
+
+
+def stored_config(metadata: Mapping[str, str] | None) -> dict[str, Any]:
+    """The JSON table under `config` in the metadata, lists as tuples; {} if there is none.
+
+    Holds what shapes cannot tell, of the net (heads, groups, ...) and of its training (prediction_type, betas, native size, ...).
+    """
+    text = (metadata or {}).get("config", "{}")
+    try:
+        config = json.loads(text)
+    except (ValueError, RecursionError):
+        config = None
+    if not isinstance(config, dict):
+        raise WeightsError(f"the metadata's config is not a JSON table, it begins {text[:40]!r}")
+    return _with_tuples(config)
+
+
+def _with_tuples(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _with_tuples(inner) for key, inner in value.items()}
+    return tuple(_with_tuples(inner) for inner in value) if isinstance(value, list) else value
+
+
+def _complete(family: str, sizes: dict[str, Any], stored: dict[str, Any]) -> dict[str, Any]:
+    """`sizes` and the free fields that `stored` has; what else it has is not the net's business (stored_config gives it)."""
+    complete = dict(sizes)
+    for name, value in stored.items():
+        if name in ("text", "vision") and family == "clip" and isinstance(value, dict):
+            complete[name] = _complete(f"clip_{name}", sizes[name], value)
+        elif name in FREE_FIELDS[family]:
+            kind = FREE_FIELDS[family][name]
+            if not all(map(_KINDS[kind], value if isinstance(value, tuple) else (value,))):
+                raise WeightsError(f"the metadata says {name} = {value!r}, expected a {kind}")
+            complete[name] = value
+        elif name in sizes and _per_level(value) != _per_level(sizes[name]):
+            raise WeightsError(f"the metadata says {name} = {value}, the tensors say {sizes[name]}")
+    return complete
+
+
+def _per_level(value: Any) -> Any:
+    """One value for all levels and that value for each level are the same configuration."""
+    same = isinstance(value, tuple) and value and all(each == value[0] for each in value)
+    return value[0] if same else value
+
+
+def _shape(state: State, key: str, ndim: int) -> tuple[int, ...]:
+    if key not in state:
+        raise WeightsError(f"{key!r} is missing; the file is incomplete or of another kind")
+    shape = tuple(state[key].shape)
+    if len(shape) != ndim or 0 in shape:
+        raise WeightsError(f"{key!r} has shape {shape}, expected {ndim} axes, none empty")
+    return shape
+
+
+def _count(state: State, template: str) -> int:
+    """How many of `template`, with {} = 0, 1, 2, ..., are keys, up to the first that is not."""
+    count = 0
+    while template.format(count) in state:
+        count += 1
+    return count
+
+
+def _unet_sizes(state: State) -> dict[str, Any]:
+    _shape(state, "down_blocks.0.resnets.0.conv1.weight", 4)  # at least one level
+    levels = range(_count(state, "down_blocks.{}.resnets.0.conv1.weight"))
+    mid = "mid_block.attentions.0"
+    # Transformers of each level: on its way down, on its way up, and for the coarsest in the middle too.
+    places = [[f"down_blocks.{i}.attentions.0", f"up_blocks.{levels[-1] - i}.attentions.0"] for i in levels]
+    places[-1].append(mid)
+    depths = [
+        max(_count(state, place + ".transformer_blocks.{}.norm1.weight") for place in level) or 1
+        for level in places
+    ]
+    present = [place for level in places for place in level if f"{place}.proj_in.weight" in state]
+    sizes: dict[str, Any] = {
+        "in_channels": _shape(state, "conv_in.weight", 4)[1],
+        "out_channels": _shape(state, "conv_out.weight", 4)[0],
+        "block_out_channels": tuple(
+            _shape(state, f"down_blocks.{i}.resnets.0.conv1.weight", 4)[0] for i in levels
+        ),
+        "layers_per_block": _count(state, "down_blocks.0.resnets.{}.conv1.weight"),
+        "transformer_layers_per_block": _per_level(tuple(depths)),
+        "down_block_types": tuple(
+            "CrossAttnDownBlock2D" if places[i][0] in present else "DownBlock2D" for i in levels
+        ),
+        "mid_block_type": "UNetMidBlock2DCrossAttn" if mid in present else "UNetMidBlock2D",
+        "up_block_types": tuple(
+            "CrossAttnUpBlock2D" if places[i][1] in present else "UpBlock2D" for i in reversed(levels)
+        ),
+    }
+    if present:
+        context = _shape(state, f"{present[0]}.transformer_blocks.0.attn2.to_k.weight", 2)
+        sizes |= {
+            "cross_attention_dim": context[1],
+            "use_linear_projection": state[f"{present[0]}.proj_in.weight"].ndim == 2,
+        }
+    return sizes
+
+
+def _vae_sizes(state: State) -> dict[str, Any]:
+    levels = range(_count(state, "encoder.down_blocks.{}.resnets.0.conv1.weight"))
+    return {
+        "in_channels": _shape(state, "encoder.conv_in.weight", 4)[1],
+        "out_channels": _shape(state, "decoder.conv_out.weight", 4)[0],
+        "block_out_channels": tuple(
+            _shape(state, f"encoder.down_blocks.{i}.resnets.0.conv1.weight", 4)[0] for i in levels
+        ),
+        "layers_per_block": _count(state, "encoder.down_blocks.0.resnets.{}.conv1.weight"),
+        "latent_channels": _shape(state, "decoder.conv_in.weight", 4)[1],
+        "mid_attention": any(key.startswith("encoder.mid_block.attentions.") for key in state),
+    }
+
+
+def _transformer_sizes(state: State, half: str) -> dict[str, Any]:
+    layers = half + ".encoder.layers.{}.mlp.fc1.weight"
+    intermediate, width = _shape(state, layers.format(0), 2)
+    return {
+        "hidden_size": width,
+        "intermediate_size": intermediate,
+        "num_hidden_layers": _count(state, layers),
+        "num_attention_heads": max(
+            1, width // 64
+        ),  # 64 channels a head in every CLIP of the paper (appendix F)
+    }
+
+
+def _clip_text_sizes(state: State) -> dict[str, Any]:
+    return _transformer_sizes(state, "text_model") | {
+        "vocab_size": _shape(state, "text_model.embeddings.token_embedding.weight", 2)[0],
+        "max_position_embeddings": _shape(state, "text_model.embeddings.position_embedding.weight", 2)[0],
+    }
+
+
+def _clip_vision_sizes(state: State) -> dict[str, Any]:
+    _, channels, patch, _ = _shape(state, "vision_model.embeddings.patch_embedding.weight", 4)
+    positions, _ = _shape(state, "vision_model.embeddings.position_embedding.weight", 2)
+    side = isqrt(positions - 1)  # one position is the class token's
+    return _transformer_sizes(state, "vision_model") | {
+        "image_size": side * patch,
+        "patch_size": patch,
+        "num_channels": channels,
+    }
+
+
+def _clip_sizes(state: State) -> dict[str, Any]:
+    return {
+        "text": _clip_text_sizes(state),
+        "vision": _clip_vision_sizes(state),
+        "projection_dim": _shape(state, "text_projection.weight", 2)[0],
+    }
+
+
+def _rrdb_sizes(state: State) -> dict[str, Any]:
+    width, folded, _, _ = _shape(state, "conv_first.weight", 4)
+    channels = _shape(state, "conv_last.weight", 4)[0]
+    # Scales 2 and 1 fold 2 x 2 and 4 x 4 pixels into channels first; pictures have as many channels out as in.
+    scale = {1: 4, 4: 2, 16: 1}.get(folded // channels)
+    if scale is None or folded % channels:
+        raise WeightsError(
+            f"conv_first takes {folded} channels and conv_last gives {channels}: no RRDBNet of scale 4, 2 or 1"
+        )
+    return {
+        "num_in_ch": channels,
+        "num_out_ch": channels,
+        "scale": scale,
+        "num_feat": width,
+        "num_block": _count(state, "body.{}.rdb1.conv1.weight"),
+        "num_grow_ch": _shape(state, "body.0.rdb1.conv1.weight", 4)[0],
+    }
+
+
+_SIZES = {
+    "unet": _unet_sizes,
+    "vae": _vae_sizes,
+    "clip": _clip_sizes,
+    "clip_text": _clip_text_sizes,
+    "clip_vision": _clip_vision_sizes,
+    "rrdb": _rrdb_sizes,
+}
