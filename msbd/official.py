@@ -4,7 +4,7 @@ Source   pfnet-research/multi-stage-blended-diffusion at b933b3d, as described i
          docstring says what ours does instead and why. Its crashes are not imitated: where it fails an
          assertion or never ends, a ValueError says so
 Units    pixels, sizes (H, W), boxes as in crops.py; masks (1, 1, H, W), 1 = edit
-Copying  needs crops.py and decoder_opt.py
+Copying  needs crops.py, decoder_opt.py, images.py and samplers/
 """
 
 import math
@@ -15,10 +15,29 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from samplers.repaint import Evaluation, official_plan
+from samplers.schedule import ldm_start_timesteps, ldm_timesteps, q_sample_between
+
 from .crops import Box, mask_box
 from .decoder_opt import Segment
+from .images import to_image, to_pixels
 
 MULTIPLE = 64  # pixels; all official sizes are multiples of it
+
+# Preset `official`: the EditConfig options that differ from the paper's. What its counting does (fresh and late background noise, a
+# result that is not quite clean) comes with formulas="official". Not imitated, as they are accidents: the crop's swapped axes,
+# the picture's BGR order before the upscaler, tile sources cut two pixels off, endless grids, 8-bit truncation of the result.
+OPTIONS: dict[str, Any] = {
+    "formulas": "official",
+    "margin": 1.2,
+    "repaint_jump": 0,
+    "start_from": "noise",
+    "latent_mask": "center",
+    "background_level": "current",
+    "background_noise": "fresh",
+    "upscale_num_steps": 100,
+    "decoderopt_latents": "reencode",
+}
 
 
 def rectangle_size(
@@ -131,6 +150,26 @@ def compose_tiles(
         opacity = alpha[..., None].astype(np.int64)
         canvas[window] = (opacity * tile + (255 - opacity) * canvas[window] + 127) // 255
     return canvas.astype(np.uint8)
+
+
+def compose(base: Tensor, tiles: Sequence[Tensor], boxes: Sequence[Box], overlap: int) -> Tensor:
+    """`compose_tiles` for pictures (1, 3, h, w) in [-1, 1]."""
+    drawn = compose_tiles(to_pixels(base), [to_pixels(tile) for tile in tiles], boxes, overlap)
+    return to_image(drawn).to(base)
+
+
+def evaluations(
+    num_steps: int, start: float, repeats: int, jump: int, alphas_cumprod: Tensor
+) -> tuple[Evaluation, ...]:
+    """The official count of steps: LDM's spacing, which takes more steps than asked where they do not divide 1000, cut off at
+    int(start x steps). Ours has exactly the number asked for; see `samplers.repaint.official_plan` for the rest."""
+    timesteps = ldm_start_timesteps(ldm_timesteps(num_steps), start)
+    return official_plan(timesteps, alphas_cumprod, repeats=repeats, jump=jump)
+
+
+def start_latent(known: Tensor, level: float, alphas_cumprod: Tensor, noise: Tensor) -> Tensor:
+    """SDEdit's start as the official code noises it: as if `known` were at level alphas_cumprod[0] already. Ours: clean."""
+    return q_sample_between(known, float(alphas_cumprod[0]), level, noise)
 
 
 @torch.no_grad()

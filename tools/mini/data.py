@@ -22,9 +22,11 @@ from msbd.degrade import apply, sample_parameters
 from .scenes import CLOSE_UP, DEGRADED, HELD_OUT, Scene, closer, random_scene, render
 from .shapes import Array, fbm, smoothstep
 
-NATIVE = 128          # pixels; the mini U-Net's training size
-SCENES = 6000         # captioned training pictures
-ABSTRACTS = 1200      # uncaptioned ones for the VAE and the RRDB: any colour, any edge, so that photographs survive too
+NATIVE = 128  # pixels; the mini U-Net's training size
+SCENES = 6000  # captioned training pictures
+ABSTRACTS = (
+    1200  # uncaptioned ones for the VAE and the RRDB: any colour, any edge, so that photographs survive too
+)
 
 
 def runs_folder() -> Path:
@@ -69,7 +71,9 @@ def abstract_picture(seed: int, size: int = NATIVE) -> NDArray[np.uint8]:
 
     image = np.broadcast_to(colour(), (size, size, 3)).copy()
     for layer in range(rng.integers(1, 4)):
-        field = fbm(x, y, 1 / size, rng.uniform(1, 4), seed * 8 + layer, octaves=4, persistence=rng.uniform(0.2, 0.55))
+        field = fbm(
+            x, y, 1 / size, rng.uniform(1, 4), seed * 8 + layer, octaves=4, persistence=rng.uniform(0.2, 0.55)
+        )
         edge = smoothstep(0.0, float(10 ** rng.uniform(-2, 0.2)), field - rng.uniform(-0.3, 0.3))
         image += edge[..., None] * (colour() - image)
     grain = fbm(x, y, 1 / size, 4.0, seed * 8 + 7, octaves=6, persistence=0.7)
@@ -103,7 +107,9 @@ def _cached(name: str, count: int, make) -> Pictures:  # noqa: ANN001 - a pickla
         with ProcessPoolExecutor() as pool:
             made = list(pool.map(make, range(count), chunksize=64))
         np.save(stored, np.stack([image for image, _ in made]))
-        captions.write_text(json.dumps([caption for _, caption in made]))   # last: its presence says the set is whole
+        captions.write_text(
+            json.dumps([caption for _, caption in made])
+        )  # last: its presence says the set is whole
     return Pictures(np.load(stored, mmap_mode="r"), json.loads(captions.read_text()))
 
 

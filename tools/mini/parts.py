@@ -17,7 +17,9 @@ from .data import NATIVE, abstract_pictures, training_pictures
 from .scenes import CLOSE_UP, DEGRADED, all_captions
 from .train import Recipe
 
-VAE = VAEConfig(block_out_channels=(32, 64, 96, 96), layers_per_block=1, norm_num_groups=8, mid_attention=False)
+VAE = VAEConfig(
+    block_out_channels=(32, 64, 96, 96), layers_per_block=1, norm_num_groups=8, mid_attention=False
+)
 RRDB = RRDBConfig(scale=4, num_feat=32, num_block=3, num_grow_ch=16)
 
 
@@ -120,14 +122,14 @@ class CLIPPart:
         for module in self.net.modules():
             if isinstance(module, nn.Embedding):
                 nn.init.normal_(module.weight, std=0.02)
-        self.longest = int((self.ids != mini_tokenizer().end_id).sum(1).max()) + 1   # the rest is padding
+        self.longest = int((self.ids != mini_tokenizer().end_id).sum(1).max()) + 1  # the rest is padding
 
     def loss(self, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         """Cross-entropy both ways over one batch; equal captions are all right answers."""
         device = next(self.net.parameters()).device
         index = draw(self.recipe.batch, len(self.ids), generator)
         images = random_crops(self.data.batch(index), NATIVE, generator).to(device)
-        ids = self.ids[index, : self.longest].to(device)              # causal: dropping padding changes nothing
+        ids = self.ids[index, : self.longest].to(device)  # causal: dropping padding changes nothing
         image = F.normalize(self.net.encode_image(images).float(), dim=-1)
         text = F.normalize(self.net.encode_text(ids).float(), dim=-1)
         logits = self.net.logit_scale.clamp(max=math.log(100)).exp() * image @ text.T

@@ -31,20 +31,20 @@ GROUNDS: dict[str, tuple[float, float, float]] = {
     "snow": (0.88, 0.91, 0.95),
     "stone": (0.47, 0.45, 0.43),
 }
-LIGHTS: dict[str, tuple[float, float, float]] = {   # what a white wall looks like at that time
+LIGHTS: dict[str, tuple[float, float, float]] = {  # what a white wall looks like at that time
     "day": (1.0, 1.0, 1.0),
     "sunset": (1.0, 0.80, 0.62),
     "night": (0.42, 0.48, 0.70),
 }
-SKIES: dict[str, tuple[tuple[float, float, float], tuple[float, float, float]]] = {   # at the horizon, high up
+SKIES: dict[str, tuple[tuple[float, float, float], tuple[float, float, float]]] = {  # at the horizon, high up
     "day": ((0.78, 0.87, 0.95), (0.36, 0.58, 0.88)),
     "sunset": ((0.98, 0.70, 0.42), (0.46, 0.36, 0.58)),
     "night": ((0.16, 0.19, 0.34), (0.03, 0.04, 0.12)),
 }
-DEGRADED = ", blurry, noisy, low resolution"   # what a degraded training picture's caption ends with
-CLOSE_UP = ", close up"                        # and a view of part of the object
-HELD_OUT = 1_000_000                           # scenes with this seed or a larger one are never trained on
-_BAND = 1 << 20                                # pixels rendered at once, so that memory does not grow with the picture
+DEGRADED = ", blurry, noisy, low resolution"  # what a degraded training picture's caption ends with
+CLOSE_UP = ", close up"  # and a view of part of the object
+HELD_OUT = 1_000_000  # scenes with this seed or a larger one are never trained on
+_BAND = 1 << 20  # pixels rendered at once, so that memory does not grow with the picture
 
 
 @dataclass(frozen=True)
@@ -65,8 +65,8 @@ class Scene:
     ground: str
     time: str
     seed: int
-    horizon: float = 0.45     # height of the skyline above the object's foot
-    flip: bool = False        # light from the right instead of the left
+    horizon: float = 0.45  # height of the skyline above the object's foot
+    flip: bool = False  # light from the right instead of the left
     view: View = View(0.0, 0.4, 1.8)
 
     @property
@@ -144,7 +144,7 @@ def render(scene: Scene, height: int, width: int | None = None) -> Rendered:
 def _render_band(scene: Scene, x: Array, y: Array, pixel: float) -> Rendered:
     x, y = np.broadcast_arrays(x, y)
     rng = np.random.default_rng([scene.seed, 7])
-    side = -1.0 if scene.flip else 1.0                            # the light's side: left is 1
+    side = -1.0 if scene.flip else 1.0  # the light's side: left is 1
     light = np.array(LIGHTS[scene.time], np.float32)
     image = _sky(scene, x, y, pixel, rng)
     ground, edge = _ground(scene, x, y, pixel, rng)
@@ -154,7 +154,7 @@ def _render_band(scene: Scene, x: Array, y: Array, pixel: float) -> Rendered:
     albedo = _paint(scene, surface, x, y, pixel)
     image += surface.cover[..., None] * (albedo * light - image)
     grain = fbm(x, y, pixel, 24.0, scene.seed + 5, octaves=3, persistence=0.9)
-    image += np.float32(0.012) * grain[..., None]                 # so that flat areas are not perfectly flat
+    image += np.float32(0.012) * grain[..., None]  # so that flat areas are not perfectly flat
     return Rendered(np.clip(image, 0, 1).astype(np.float32), surface.cover.astype(np.float32))
 
 
@@ -170,24 +170,30 @@ def _sky(scene: Scene, x: Array, y: Array, pixel: float, rng: np.random.Generato
     low, high = (np.array(c, np.float32) for c in SKIES[scene.time])
     up = smoothstep(0.0, 1.6, y - scene.horizon)[..., None]
     sky = low + up * (high - low)
-    clouds = smoothstep(0.05, 0.7, fbm(0.6 * x, 1.6 * y, pixel, 1.0, scene.seed + 1, octaves=7, persistence=0.6))
+    clouds = smoothstep(
+        0.05, 0.7, fbm(0.6 * x, 1.6 * y, pixel, 1.0, scene.seed + 1, octaves=7, persistence=0.6)
+    )
     cloud = np.array(LIGHTS[scene.time], np.float32) * np.float32(0.97 if scene.time != "night" else 0.45)
     sky += (rng.uniform(0.2, 0.9) * clouds)[..., None].astype(np.float32) * (cloud - sky)
-    hill = scene.horizon + 0.10 + 0.16 * fbm(x, 0 * y, pixel, 0.9, scene.seed + 2, octaves=6, persistence=0.45)
-    distant = 0.55 * sky + 0.45 * np.array(LIGHTS[scene.time], np.float32) * np.array([0.36, 0.42, 0.46], np.float32)
+    hill = (
+        scene.horizon + 0.10 + 0.16 * fbm(x, 0 * y, pixel, 0.9, scene.seed + 2, octaves=6, persistence=0.45)
+    )
+    distant = 0.55 * sky + 0.45 * np.array(LIGHTS[scene.time], np.float32) * np.array(
+        [0.36, 0.42, 0.46], np.float32
+    )
     return sky + _coverage(y - hill, pixel)[..., None] * (distant - sky)
 
 
 def _ground(scene: Scene, x: Array, y: Array, pixel: float, rng: np.random.Generator) -> tuple[Array, Array]:
     """Ground colour (H, W, 3) and how much of each pixel is ground."""
     edge = _coverage(y - scene.horizon, pixel)
-    depth = np.clip(scene.horizon - y, 0.02, None)                # nearer to the viewer: larger
-    stretch = 3.0 if scene.ground in ("sand", "snow") else 1.6    # seen at a low angle, texture is flattened
+    depth = np.clip(scene.horizon - y, 0.02, None)  # nearer to the viewer: larger
+    stretch = 3.0 if scene.ground in ("sand", "snow") else 1.6  # seen at a low angle, texture is flattened
     contrast = {"grass": 0.26, "sand": 0.13, "snow": 0.07, "stone": 0.22}[scene.ground]
     grain = fbm(x, stretch * y, pixel, 2.5, scene.seed + 3, octaves=9, persistence=0.78)
     base = np.array(GROUNDS[scene.ground], np.float32) * np.float32(rng.uniform(0.9, 1.08))
     level = 1 + contrast * grain + 0.06 * np.log(depth + 0.3)
-    for _ in range(rng.integers(3, 9)):                           # clutter: pebbles and tufts
+    for _ in range(rng.integers(3, 9)):  # clutter: pebbles and tufts
         px, py, r = rng.uniform(-2.0, 2.0), scene.horizon - rng.uniform(0.05, 1.2), rng.uniform(0.015, 0.05)
         d = np.hypot(x - px, 1.8 * (y - py)) - r
         level *= 1 - rng.uniform(-0.25, 0.5) * _coverage(d, max(pixel, 0.01))

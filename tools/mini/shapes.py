@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 Array = NDArray[np.float32]
 
 _LATTICE = np.random.default_rng(20221024).uniform(-1, 1, (256, 256)).astype(np.float32)
-_DARK = np.array([0.09, 0.09, 0.11], np.float32)      # tyres, doors
+_DARK = np.array([0.09, 0.09, 0.11], np.float32)  # tyres, doors
 _WOOD = np.array([0.36, 0.24, 0.15], np.float32)
 _GLASS = np.array([0.62, 0.72, 0.80], np.float32)
 
@@ -33,7 +33,9 @@ def _value_noise(x: Array, y: Array) -> Array:
     return near + v * (far - near)
 
 
-def fbm(x: Array, y: Array, pixel: float, frequency: float, seed: int, *, octaves: int, persistence: float) -> Array:
+def fbm(
+    x: Array, y: Array, pixel: float, frequency: float, seed: int, *, octaves: int, persistence: float
+) -> Array:
     """Sum of noise octaves at `frequency`, 2x, 4x, ... cells per unit, each `persistence` times the one before.
 
     Octaves finer than two pixels (`pixel` is a pixel's size in units of x) fade out: more detail shows at a higher
@@ -56,10 +58,10 @@ def fbm(x: Array, y: Array, pixel: float, frequency: float, seed: int, *, octave
 class Surface:
     """An object over a pixel grid (H, W): coverage, brightness, where it has its own colour, and the colour elsewhere."""
 
-    cover: Array      # 0..1
-    shade: Array      # about 0.6..1.2, median near 1
-    tint: Array       # 1: the object's colour, 0: `other`
-    other: Array      # (H, W, 3) in [0, 1], already times 1 - tint
+    cover: Array  # 0..1
+    shade: Array  # about 0.6..1.2, median near 1
+    tint: Array  # 1: the object's colour, 0: `other`
+    other: Array  # (H, W, 3) in [0, 1], already times 1 - tint
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,9 @@ def _ball(x: Array, y: Array, pixel: float, side: float, seed: int) -> Surface:
     tint, other = _plain(x)
     gloss = smoothstep(0.955, 0.995, lit) * 0.6
     _detail(tint, other, gloss, np.ones(3, np.float32))
-    return Surface(_cover(np.hypot(x, y - 0.5) - 0.5, pixel), (0.52 + 0.62 * lit).astype(np.float32), tint, other)
+    return Surface(
+        _cover(np.hypot(x, y - 0.5) - 0.5, pixel), (0.52 + 0.62 * lit).astype(np.float32), tint, other
+    )
 
 
 def _house(x: Array, y: Array, pixel: float, side: float, seed: int) -> Surface:
@@ -117,7 +121,7 @@ def _house(x: Array, y: Array, pixel: float, side: float, seed: int) -> Surface:
         if abs(wx - door) > 0.15:
             _detail(tint, other, _cover(_box(x - wx, y - 0.33, 0.075, 0.075), pixel), _GLASS)
     shade = 1.02 - 0.16 * side * x
-    under = smoothstep(0.0, 0.10, 0.57 - y)                       # the eaves' shadow
+    under = smoothstep(0.0, 0.10, 0.57 - y)  # the eaves' shadow
     shade = np.where(y > 0.55, 0.74 - 0.10 * side * np.sign(x), shade * (0.78 + 0.22 * under))
     tiles = 1 + 0.05 * np.sign(np.sin(2 * np.pi * y / 0.06))
     shade = np.where(y > 0.55, shade * (tiles if pixel < 0.02 else 1.0), shade)
@@ -146,7 +150,7 @@ def _tree(x: Array, y: Array, pixel: float, side: float, seed: int) -> Surface:
 
 
 def _car(x: Array, y: Array, pixel: float, side: float, seed: int) -> Surface:
-    x = x * side                                                  # it faces its light
+    x = x * side  # it faces its light
     body = _box(x, y - 0.26, 0.62, 0.14, 0.07)
     cabin = np.maximum(_wedge(x + 0.06, y - 0.30, 0.52, 0.52), y - 0.60)
     tint, other = _plain(x)
@@ -159,7 +163,9 @@ def _car(x: Array, y: Array, pixel: float, side: float, seed: int) -> Surface:
         _detail(tint, other, tyre, _DARK)
         _detail(tint, other, _cover(np.hypot(x - wx, y - 0.13) - 0.06, pixel), np.full(3, 0.62, np.float32))
         cover = np.maximum(cover, tyre)
-    _detail(tint, other, _cover(np.hypot(x - 0.57, y - 0.29) - 0.035, pixel), np.array([1, 0.95, 0.7], np.float32))
+    _detail(
+        tint, other, _cover(np.hypot(x - 0.57, y - 0.29) - 0.035, pixel), np.array([1, 0.95, 0.7], np.float32)
+    )
     shade = 0.80 + 0.42 * smoothstep(0.12, 0.42, y)
     return Surface(cover, shade, tint, other)
 
@@ -173,7 +179,7 @@ def _tent(x: Array, y: Array, pixel: float, side: float, seed: int) -> Surface:
 
 
 def _bottle(x: Array, y: Array, pixel: float, side: float, seed: int) -> Surface:
-    half = 0.085 + 0.155 * smoothstep(0.86, 0.55, y)              # half width: neck, shoulder, body
+    half = 0.085 + 0.155 * smoothstep(0.86, 0.55, y)  # half width: neck, shoulder, body
     half = np.where(y > 0.90, 0.105, half)
     d = np.maximum(np.abs(x) - half, np.abs(y - 0.5) - 0.5)
     u = np.clip(x / half, -1, 1)

@@ -22,11 +22,11 @@ class Recipe:
 
     steps: int
     batch: int
-    learning_rate: float         # at the end of the warm-up; falls to 0 as half a cosine
+    learning_rate: float  # at the end of the warm-up; falls to 0 as half a cosine
     weight_decay: float = 0.0
-    warmup: int = 100            # steps of linear rise
-    ema: float = 0.995           # of the averaged weights, which are the ones that are kept
-    clip: float = 1.0            # largest gradient norm
+    warmup: int = 100  # steps of linear rise
+    ema: float = 0.995  # of the averaged weights, which are the ones that are kept
+    clip: float = 1.0  # largest gradient norm
     seed: int = 0
 
 
@@ -53,12 +53,16 @@ def train(part: Part, *, device: torch.device, folder: Path | None = None) -> nn
     if device.type == "cpu" and any(isinstance(m, nn.Conv2d) for m in net.modules()):
         net.to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(net.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
-    average = torch.optim.swa_utils.AveragedModel(net, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(recipe.ema))
+    average = torch.optim.swa_utils.AveragedModel(
+        net, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(recipe.ema)
+    )
     checkpoint = folder / f"{part.name}.pt"
     start = _resume(checkpoint, net, average, optimizer)
     saved = time.monotonic()
     with (folder / f"{part.name}.jsonl").open("a") as log:
-        for step in tqdm(range(start, recipe.steps), initial=start, total=recipe.steps, desc=part.name, disable=None):
+        for step in tqdm(
+            range(start, recipe.steps), initial=start, total=recipe.steps, desc=part.name, disable=None
+        ):
             for group in optimizer.param_groups:
                 group["lr"] = recipe.learning_rate * _rate(step, recipe)
             figures = _one_step(part, optimizer, step, device)
@@ -76,18 +80,24 @@ def trained(part: Part, *, device: torch.device, folder: Path | None = None) -> 
     """The averaged weights of the last checkpoint, in evaluation mode. FileNotFoundError if there is none."""
     checkpoint = (runs_folder() if folder is None else folder) / f"{part.name}.pt"
     if not checkpoint.exists():
-        raise FileNotFoundError(f"{checkpoint} does not exist: run `python -m tools.mini train --part {part.name}` first")
+        raise FileNotFoundError(
+            f"{checkpoint} does not exist: run `python -m tools.mini train --part {part.name}` first"
+        )
     state = torch.load(checkpoint, map_location=device, weights_only=True)["average"]
     part.net.load_state_dict({k.removeprefix("module."): v for k, v in state.items() if k != "n_averaged"})
     return part.net.to(device).eval().requires_grad_(False)
 
 
-def _one_step(part: Part, optimizer: torch.optim.Optimizer, step: int, device: torch.device) -> dict[str, float]:
+def _one_step(
+    part: Part, optimizer: torch.optim.Optimizer, step: int, device: torch.device
+) -> dict[str, float]:
     generator = torch.Generator().manual_seed(part.recipe.seed * 1_000_003 + step)
     with torch.autocast(device.type, torch.bfloat16, enabled=fast_bfloat16(device)):
         loss, figures = part.loss(generator)
     if not torch.isfinite(loss):
-        raise FloatingPointError(f"{part.name}: the loss of step {step} is {loss.item()}; lower the learning rate")
+        raise FloatingPointError(
+            f"{part.name}: the loss of step {step} is {loss.item()}; lower the learning rate"
+        )
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     norm = nn.utils.clip_grad_norm_(part.net.parameters(), part.recipe.clip)
@@ -116,8 +126,15 @@ def _resume(checkpoint: Path, net: nn.Module, average: nn.Module, optimizer: tor
     return int(state["step"])
 
 
-def _save(checkpoint: Path, net: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
-    state = {"net": net.state_dict(), "average": average.state_dict(), "optimizer": optimizer.state_dict(), "step": step}
+def _save(
+    checkpoint: Path, net: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer, step: int
+) -> None:
+    state = {
+        "net": net.state_dict(),
+        "average": average.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "step": step,
+    }
     partial = checkpoint.with_suffix(".partial")
     torch.save(state, partial)
-    partial.replace(checkpoint)      # never a half-written checkpoint
+    partial.replace(checkpoint)  # never a half-written checkpoint
