@@ -14,7 +14,7 @@ TEST_ARGS ?=
 
 demo: $(VENV)/.installed-test
 	mkdir -p outputs
-	$(RUN) -m tools.edit -i examples/coffee.jpg -m examples/coffee_mask.png -p "a red house on snow at night" \
+	$(RUN) -m tools.edit -i examples/coffee.jpg -m examples/coffee_mask.png -p "a blue ball on sand at sunset" \
 		-o outputs/demo.png --compare outputs/demo_compare.jpg
 
 test: $(VENV)/.installed-test

@@ -8,9 +8,9 @@ Preset `official` replaces some formulas by those of the official code; each pla
 said there.
 """
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -18,34 +18,19 @@ from torch import Tensor, nn
 
 from samplers.guidance import classifier_free_guidance
 from samplers.repaint import Evaluation, blended_sample, repaint_plan
-from samplers.schedule import (
-    Denoiser,
-    NoiseSource,
-    leading_timesteps,
-    q_sample,
-    start_timesteps,
-)
+from samplers.schedule import Denoiser, NoiseSource, leading_timesteps, q_sample, start_timesteps
 
 from . import official
 from .crops import Box, mask_box
 from .decoder_opt import Segment, optimize_decoder
-from .masks import feather, latent_mask, progressive_dilation
+from .masks import feather, progressive_dilation, resize_mask
 from .noise import noise_windows
-from .plan import EditConfig, EditPlan, Measures, Stage, plan_edit, stage_mask
+from .plan import EditConfig, EditPlan, Measures, Stage, check_inputs, plan_edit, stage_cells, stage_mask
+from .progress import EditStep, reporter
 from .rerank import CLIP_MEAN, CLIP_STD, clip_scores
-from .resize import low_pass, put_back, resize, take
+from .resize import put_back, resize, take
 from .tiles import TileBlend
-from .upscale import super_resolve
-
-
-@dataclass(frozen=True)
-class EditStep:
-    """Where an edit is: `step` of `total` (counted from 1) of a task ("sample", "decode" or "optimize") of a stage."""
-
-    stage: str
-    task: str
-    step: int
-    total: int
+from .upscale import low_pass_reference, super_resolve
 
 
 @dataclass(frozen=True)
@@ -53,7 +38,7 @@ class EditResult:
     """The edited picture, equal to the source bit for bit outside the mask, and how it came about."""
 
     image: Tensor  # (1, 3, H, W) in [-1, 1]
-    plan: EditPlan
+    plan: EditPlan  # its config.seed is the one that was used, drawn from a generator or not
     candidates: Tensor  # (B, 3, h, w): first-stage pictures before decoder optimisation
     scores: Tensor | None  # (B,) CLIP's, higher = better; None without reranking
     chosen: int  # index of the candidate that was taken
@@ -70,7 +55,6 @@ class _Edit:
     cond: Tensor  # (1, 77, D), the prompt
     uncond: Tensor  # (1, 77, D), the negative prompt
     empty: Tensor  # (1, 77, D), ""
-    seed: int
     report: Callable[[str, str, int, int], None]
     show: Callable[[str, Tensor], None]
 
@@ -81,6 +65,10 @@ class _Edit:
     def at(self, stage: Stage) -> tuple[Tensor, Tensor]:
         """x_in and m at the stage's size."""
         return resize(self.source, stage.size), stage_mask(self.mask, stage.size, self.config)
+
+    def cells(self, stage: Stage, factor: int) -> Tensor:
+        """m at the stage's size in latent cells of `factor` pixels."""
+        return stage_cells(self.mask, stage, self.config, factor)
 
 
 class EditPipeline:
@@ -111,7 +99,15 @@ class EditPipeline:
 
     def plan(self, mask: Tensor, config: EditConfig) -> EditPlan:
         """What an edit of `mask` (1, 1, H, W) would do; nothing is computed. ValueError for an empty mask or unsuitable options."""
-        return plan_edit(mask, config, self.measures)
+        plan = plan_edit((mask >= 0.5).float(), config, self.measures)
+        grows = any(after.size != before.size for before, after in pairwise(plan.stages))
+        if grows and plan.config.upscaling_mode == "rrdb" and self.upscaler is None:
+            raise ValueError(
+                "upscaling_mode is rrdb, but this model has no upscaler; use bilinear, or load one"
+            )
+        for stage in plan.stages:
+            self._schedule(stage, plan.config)  # ValueError for more steps than the schedule has room for
+        return plan
 
     def evaluations(self, stage: Stage, config: EditConfig) -> int:
         """Evaluations of the U-Net for `stage`, counting each candidate and tile once and both halves of the guidance as one."""
@@ -132,79 +128,85 @@ class EditPipeline:
         """Repaint `mask` (1, 1, H, W; 1 = edit) of `image` (1, 3, H, W in [-1, 1]) to match `prompt`.
 
         One number is drawn from `generator` to seed all noise; without one, `config.seed` does. `on_step` follows the progress,
-        `on_picture(name, (1, 3, h, w))` sees every intermediate picture (the paper's figure 3). ValueError for sizes that do
-        not match, an empty mask, options the model cannot follow.
+        `on_picture(name, (1, 3, h, w))` sees every intermediate picture (the paper's figure 3). A mask in between is cut at one
+        half. ValueError for sizes that do not match, an empty mask, options the model cannot follow.
         """
-        self._check(image, mask)
-        plan = self.plan(mask, EditConfig() if config is None else config)
+        check_inputs(image, mask)
+        mask = (mask >= 0.5).float()
+        config = EditConfig() if config is None else config
+        if generator is not None:
+            drawn = torch.randint(2**62, (), generator=generator, device=generator.device)
+            config = replace(config, seed=int(drawn))
+        plan = self.plan(mask, config)
         seconds: dict[str, float] = {}
-        edit = self._begin(image, mask, prompt, plan, generator, _reporter(on_step, seconds), on_picture)
+        edit = self._begin(image, mask, prompt, plan, reporter(on_step, seconds), on_picture)
         if plan.config.mode == "segments":
             return self._finish(edit, image, mask, self._segments(edit), seconds)
         candidates, latents = self._first_stage(edit)  # lines 1-16
         scores, chosen = self._rerank(edit, candidates, prompt)  # line 17
-        edited = self._to_picture(edit, 0, [latents[chosen : chosen + 1]])  # line 18
-        for number in range(1, len(plan.stages)):
-            edited = self._upscale_stage(edit, number, edited)  # lines 19-28
+        edited = self._to_picture(edit, plan.stages[0], [latents[chosen]])  # line 18
+        for stage in plan.stages[1:]:
+            edited = self._upscale_stage(edit, stage, edited)  # lines 19-28
         result = self._finish(edit, image, mask, edited, seconds)  # line 29
         return replace(result, candidates=candidates, scores=scores, chosen=chosen)
 
     # ---- the stages of Algorithm 1 ----------------------------------------------------------------------------------------------
 
-    def _first_stage(self, edit: _Edit) -> tuple[Tensor, Tensor]:
-        """Blended Diffusion with RePaint at the model's own size: B pictures (B, 3, h, w) and their latents."""
+    def _first_stage(self, edit: _Edit) -> tuple[Tensor, list[Tensor]]:
+        """Blended Diffusion with RePaint at the model's own size: B pictures (B, 3, h, w) and their latents (1, 4, h, w)."""
         stage = edit.plan.stages[0]
         source, mask = edit.at(stage)  # x~
         edit.show("first stage, source", source)
         edit.show("first stage, mask", mask.expand_as(source) * 2 - 1)
         windows = [(candidate, stage.boxes[0]) for candidate in range(stage.candidates)]
-        latents = self._blended_diffusion(edit, 0, source, mask, windows)
-        pictures = torch.cat([self._decode(self.vae, latent[None]) for latent in latents])
+        latents = self._sample(edit, stage, source, edit.cells(stage, self.vae.downscale), windows)
+        pictures = self._decode_all(edit, stage, self.vae, latents)
         for number, picture in enumerate(pictures):
-            edit.show(f"first stage, candidate {number}", picture[None])
-        return pictures, latents
+            edit.show(f"first stage, candidate {number}", picture)
+        return torch.cat(pictures), latents
 
     def _rerank(self, edit: _Edit, candidates: Tensor, prompt: str) -> tuple[Tensor | None, int]:
         """CLIP's scores of the candidates and the index of the best."""
         if self.clip is None or not edit.config.clip_reranking:
             return None, 0
         ids = self.clip_tokenizer([prompt]).to(candidates.device)
-        box = mask_box(edit.at(edit.plan.stages[0])[1]) if edit.config.rerank_area == "mask" else None
+        size = edit.plan.stages[0].size
+        box = mask_box(resize_mask(edit.mask, size)) if edit.config.rerank_area == "mask" else None
         scores = clip_scores(self.clip, ids, candidates, box=box, **self.clip_pixels)
         return scores, int(scores.argmax())
 
-    def _upscale_stage(self, edit: _Edit, number: int, previous: Tensor) -> Tensor:
+    def _upscale_stage(self, edit: _Edit, stage: Stage, previous: Tensor) -> Tensor:
         """Enlarge the last stage's picture, refresh it by SDEdit and Blended Diffusion, in tiles where it is large."""
-        stage, config = edit.plan.stages[number], edit.config
+        config = edit.config
         reference, mask = edit.at(stage)
         input_size = (previous.shape[-2], previous.shape[-1])
-        if config.formulas == "official":
+        if config.formulas == "official" and config.upscaling_mode == "rrdb" and input_size != stage.size:
             previous = official.truncate_to_8_bits(previous)
         enlarged = super_resolve(previous, stage.size, config.upscaling_mode, self.upscaler)
         edit.show(f"{stage.name}, upscaled", enlarged)
-        if not config.blended_upscale:  # ablation: plain SDEdit of the whole crop
-            mask, x_tilde = torch.ones_like(mask), enlarged
-        else:
-            x_tilde = mask * enlarged + (1 - mask) * self._low_pass(reference, input_size, config)  # line 20
+        if config.blended_upscale:
+            background = low_pass_reference(reference, input_size, config.lowpass_reference)
+            x_tilde = mask * enlarged + (1 - mask) * background  # line 20
+            m = edit.cells(stage, self.vae.downscale)
+        else:  # ablation: plain SDEdit of the whole crop
+            x_tilde, m = enlarged, torch.ones_like(edit.cells(stage, self.vae.downscale))
         edit.show(f"{stage.name}, input", x_tilde)
-        boxes = stage.boxes if config.blended_upscale else stage.grid
-        latents = self._in_batches(edit, number, x_tilde, mask, boxes)  # lines 21-26
-        picture = self._to_picture(edit, number, latents)  # line 27
-        edit.show(f"{stage.name}, result", picture)
-        return picture
+        latents = self._sample(edit, stage, x_tilde, m, [(0, box) for box in stage.boxes])  # lines 21-26
+        return self._to_picture(edit, stage, latents)  # line 27
 
     def _segments(self, edit: _Edit) -> Tensor:
         """The paper's second baseline: each segment of the full-size crop is repainted by itself, from pure prompt."""
-        source, mask = edit.at(edit.plan.stages[0])
-        return self._to_picture(edit, 0, self._in_batches(edit, 0, source, mask, edit.plan.stages[0].boxes))
+        stage = edit.plan.stages[0]
+        windows = [(0, box) for box in stage.boxes]
+        latents = self._sample(edit, stage, edit.at(stage)[0], edit.cells(stage, self.vae.downscale), windows)
+        return self._to_picture(edit, stage, latents)
 
     def _finish(
         self, edit: _Edit, image: Tensor, mask: Tensor, edited: Tensor, seconds: dict[str, float]
     ) -> EditResult:
         """x_out = m x + (1 - m) x_in at full size; a feather acts inside the mask only."""
-        whole = put_back(
-            image.float(), resize(edited, edit.plan.crop.size).to(image.device, torch.float32), edit.plan.crop
-        )
+        edited = resize(edited, edit.plan.crop.size).to(image.device)
+        whole = put_back(image.float(), edited, edit.plan.crop)
         weight = feather(mask, edit.config.feather).to(image.device, torch.float32)
         blended = weight * whole + (1 - weight) * image
         result = torch.where(weight > 0, blended.to(image), image)  # a selection: exact outside the mask
@@ -212,62 +214,65 @@ class EditPipeline:
 
     # ---- sampling ---------------------------------------------------------------------------------------------------------------
 
+    def _sample(
+        self, edit: _Edit, stage: Stage, source: Tensor, m: Tensor, windows: Sequence[tuple[int, Box]]
+    ) -> list[Tensor]:
+        """Latents (1, 4, h, w) of `windows` = (candidate, box in pixels) of `source`, as many at once as memory allows.
+
+        `m` (1, 1, h, w) is the latent mask of the whole stage. What a window becomes does not depend on its batch.
+        """
+        several = edit.config.tile_batch or self._tile_batch(windows[0][1])
+        batch = stage.candidates if stage.candidates > 1 else several
+        latents: dict[tuple[int, Box], Tensor] = {}
+        while left := [window for window in windows if window not in latents]:
+            now = [window for window in left if window[1].size == left[0][1].size][:batch]
+            try:
+                progress = (len(latents), len(windows))
+                sampled = self._blended_diffusion(edit, stage, source, m, now, progress)
+            except torch.OutOfMemoryError:
+                if len(now) == 1:
+                    raise
+                batch = len(now) // 2
+                continue  # retried outside this clause, so that the failed batch's memory is free by then
+            latents.update(zip(now, sampled[:, None], strict=True))
+        return [latents[window] for window in windows]
+
     def _blended_diffusion(
-        self, edit: _Edit, number: int, source: Tensor, mask: Tensor, windows: Sequence[tuple[int, Box]]
-    ) -> Tensor:
-        """Latents (n, 4, h, w) sampled for `windows` = (candidate, box in pixels) of `source`, all boxes of one size."""
-        stage, config, factor = edit.plan.stages[number], edit.config, self.vae.downscale
-        boxes = [box for _, box in windows]
-        sources = torch.cat(
-            [take(source, box) for box in dict.fromkeys(boxes)]
-        )  # one if all windows are the same
-        known = self._encode(sources)
-        masks = torch.cat([take(mask, box) for box in dict.fromkeys(boxes)])
-        m = latent_mask(masks, factor, config.latent_mask).to(known)
+        self, edit: _Edit, stage: Stage, source: Tensor, m: Tensor, windows: Sequence[tuple[int, Box]],
+        progress: tuple[int, int],
+    ) -> Tensor:  # fmt: skip
+        """Latents (n, 4, h, w) for one batch of `_sample`, all boxes of one size; `progress`: windows done, of how many."""
+        config, factor = edit.config, self.vae.downscale
+        boxes = list(dict.fromkeys(box for _, box in windows))  # one where all windows are candidates
+
+        def cut(mask: Tensor) -> Tensor:
+            return torch.cat([take(mask, box.divided(factor)) for box in boxes])
+
+        known = self._encode(torch.cat([take(source, box) for box in boxes]))
         plan = self._schedule(stage, config)
-        cells = tuple(-(-side // factor) for side in stage.size)
-        noise = noise_windows(edit.seed, number, cells, [(c, box.divided(factor)) for c, box in windows])
-        from_noise = number == 0 and stage.start == 1 and config.start_from == "noise"
+        whole_run = stage.number == 0 and stage.start == 1
+        noise = noise_windows(
+            edit.config.seed or 0,
+            stage.number,
+            (m.shape[-2], m.shape[-1]),
+            [(candidate, box.divided(factor)) for candidate, box in windows],
+            shared={"known"} if config.formulas == "official" and whole_run else (),
+        )
+        from_noise = whole_run and config.start_from == "noise"
         x = self._start(known.expand(len(windows), -1, -1, -1), plan[0], noise, config, from_noise)
-
-        def grown(step: int) -> Tensor:
-            return progressive_dilation(m, step / len(plan))
-
+        done, of = progress
         return blended_sample(
-            self._denoiser(edit, first=number == 0),
+            self._denoiser(edit, first=stage.number == 0),
             x,
             plan,
             known=known,
-            mask=grown if config.dilate_mask else m,
+            mask=(lambda k: cut(progressive_dilation(m, k / len(plan)))) if config.dilate_mask else cut(m),
             noise=noise,
             eta=config.eta,
-            share_known_noise=config.formulas == "official",
-            on_step=lambda info: edit.report(stage.name, "sample", info.step + 1, info.total),
+            on_step=lambda info: edit.report(
+                stage.name, "sample", done * info.total + (info.step + 1) * len(windows), of * info.total
+            ),
         )
-
-    def _in_batches(
-        self, edit: _Edit, number: int, source: Tensor, mask: Tensor, boxes: Sequence[Box]
-    ) -> list[Tensor]:
-        """`_blended_diffusion` of every box, as many at once as memory allows; latents (1, 4, h, w) in the order of `boxes`."""
-        stage = edit.plan.stages[number]
-        quiet = replace(edit, report=lambda *_: None)
-        batch = edit.config.tile_batch or self._tile_batch(boxes[0])
-        latents: dict[Box, Tensor] = {}
-        while len(latents) < len(boxes):
-            left = [box for box in boxes if box not in latents]
-            now = [box for box in left if box.size == left[0].size][:batch]
-            try:
-                sampled = self._blended_diffusion(quiet, number, source, mask, [(0, box) for box in now])
-            except torch.OutOfMemoryError:
-                if batch == 1:
-                    raise
-                batch //= (
-                    2  # retried below, outside this clause, so that the failed batch's memory is free by then
-                )
-                continue
-            latents.update(zip(now, sampled[:, None], strict=True))
-            edit.report(stage.name, "sample", len(latents), len(boxes))
-        return [latents[box] for box in boxes]
 
     def _schedule(self, stage: Stage, config: EditConfig) -> tuple[Evaluation, ...]:
         """Which timesteps a stage evaluates, and what is blended in and re-noised after each."""
@@ -307,14 +312,6 @@ class EditPipeline:
         scale = 1.0 if cond is uncond else float(edit.config.guidance_scale or 0)
         return classifier_free_guidance(model, cond, uncond, scale)
 
-    def _low_pass(self, reference: Tensor, input_size: tuple[int, int], config: EditConfig) -> Tensor:
-        """LP(x_in) of line 20: as sharp as the picture that was enlarged (A.2)."""
-        if config.lowpass_reference == "no":
-            return reference
-        if config.lowpass_reference == "half":
-            return low_pass(reference, (max(1, reference.shape[-2] // 2), max(1, reference.shape[-1] // 2)))
-        return low_pass(reference, input_size)
-
     # ---- latents and pictures ---------------------------------------------------------------------------------------------------
 
     def _encode(self, images: Tensor) -> Tensor:
@@ -327,43 +324,47 @@ class EditPipeline:
         dtype = next((p.dtype for p in vae.parameters()), torch.float32)
         return vae.decode((latent / vae.config.scaling_factor).to(dtype)).float().clamp(-1, 1)
 
-    def _to_picture(self, edit: _Edit, number: int, latents: Sequence[Tensor]) -> Tensor:
-        """One picture (1, 3, H, W) of the stage from its tiles' latents, by the optimised decoder where that is asked for."""
-        stage, config = edit.plan.stages[number], edit.config
-        boxes = stage.boxes if len(latents) == len(stage.boxes) else stage.grid
-        reference, mask = edit.at(stage)
-        if not config.decoder_optimization or config.decoderopt_steps == 0:
-            return self._blend(edit, stage, [self._decode(self.vae, z) for z in latents], boxes, reference)
-        if config.decoderopt_latents == "reencode":
-            plain = self._blend(edit, stage, [self._decode(self.vae, z) for z in latents], boxes, reference)
-            segments = [
-                official.reencoded_segment(self.vae, take(plain, box), take(reference, box), take(mask, box))
-                for box in official.decoder_segments(*stage.size, tile=self.measures.native)
-            ]
-            latents = [self._encode(take(plain, box)) for box in boxes]
-        else:
-            segments = [
-                Segment(z, take(reference, box), take(mask, box))
-                for z, box in zip(latents, boxes, strict=True)
-            ]
-        tuned = optimize_decoder(
-            self.vae,
-            segments,
-            steps=config.decoderopt_steps,
-            lr=config.decoderopt_lr,
-            background_weight=config.decoderopt_weight,
-            on_step=lambda step, _: edit.report(stage.name, "optimize", step + 1, config.decoderopt_steps),
-        )
-        return self._blend(edit, stage, [self._decode(tuned, z) for z in latents], boxes, reference)
+    def _decode_all(self, edit: _Edit, stage: Stage, vae: Any, latents: Sequence[Tensor]) -> list[Tensor]:
+        """`_decode` of each of a stage's latents (1, 4, h, w) by itself."""
+        pictures = []
+        for latent in latents:
+            pictures.append(self._decode(vae, latent))
+            edit.report(stage.name, "decode", len(pictures), len(latents))
+        return pictures
 
-    def _blend(
-        self, edit: _Edit, stage: Stage, pictures: Sequence[Tensor], boxes: Sequence[Box], reference: Tensor
-    ) -> Tensor:
+    def _to_picture(self, edit: _Edit, stage: Stage, latents: Sequence[Tensor]) -> Tensor:
+        """One picture (1, 3, H, W) of the stage from its tiles' latents, by the optimised decoder where that is asked for."""
+        config, vae = edit.config, self.vae
+        reference, mask = edit.at(stage)
+        if config.decoder_optimization and config.decoderopt_steps > 0:
+            if config.decoderopt_latents == "reencode":
+                plain = self._blend(edit, stage, self._decode_all(edit, stage, vae, latents), reference)
+                tile = self.measures.native if len(stage.grid) > 1 else max(stage.size)
+                segments = official.reencoded_segments(vae, plain, reference, mask, tile)
+                latents = [self._encode(take(plain, box)) for box in stage.boxes]
+            else:  # eq. 1
+                segments = [
+                    Segment(latent, take(reference, box), take(mask, box))
+                    for latent, box in zip(latents, stage.boxes, strict=True)
+                ]
+            vae = optimize_decoder(
+                vae,
+                segments,
+                steps=config.decoderopt_steps,
+                lr=config.decoderopt_lr,
+                background_weight=config.decoderopt_weight,
+                on_step=lambda k, _: edit.report(stage.name, "optimize", k + 1, config.decoderopt_steps),
+            )
+        picture = self._blend(edit, stage, self._decode_all(edit, stage, vae, latents), reference)
+        edit.show(f"{stage.name}, result", picture)
+        return picture
+
+    def _blend(self, edit: _Edit, stage: Stage, pictures: Sequence[Tensor], reference: Tensor) -> Tensor:
         """Crossfade the tiles' pictures; where no tile was computed the untouched picture shows."""
-        if edit.config.formulas == "official" and len(boxes) > 1:
-            return official.compose(reference, pictures, boxes, edit.config.grid_overlap or 0)
+        if edit.config.formulas == "official" and len(stage.grid) > 1:
+            return official.compose(reference, pictures, stage.boxes, edit.config.grid_overlap or 0)
         blend = TileBlend(stage.grid, *stage.size)
-        for box, picture in zip(boxes, pictures, strict=True):
+        for box, picture in zip(stage.boxes, pictures, strict=True):
             blend.add(box, picture)
         return blend.result(reference)
 
@@ -379,8 +380,8 @@ class EditPipeline:
     # ---- before it begins -------------------------------------------------------------------------------------------------------
 
     def _begin(
-        self, image: Tensor, mask: Tensor, prompt: str, plan: EditPlan, generator: torch.Generator | None,
-        report: Callable[[str, str, int, int], None], on_picture: Callable[[str, Tensor], None] | None,
+        self, image: Tensor, mask: Tensor, prompt: str, plan: EditPlan, report: Callable[[str, str, int, int], None],
+        on_picture: Callable[[str, Tensor], None] | None,
     ) -> _Edit:  # fmt: skip
         device = next((p.device for p in self.unet.parameters()), image.device)
         ids = self.tokenizer([prompt, plan.config.negative_prompt, ""]).to(device)
@@ -392,37 +393,6 @@ class EditPipeline:
             cond=contexts[0:1],
             uncond=contexts[1:2],
             empty=contexts[2:3],
-            seed=plan.config.seed or 0 if generator is None else _draw_seed(generator),
             report=report,
             show=on_picture or (lambda name, picture: None),
         )
-
-    def _check(self, image: Tensor, mask: Tensor) -> None:
-        if image.ndim != 4 or image.shape[:2] != (1, 3):
-            raise ValueError(f"image has shape {tuple(image.shape)}; expected (1, 3, H, W) in [-1, 1]")
-        if mask.shape != (1, 1, *image.shape[-2:]):
-            raise ValueError(
-                f"mask has shape {tuple(mask.shape)}; expected (1, 1, {image.shape[-2]}, {image.shape[-1]}), the picture's size"
-            )
-
-
-def _draw_seed(generator: torch.Generator) -> int:
-    return int(torch.randint(2**62, (), generator=generator, device=generator.device))
-
-
-def _reporter(
-    on_step: Callable[[EditStep], None] | None, seconds: dict[str, float]
-) -> Callable[[str, str, int, int], None]:
-    """Pass progress on to `on_step`, and add up in `seconds` how long each task took."""
-    last = time.perf_counter()
-
-    def report(stage: str, task: str, step: int, total: int) -> None:
-        nonlocal last
-        now = time.perf_counter()
-        key = f"{stage}, {task}"
-        seconds[key] = seconds.get(key, 0.0) + now - last
-        last = now
-        if on_step is not None:
-            on_step(EditStep(stage, task, step, total))
-
-    return report

@@ -105,9 +105,9 @@ def save_image(
     icc_profile: bytes | None = None,
     quality: int = 95,
 ) -> None:
-    """Write a picture as PNG (lossless), JPEG or WebP, by the suffix of `path`.
+    """Write a picture as PNG or WebP (both lossless) or JPEG, by the suffix of `path`.
 
-    `image` is (H, W, 3) uint8 or (1, 3, H, W) in [-1, 1].
+    `image` is (H, W, 3) uint8 or (1, 3, H, W) in [-1, 1]; `quality` is JPEG's, 1 to 95.
     `metadata` (JSON-able) goes into a PNG's text as `parameters` (to be read by people; its "prompt" first)
     and `msbd` (JSON), into the EXIF user comment of the others. `alpha` is (H, W) uint8. The file appears
     whole or not at all, replacing an older one. ValueError for an unknown suffix or for transparency in a
@@ -123,13 +123,12 @@ def save_image(
     if suffix == ".png":
         options |= {"format": "PNG", "pnginfo": _png_text(metadata)}
     else:
-        options |= {
-            "format": "WEBP" if suffix == ".webp" else "JPEG",
-            "quality": quality,
-            "exif": _exif(metadata),
-        }
-        if suffix != ".webp":
-            options["subsampling"] = 0  # 4:4:4: halved colour would show at the edge of an edit
+        options["exif"] = _exif(metadata)
+        if suffix == ".webp":
+            # exact: without it colours under full transparency are thrown away
+            options |= {"format": "WEBP", "lossless": True, "exact": True}
+        else:  # 4:4:4: halved colour would show at the edge of an edit
+            options |= {"format": "JPEG", "quality": quality, "subsampling": 0}
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # same folder: the rename is then atomic
     try:
         picture.save(unfinished, **options)

@@ -8,7 +8,7 @@ Copying  needs crops.py (only for Box)
 """
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import torch
 from torch import Tensor
@@ -17,17 +17,23 @@ from .crops import Box
 
 
 def noise_windows(
-    seed: int, stage: int, size: tuple[int, int], windows: Sequence[tuple[int, Box]]
+    seed: int,
+    stage: int,
+    size: tuple[int, int],
+    windows: Sequence[tuple[int, Box]],
+    *,
+    shared: Collection[str] = (),
 ) -> Callable[[str, int, tuple[int, ...]], Tensor]:
     """A sampler's `noise(site, step, shape)` for a batch whose member i is `windows[i]` = (candidate, box in latent cells).
 
-    `size` is the stage's (h, w) in latent cells. A shape whose batch is smaller than the windows gets the first of them.
+    `size` is the stage's (h, w) in latent cells. At the sites in `shared` every candidate gets candidate 0's field.
     """
 
     def noise(site: str, step: int, shape: tuple[int, ...]) -> Tensor:
         fields: dict[int, Tensor] = {}
         parts = []
-        for candidate, box in windows[: shape[0]]:
+        for candidate, box in windows:
+            candidate = 0 if site in shared else candidate
             if candidate not in fields:
                 fields[candidate] = _field((seed, stage, candidate, site, step), (shape[1], *size))
             parts.append(fields[candidate][:, box.top : box.bottom, box.left : box.right])

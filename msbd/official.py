@@ -4,11 +4,12 @@ Source   pfnet-research/multi-stage-blended-diffusion at b933b3d, as described i
          docstring says what ours does instead and why. Its crashes are not imitated: where it fails an
          assertion or never ends, a ValueError says so
 Units    pixels, sizes (H, W), boxes as in crops.py; masks (1, 1, H, W), 1 = edit
-Copying  needs crops.py, decoder_opt.py, images.py and samplers/
+Copying  needs crops.py, decoder_opt.py, images.py, resize.py and samplers/
 """
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -21,12 +22,16 @@ from samplers.schedule import ldm_start_timesteps, ldm_timesteps, q_sample_betwe
 from .crops import Box, mask_box
 from .decoder_opt import Segment
 from .images import to_image, to_pixels
+from .resize import take
 
 MULTIPLE = 64  # pixels; all official sizes are multiples of it
 
 # Preset `official`: the EditConfig options that differ from the paper's. What its counting does (fresh and late background noise, a
-# result that is not quite clean) comes with formulas="official". Not imitated, as they are accidents: the crop's swapped axes,
-# the picture's BGR order before the upscaler, tile sources cut two pixels off, endless grids, 8-bit truncation of the result.
+# result that is not quite clean, twice the steps after the first stage) comes with formulas="official". Not imitated, as they are
+# accidents: the crop's swapped axes and extents one pixel short, the picture's BGR order before the upscaler, tile sources cut
+# two pixels off, the same noise in every tile, endless grids, pasting back and cutting out again between stages, 8-bit truncation
+# of the result. Not imitated, as a plan has one crop and one grid per stage: later stages on a rectangle instead of the square,
+# decoding a tiled stage in a grid of its own (overlap 256), decoder steps of two segments each.
 OPTIONS: dict[str, Any] = {
     "formulas": "official",
     "margin": 1.2,
@@ -35,7 +40,6 @@ OPTIONS: dict[str, Any] = {
     "latent_mask": "center",
     "background_level": "current",
     "background_noise": "fresh",
-    "upscale_num_steps": 100,
     "decoderopt_latents": "reencode",
 }
 
@@ -80,7 +84,12 @@ def crop_around(mask: Tensor, crop_size: tuple[int, int]) -> Box:
 
 
 def stage_edges(
-    longest: int, native: int = 512, max_edge: int = 768, *, straight_to_grid: bool = False
+    longest: int,
+    native: int = 512,
+    max_edge: int = 768,
+    *,
+    straight_to_grid: bool = False,
+    multiple: int = MULTIPLE,
 ) -> list[int]:
     """The longer edge of each stage after the first: native x sqrt(2)^j up to `max_edge`, then `longest`.
 
@@ -91,18 +100,18 @@ def stage_edges(
     if straight_to_grid:
         return [longest]
     count = max(0, math.ceil(2 * math.log2(longest / native) - 1e-9)) if longest > native else 0
-    edges = [math.ceil(2 ** (0.5 * j) * native / MULTIPLE) * MULTIPLE for j in range(count)]
+    edges = [math.ceil(2 ** (0.5 * j) * native / multiple) * multiple for j in range(count)]
     return [edge for edge in edges if edge <= max_edge][1:] + [longest]
 
 
-def stage_size(edge: int, rectangle: tuple[int, int]) -> tuple[int, int]:
-    """The size (H, W) of the stage whose longer edge is `edge`; the shorter one is rounded UP to 64.
+def stage_size(edge: int, rectangle: tuple[int, int], multiple: int = MULTIPLE) -> tuple[int, int]:
+    """The size (H, W) of the stage whose longer edge is `edge`; the shorter one is rounded UP to `multiple`.
 
     Aspects differ by stage, and later crops may leave the picture.
     Ours picks the multiples whose aspect is nearest, and takes the same crop in every stage.
     """
     long, short = max(rectangle), min(rectangle)
-    other = math.ceil(edge * short / long / MULTIPLE) * MULTIPLE
+    other = math.ceil(edge * short / long / multiple) * multiple
     return (edge, other) if rectangle[0] >= rectangle[1] else (other, edge)
 
 
@@ -180,7 +189,21 @@ def reencoded_segment(vae: Any, image: Tensor, reference: Tensor, mask: Tensor) 
     target inside the mask is thus D(E(x_out)), one more trip through the VAE, which softens every stage.
     Ours is eq. 1: z_out, x_out.
     """
-    return Segment(vae.encode(image).mean * vae.config.scaling_factor, reference, mask)
+    dtype = next((p.dtype for p in vae.parameters()), image.dtype)
+    return Segment(vae.encode(image.to(dtype)).mean.float() * vae.config.scaling_factor, reference, mask)
+
+
+def reencoded_segments(vae: Any, image: Tensor, reference: Tensor, mask: Tensor, tile: int) -> list[Segment]:
+    """`reencoded_segment` for each of `decoder_segments`, every pixel weighted by 1 / the number of segments it is in."""
+    boxes = decoder_segments(image.shape[-2], image.shape[-1], tile)
+    coverage = torch.zeros_like(mask)
+    for box in boxes:
+        take(coverage, box).add_(1)  # a view: segments lie inside
+    pieces = [[take(part, box) for part in (image, reference, mask)] for box in boxes]
+    segments = [reencoded_segment(vae, *piece) for piece in pieces]
+    return [
+        replace(segment, weight=1 / take(coverage, box)) for segment, box in zip(segments, boxes, strict=True)
+    ]
 
 
 def decoder_segments(height: int, width: int, tile: int = 512) -> list[Box]:

@@ -11,14 +11,12 @@ from torch import Tensor
 
 from . import official
 from .crops import Box, crop_box, first_stage_size, mask_box, stage_sizes
-from .masks import resize_mask, sample_mask
+from .masks import latent_mask, resize_mask, sample_mask
 from .resize import take
 from .tiles import tile_boxes, touches
 
 Mode = Literal["msbd", "naive", "segments", "first-stage-only"]
-NAIVE_OVER_NATIVE = (
-    960 / 512
-)  # the paper's baseline: the largest size that fitted its GPU, over the model's own
+NAIVE_OVER_NATIVE = 960 / 512  # the paper's baseline (A.3): the largest size that fitted its GPU
 
 
 @dataclass(frozen=True)
@@ -43,10 +41,10 @@ class EditConfig:
     guidance_scale: float | None = None  # 1: the prompt alone, without guidance
     negative_prompt: str = ""
     background_level: Literal["prev", "current"] = (
-        "prev"  # level of the blended background: algorithm 1's, or one step noisier
+        "prev"  # of the background: algorithm 1's, or a step noisier
     )
     background_noise: Literal["once", "fresh"] = (
-        "once"  # one x-hat for all repeats of a step, or a new one each time
+        "once"  # one x-hat for all repeats of a step, or a new one each
     )
     latent_mask: Literal["any", "center"] = "any"  # cells with any masked pixel, or with a masked centre
     dilate_mask: bool = False  # grow the latent mask early on, by 3, 2, 1 cells, then not
@@ -66,7 +64,9 @@ class EditConfig:
     straight_to_grid: bool = False  # leave the intermediate stage out
     upscale_startstep: float = 0.4  # T' / T of stages in one piece
     grid_startstep: float = 0.25  # T' / T of tiled stages
-    upscale_num_steps: int | None = None  # T of the later stages; None: num_steps
+    upscale_num_steps: int | None = (
+        None  # T of the later stages; None: num_steps (official formulas: twice that)
+    )
     upscaling_mode: Literal["rrdb", "bilinear", "bicubic", "sharpen", "none"] = "rrdb"  # none: nearest pixel
     lowpass_reference: Literal["matching", "half", "no"] = "matching"  # LP of line 20
     conditional_upscale: bool = True  # with the prompt; otherwise with the empty one
@@ -96,6 +96,10 @@ class EditConfig:
             value = getattr(self, name)
             if value is not None and not value >= least:
                 raise ValueError(f"{name} is {value}; expected at least {least}")
+        if self.eta > 1:
+            raise ValueError(
+                f"eta is {self.eta}; expected 0 (deterministic DDIM) to 1 (as much noise as DDPM)"
+            )
         for name in ("start_timestep", "upscale_startstep", "grid_startstep"):
             if not 0 < getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected a fraction above 0, at most 1")
@@ -103,7 +107,7 @@ class EditConfig:
             raise ValueError("repaint_jump is 0, the official code's word for one step; expected 1 or more")
 
     def for_model(self, measures: Measures) -> "EditConfig":
-        """The same options with every None filled in. ValueError where a size does not suit the model."""
+        """The same options with every None but `tile_batch` filled in. ValueError where a size does not suit the model."""
         side = measures.native * 3 // 2
         tile = self.tile or side
         overlap = tile // 6 // measures.multiple * measures.multiple or measures.multiple
@@ -112,7 +116,7 @@ class EditConfig:
             "guidance_scale": measures.guidance_scale,
             "first_stage_size": measures.native,
             "max_edgelen": side,
-            "upscale_num_steps": self.num_steps,
+            "upscale_num_steps": self.num_steps * (2 if self.formulas == "official" else 1),
             "tile": tile,
             "grid_overlap": overlap if overlap < tile else 0,
         }
@@ -130,6 +134,7 @@ class Stage:
     """One size at which the crop is worked on."""
 
     name: str
+    number: int  # 0: the first stage, lines 1 to 18 of algorithm 1; from 1: lines 19 to 28
     size: tuple[int, int]  # (H, W) of the whole crop at this stage
     start: float  # fraction of the schedule its sampling starts from
     repeats: int  # RePaint's R
@@ -141,25 +146,33 @@ class Stage:
 
 @dataclass(frozen=True)
 class EditPlan:
-    """Where and at which sizes an edit works; `config` has no None left."""
+    """Where and at which sizes an edit works; `config` has no None left but `tile_batch`."""
 
     crop: Box
     stages: tuple[Stage, ...]
     config: EditConfig
 
 
+def check_inputs(image: Tensor, mask: Tensor) -> None:
+    """ValueError unless `image` is (1, 3, H, W), floating, and `mask` (1, 1, H, W)."""
+    if image.ndim != 4 or image.shape[:2] != (1, 3) or not image.is_floating_point():
+        raise ValueError(
+            f"image has shape {tuple(image.shape)}, {image.dtype}; expected (1, 3, H, W), floating, in [-1, 1]"
+        )
+    if mask.shape != (1, 1, *image.shape[-2:]):
+        raise ValueError(
+            f"mask has shape {tuple(mask.shape)}; expected (1, 1, {image.shape[-2]}, {image.shape[-1]}), the picture's size"
+        )
+
+
 def plan_edit(mask: Tensor, config: EditConfig, measures: Measures) -> EditPlan:
     """The plan for repainting `mask` (1, 1, H, W): crop, stages, tiles. ValueError for an empty mask or unsuitable options."""
     config = config.for_model(measures)
-    picture = (mask.shape[-2], mask.shape[-1])
-    crop = crop_box(mask_box(mask), picture, config.margin, measures.multiple)
+    crop = _crop(mask, config, measures)
     cropped = take(mask, crop)
     sizes = _sizes(crop.size, config, measures)
-    first = _stage("first stage", sizes[0], cropped, config, measures, first=True)
-    later = [
-        _stage(f"stage {k}", size, cropped, config, measures) for k, size in enumerate(sizes[1:], start=2)
-    ]
-    return EditPlan(crop, (first, *later), config)
+    stages = (_stage(number, size, cropped, config, measures) for number, size in enumerate(sizes))
+    return EditPlan(crop, tuple(stages), config)
 
 
 def stage_mask(mask: Tensor, size: tuple[int, int], config: EditConfig) -> Tensor:
@@ -167,32 +180,52 @@ def stage_mask(mask: Tensor, size: tuple[int, int], config: EditConfig) -> Tenso
     return (resize_mask if config.latent_mask == "any" else sample_mask)(mask, size)
 
 
+def stage_cells(mask: Tensor, stage: Stage, config: EditConfig, factor: int) -> Tensor:
+    """The crop's mask (1, 1, H, W) in a stage's latent cells of `factor` pixels, {0, 1}."""
+    if config.latent_mask == "center" and stage.number == 0:  # official: there from the crop's own pixels
+        return sample_mask(mask, (stage.size[0] // factor, stage.size[1] // factor))
+    return latent_mask(stage_mask(mask, stage.size, config), factor, config.latent_mask)
+
+
+def _crop(mask: Tensor, config: EditConfig, measures: Measures) -> Box:
+    box, picture = mask_box(mask), (mask.shape[-2], mask.shape[-1])
+    if config.formulas == "paper":
+        return crop_box(box, picture, config.margin, measures.multiple)
+    margin = max(config.margin, _given(config.first_stage_size) / max(box.size))  # never smaller than native
+    crop = crop_box(box, picture, margin, measures.multiple)
+    inside = Box(0, 0, *picture).contains(crop)  # else the official code stops; ours mirrors
+    return official.crop_around(mask, crop.size) if inside else crop
+
+
 def _sizes(crop: tuple[int, int], config: EditConfig, measures: Measures) -> list[tuple[int, int]]:
     native, middle = _given(config.first_stage_size), _given(config.max_edgelen)
+    first = first_stage_size(crop, native, measures.multiple)
     if config.mode == "segments":
-        return [crop]
+        return [crop if crop[0] * crop[1] > native**2 else first]
     if config.mode == "naive":
         return [first_stage_size(crop, round(native * NAIVE_OVER_NATIVE), measures.multiple)]
-    first = first_stage_size(crop, native, measures.multiple)
     if config.mode == "first-stage-only":
         return [first]
     if config.formulas == "official":
-        edges = official.stage_edges(max(crop), native, middle, straight_to_grid=config.straight_to_grid)
-        return [first, *(official.stage_size(edge, crop) for edge in edges)]
+        edges = official.stage_edges(
+            max(crop),
+            native,
+            middle,
+            straight_to_grid=config.straight_to_grid,
+            multiple=measures.multiple,
+        )
+        later = [official.stage_size(edge, crop, measures.multiple) for edge in edges]
+        return [first, *(size for size in later if size[0] * size[1] >= first[0] * first[1])]  # none shrinks
     return stage_sizes(crop, native, middle, measures.multiple, straight_to_grid=config.straight_to_grid)
 
 
 def _stage(
-    name: str,
-    size: tuple[int, int],
-    cropped: Tensor,
-    config: EditConfig,
-    measures: Measures,
-    *,
-    first: bool = False,
+    number: int, size: tuple[int, int], cropped: Tensor, config: EditConfig, measures: Measures
 ) -> Stage:
+    first = number == 0
     tile, overlap, native = _given(config.tile), _given(config.grid_overlap), _given(config.first_stage_size)
-    tiled = size[0] * size[1] > tile * tile and not first
+    large = max(size) > tile if config.formulas == "official" else size[0] * size[1] > tile * tile
+    tiled = large and not first
     grid = [Box(0, 0, *size)]
     if config.mode == "segments":
         grid = tile_boxes(*size, native, min(overlap, native // 2), measures.multiple)
@@ -201,19 +234,19 @@ def _stage(
     elif tiled:
         grid = tile_boxes(*size, tile, overlap, measures.multiple)
     mask = stage_mask(cropped, size, config)
+    # Plain SDEdit repaints everything; and "center" may lose a thin mask altogether, where the official code does too
+    boxes = [box for box in grid if touches(box, mask)] if first or config.blended_upscale else grid
+    later_start = config.grid_startstep if tiled else config.upscale_startstep
     return Stage(
-        name=name,
+        name="first stage" if first else f"stage {number + 1}",
+        number=number,
         size=size,
-        start=config.start_timestep
-        if first
-        else config.grid_startstep
-        if tiled
-        else config.upscale_startstep,
+        start=config.start_timestep if first else later_start,
         repeats=config.repaint_steps if first else 0,
         num_steps=config.num_steps if first else _given(config.upscale_num_steps),
-        candidates=config.first_stage_batch if first and len(grid) == 1 else 1,
+        candidates=config.first_stage_batch if first and config.mode != "segments" else 1,
         grid=tuple(grid),
-        boxes=tuple(box for box in grid if touches(box, mask)),
+        boxes=tuple(boxes or grid),
     )
 
 

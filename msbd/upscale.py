@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .crops import Box
-from .resize import resize, sharpen, take
+from .resize import low_pass, resize, sharpen, take
 
 _PIECE, _CONTEXT = 256, 16  # pixels: pieces the net sees at a time, and what it sees around each
 
@@ -43,6 +43,18 @@ def super_resolve(
     raise ValueError(f"upscaling_mode is {mode!r}; expected rrdb, bilinear, bicubic, sharpen or none")
 
 
+def low_pass_reference(reference: Tensor, input_size: tuple[int, int], mode: str) -> Tensor:
+    """LP(x_in) of line 20: `reference` (1, 3, H, W), as sharp as the `input_size` picture that was enlarged to its size (A.2).
+
+    `mode` "matching" is the paper's; "half" goes through half the size, "no" leaves it sharp (the ablations of A.4).
+    """
+    if mode == "no":
+        return reference
+    if mode == "half":
+        return low_pass(reference, (max(1, reference.shape[-2] // 2), max(1, reference.shape[-1] // 2)))
+    return low_pass(reference, input_size)
+
+
 def _in_pieces(upscaler: Callable[[Tensor], Tensor], image: Tensor) -> Tensor:
     """The upscaler over a whole picture in pieces, each with context around it, so that memory does not grow with the picture."""
     height, width = image.shape[-2:]
@@ -51,7 +63,10 @@ def _in_pieces(upscaler: Callable[[Tensor], Tensor], image: Tensor) -> Tensor:
         row = []
         for left in range(0, width, _PIECE):
             h, w = min(_PIECE, height - top), min(_PIECE, width - left)
-            piece = take(image, Box(top - _CONTEXT, left - _CONTEXT, h + 2 * _CONTEXT, w + 2 * _CONTEXT))
+            rows_seen, columns_seen = (
+                side + -side % 4 + 2 * _CONTEXT for side in (h, w)
+            )  # x2, x1: multiples of 4
+            piece = take(image, Box(top - _CONTEXT, left - _CONTEXT, rows_seen, columns_seen))
             large = _run(upscaler, piece)
             scale = large.shape[-1] // piece.shape[-1]
             edge = scale * _CONTEXT

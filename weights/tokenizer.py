@@ -66,6 +66,10 @@ class PromptTokenizer:
         """Tokens that `prompt` needs, start and end included; above 77 its tail is cut off."""
         return len(self._pieces(prompt)) + 2
 
+    def save(self, path: str | Path) -> None:
+        """Write `tokenizer.json`, which `load_tokenizer` reads."""
+        self._tokenizer.save(str(path))
+
     def _pieces(self, prompt: str) -> list[int]:
         # One prompt at a time: encode_batch starts threads, which then warn whenever the process forks data workers.
         return self._tokenizer.encode(prompt, add_special_tokens=False).ids

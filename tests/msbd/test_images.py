@@ -205,8 +205,16 @@ def test_png_metadata_can_be_read_back(tmp_path: Path) -> None:
     assert third.startswith("Seed: 7, Steps: 50")
 
 
+def test_webp_is_lossless_also_under_transparency(tmp_path: Path) -> None:
+    pixels, alpha = noise(), np.zeros_like(noise()[..., 0])
+    save_image(pixels, tmp_path / "a.webp", alpha=alpha)
+    photo = load_image(tmp_path / "a.webp")
+    assert np.array_equal(photo.pixels, pixels)
+    assert photo.alpha is not None and np.array_equal(photo.alpha, alpha)
+
+
 @pytest.mark.parametrize("suffix", ["jpg", "JPEG", "webp"])
-def test_lossy_formats_are_close_and_carry_metadata(suffix: str, tmp_path: Path) -> None:
+def test_other_formats_than_png_are_close_and_carry_metadata(suffix: str, tmp_path: Path) -> None:
     pixels = np.linspace(0, 255, 40 * 60 * 3).reshape(40, 60, 3).astype(np.uint8)
     path = tmp_path / f"a.{suffix}"
     save_image(pixels, path, metadata={"prompt": "Größe", "seed": 7}, icc_profile=SRGB)

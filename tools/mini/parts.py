@@ -2,7 +2,9 @@
 
 import math
 from functools import cache
+from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -10,22 +12,38 @@ from torch import Tensor, nn
 from msbd.degrade import apply, sample_parameters
 from nets.clip import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig
 from nets.rrdb import RRDBConfig, RRDBNet
+from nets.unet import UNet, UNetConfig
 from nets.vae import AutoencoderKL, VAEConfig
+from samplers.schedule import make_alphas_cumprod, make_betas, q_sample
 from weights.tokenizer import PromptTokenizer, train_tokenizer
 
-from .data import NATIVE, abstract_pictures, training_pictures
+from .data import NATIVE, abstract_pictures, runs_folder, training_pictures
 from .scenes import CLOSE_UP, DEGRADED, all_captions
-from .train import Recipe
+from .train import Recipe, trained
 
 VAE = VAEConfig(
     block_out_channels=(32, 64, 96, 96), layers_per_block=1, norm_num_groups=8, mid_attention=False
+)
+UNET = UNetConfig(
+    block_out_channels=(64, 96, 160),
+    layers_per_block=1,
+    cross_attention_dim=128,
+    attention_head_dim=4,
+    down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+    up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+    norm_num_groups=16,
 )
 RRDB = RRDBConfig(scale=4, num_feat=32, num_block=3, num_grow_ch=16)
 
 
 def clip_config(vocab_size: int) -> CLIPConfig:
     """About 2 M parameters: four layers of width 128 on either side, 64 patches."""
-    size = {"hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 4, "num_attention_heads": 4}
+    size: dict[str, Any] = {
+        "hidden_size": 128,
+        "intermediate_size": 512,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+    }
     text = CLIPTextConfig(**size, vocab_size=vocab_size, eos_token_id=vocab_size - 1)
     vision = CLIPVisionConfig(**size, image_size=NATIVE, patch_size=16)
     return CLIPConfig(text=text, vision=vision, projection_dim=128)
@@ -93,7 +111,7 @@ class RRDBPart:
     """x4 super-resolution of degraded pictures: L1."""
 
     name = "rrdb"
-    recipe = Recipe(steps=3000, batch=16, learning_rate=8e-4)
+    recipe = Recipe(steps=2000, batch=16, learning_rate=8e-4)
 
     def __init__(self) -> None:
         self.net = RRDBNet(RRDB)
@@ -103,7 +121,10 @@ class RRDBPart:
         """Restoration of a batch of 64-px crops from 16-px degraded ones, in [0, 1]."""
         device = next(self.net.parameters()).device
         images = self.data.crops(self.recipe.batch, 64, generator) / 2 + 0.5
-        small = torch.cat([apply(image, sample_parameters(generator)) for image in images[:, None]])
+        with torch.autocast(
+            "cpu", enabled=False
+        ):  # the degradation is data: in float32 whatever the net runs in
+            small = torch.cat([apply(image, sample_parameters(generator)) for image in images[:, None]])
         error = self.net(small.to(device)).float() - images.to(device)
         psnr = -10 * torch.log10(error.square().mean())
         return error.abs().mean(), {"psnr": psnr.item()}
@@ -138,3 +159,54 @@ class CLIPPart:
         loss = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
         right = same.gather(1, logits.argmax(1, keepdim=True)).mean()
         return loss, {"accuracy": right.item()}
+
+
+class UNetPart:
+    """Text to picture on the trained VAE's latents and the trained CLIP's text states: epsilon, mean squared error."""
+
+    name = "unet"
+    recipe = Recipe(steps=3200, batch=32, learning_rate=8e-4, weight_decay=0.01, ema=0.998, bfloat16=False)
+    dropped = 0.1  # of the captions are empty, for classifier-free guidance
+
+    def __init__(self) -> None:
+        self.net = UNet(UNET)
+        self.captions = training_pictures().captions
+        self.latents, self.scaling_factor = latents()
+        self.text = trained(CLIPPart(), device=torch.device("cpu")).text_model
+        self.alphas_cumprod = make_alphas_cumprod(make_betas())
+
+    def loss(self, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        """|eps - eps_theta|^2 at uniform timesteps (Ho et al. 2020, eq. 14), half of the pictures mirrored."""
+        device = next(self.net.parameters()).device
+        index = draw(self.recipe.batch, len(self.captions), generator)
+        mirrored = draw(self.recipe.batch, 2, generator)
+        z = torch.from_numpy(self.latents[mirrored.numpy(), index.numpy()]).float() * self.scaling_factor
+        t = draw(self.recipe.batch, len(self.alphas_cumprod), generator)
+        noise = torch.randn(z.shape, generator=generator)
+        kept = torch.rand(self.recipe.batch, generator=generator) >= self.dropped
+        captions = [
+            self.captions[i] if keep else "" for i, keep in zip(index.tolist(), kept.tolist(), strict=True)
+        ]
+        with torch.no_grad():
+            context = self.text(mini_tokenizer()(captions)).to(device)
+        x = q_sample(z, t, self.alphas_cumprod, noise)
+        error = self.net(x.to(device), t.to(device), context).float() - noise.to(device)
+        return error.square().mean(), {}
+
+
+def latents() -> tuple[Any, float]:
+    """The training pictures' latents (2, N, 4, 16, 16) float16, unscaled, as they are and mirrored; and 1 / their deviation."""
+    stored = runs_folder() / "data" / "latents.npy"
+    if not stored.exists():
+        vae, pictures = trained(VAEPart(), device=torch.device("cpu")), training_pictures()
+        made = np.empty((2, len(pictures.captions), 4, NATIVE // 8, NATIVE // 8), np.float16)
+        for start in range(0, len(pictures.captions), 64):
+            images = pictures.batch(range(start, min(start + 64, len(pictures.captions))))
+            for side, batch in enumerate((images, images.flip(-1))):
+                made[side, start : start + len(batch)] = vae.encode(batch).mean.numpy()
+        np.save(stored, made)
+    loaded = np.load(stored)
+    return loaded, float(1 / loaded.astype(np.float32).std())
+
+
+PARTS = {part.name: part for part in (VAEPart, CLIPPart, UNetPart, RRDBPart)}

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-Array = NDArray[np.float32]
+Array = NDArray[Any]  # float32 nearly everywhere
 
 _LATTICE = np.random.default_rng(20221024).uniform(-1, 1, (256, 256)).astype(np.float32)
 _DARK = np.array([0.09, 0.09, 0.11], np.float32)  # tyres, doors

@@ -11,6 +11,7 @@ from typing import Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from .data import runs_folder
@@ -28,6 +29,7 @@ class Recipe:
     ema: float = 0.995  # of the averaged weights, which are the ones that are kept
     clip: float = 1.0  # largest gradient norm
     seed: int = 0
+    bfloat16: bool = True  # autocast where that is fast; the narrow U-Net gains nothing from it
 
 
 class Part(Protocol):
@@ -50,12 +52,10 @@ def train(part: Part, *, device: torch.device, folder: Path | None = None) -> nn
     folder = runs_folder() if folder is None else folder
     folder.mkdir(parents=True, exist_ok=True)
     recipe, net = part.recipe, part.net.to(device).train()
-    if device.type == "cpu" and any(isinstance(m, nn.Conv2d) for m in net.modules()):
+    if recipe.bfloat16 and fast_bfloat16(device):
         net.to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(net.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
-    average = torch.optim.swa_utils.AveragedModel(
-        net, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(recipe.ema)
-    )
+    average = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema))
     checkpoint = folder / f"{part.name}.pt"
     start = _resume(checkpoint, net, average, optimizer)
     saved = time.monotonic()
@@ -92,7 +92,7 @@ def _one_step(
     part: Part, optimizer: torch.optim.Optimizer, step: int, device: torch.device
 ) -> dict[str, float]:
     generator = torch.Generator().manual_seed(part.recipe.seed * 1_000_003 + step)
-    with torch.autocast(device.type, torch.bfloat16, enabled=fast_bfloat16(device)):
+    with torch.autocast(device.type, torch.bfloat16, enabled=part.recipe.bfloat16 and fast_bfloat16(device)):
         loss, figures = part.loss(generator)
     if not torch.isfinite(loss):
         raise FloatingPointError(

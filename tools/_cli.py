@@ -1,0 +1,287 @@
+"""What the command lines share: options, the choice of a device, progress, and errors told in one line.
+
+Nothing here imports torch when it is itself imported, so that `--help` answers at once.
+"""
+
+import argparse
+import ast
+import importlib.util
+import math
+import os
+import sys
+import tomllib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+    from msbd.progress import EditStep
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+# ---- options ----------------------------------------------------------------------------------------------------------------
+
+
+def add_shared_options(parser: argparse.ArgumentParser) -> None:
+    """--device, --dtype, --seed, --quiet, --debug and --version."""
+    group = parser.add_argument_group("running")
+    group.add_argument(
+        "--device",
+        choices=("auto", "cpu", "cuda", "mps"),
+        default="auto",
+        help="where to compute (default: auto: the GPU if there is one)",
+    )
+    group.add_argument(
+        "--dtype",
+        choices=("auto", "float32", "bfloat16", "float16"),
+        default="auto",
+        help="of the U-Net (default: auto: float16 on CUDA, float32 elsewhere)",
+    )
+    group.add_argument(
+        "--seed",
+        type=int,
+        default=0,
+        metavar="N",
+        help="of all noise; the same seed gives the same picture (default: 0)",
+    )
+    group.add_argument("--quiet", action="store_true", help="print nothing but errors")
+    group.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    group.add_argument("--version", action="version", version=f"msbd {version()}")
+
+
+def version() -> str:
+    """The project's version, from pyproject.toml: it runs from a checkout, installed nowhere."""
+    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
+
+
+@dataclass(frozen=True)
+class Option:
+    """One field of a config class."""
+
+    name: str
+    kind: type  # int, float, str or bool
+    choices: tuple[str, ...]  # empty: anything of that kind
+    default: Any
+
+
+def read_options(path: Path, name: str) -> dict[str, Option]:
+    """The fields of the dataclass `name` in the file `path`, read off its source.
+
+    Its module cannot be imported for a `--help`: it needs torch, which takes seconds. Fields are annotated with int,
+    float, str, bool or a Literal of strings, bare or `| None`, and their defaults are literals.
+    """
+    module = ast.parse(path.read_text(encoding="utf-8"))
+    aliases = {
+        target.id: node.value
+        for node in module.body
+        if isinstance(node, ast.Assign)
+        for target in node.targets
+        if isinstance(target, ast.Name)
+    }
+    body = next(node.body for node in module.body if isinstance(node, ast.ClassDef) and node.name == name)
+    fields = [node for node in body if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)]
+    options = [
+        _read_option(ast.unparse(node.target), node.annotation, node.value, aliases) for node in fields
+    ]
+    return {option.name: option for option in options}
+
+
+def _read_option(
+    name: str, kind: ast.expr, default: ast.expr | None, aliases: Mapping[str, ast.expr]
+) -> Option:
+    if isinstance(kind, ast.BinOp):  # int | None
+        kind = kind.left
+    if isinstance(kind, ast.Name):
+        kind = aliases.get(kind.id, kind)
+    choices = ast.literal_eval(kind.slice) if isinstance(kind, ast.Subscript) else ()
+    kinds = {"int": int, "float": float, "str": str, "bool": bool}
+    assert default is not None, f"{name} has no default"
+    return Option(name, str if choices else kinds[ast.unparse(kind)], choices, ast.literal_eval(default))
+
+
+def add_config_options(
+    parser: argparse.ArgumentParser, options: Mapping[str, Option],
+    table: Mapping[str, Mapping[str, str]], flags: Mapping[str, str],
+) -> None:  # fmt: skip
+    """A flag for each option of `table` (group -> field -> help text), in `table`'s order.
+
+    Its name is the field's with hyphens, or what `flags` says. A flag that is not given leaves nothing behind, so that a
+    preset shows through; `given_options` collects the others.
+    """
+    for title, rows in table.items():
+        group = parser.add_argument_group(title)
+        for name, text in rows.items():
+            option = options[name]
+            flag = flags.get(name, "--" + name.replace("_", "-"))
+            settings: dict[str, Any] = {
+                "dest": name,
+                "default": argparse.SUPPRESS,
+                "help": text + _default(option),
+            }
+            if option.kind is bool:
+                group.add_argument(flag, action=argparse.BooleanOptionalAction, **settings)
+            elif option.choices:
+                group.add_argument(flag, choices=option.choices, **settings)
+            else:
+                kind, metavar = {int: (int, "N"), float: (finite, "X"), str: (str, "TEXT")}[option.kind]
+                group.add_argument(flag, type=kind, metavar=metavar, **settings)
+
+
+def given_options(args: argparse.Namespace, options: Mapping[str, Option]) -> dict[str, Any]:
+    """The options that the command line gave, by field name."""
+    return {name: value for name, value in vars(args).items() if name in options}
+
+
+def finite(text: str) -> float:
+    """A number for argparse; "nan" and "inf" are none."""
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError
+    return value
+
+
+finite.__name__ = "number"  # argparse: "invalid number value: 'nan'"
+
+
+def _default(option: Option) -> str:
+    if option.default is None or option.default == "":
+        return ""  # the text says what happens then
+    shown = ("no", "yes")[option.default] if option.kind is bool else option.default
+    return f" (default: {shown})"
+
+
+# ---- files ------------------------------------------------------------------------------------------------------------------
+
+
+def check_outputs(outputs: Mapping[str, Path], inputs: Mapping[str, Path]) -> None:
+    """ValueError unless each of `outputs` (flag -> path) can be written, and is neither an input nor another output."""
+    for flag, path in outputs.items():
+        if path.is_dir():
+            raise ValueError(f"{path}: a folder; {flag} takes a file name")
+        if not path.parent.is_dir():
+            raise ValueError(f"{path}: the folder {path.parent} does not exist; make it first")
+        if not os.access(path.parent, os.W_OK) or (path.exists() and not os.access(path, os.W_OK)):
+            raise ValueError(
+                f"{path}: no permission to write there; {flag} takes a place that you may write to"
+            )
+        for other, taken in inputs.items():
+            if same_file(path, taken):
+                raise ValueError(f"{path}: {flag} would overwrite what {other} reads; take another name")
+    for (flag, path), (other, taken) in combinations(outputs.items(), 2):
+        if same_file(path, taken):
+            raise ValueError(f"{path}: both {flag} and {other} would be written there; take another name")
+
+
+def same_file(one: Path, other: Path) -> bool:
+    """Whether both paths lead to one file, by links or by spelling, existing or not."""
+    return one.resolve() == other.resolve() or (one.exists() and other.exists() and one.samefile(other))
+
+
+# ---- device -----------------------------------------------------------------------------------------------------------------
+
+
+def choose_device(device: str, dtype: str) -> "tuple[torch.device, torch.dtype]":
+    """What the words of --device and --dtype mean on this machine. ValueError for what it does not have."""
+    import torch
+
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if device == "auto":
+        device = next(name for name, available in there.items() if available)
+    if not there[device]:
+        raise ValueError(f"--device {device}: this machine has none that torch can use; take --device cpu")
+    if device == "cpu" and dtype == "float16":
+        raise ValueError("--dtype float16 is for GPUs; on a CPU take float32 or bfloat16")
+    if dtype == "auto":
+        dtype = "float16" if device == "cuda" else "float32"
+    return torch.device(device), getattr(torch, dtype)
+
+
+# ---- progress ---------------------------------------------------------------------------------------------------------------
+
+
+class Progress:
+    """One line per task of a stage, with the time left; silent where stderr is not a terminal."""
+
+    def __init__(self, *, quiet: bool) -> None:
+        from tqdm import tqdm
+
+        self._open = tqdm
+        self._disable = True if quiet else None  # None: ask the terminal
+        self._bar: Any = None
+        self._title = ""
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def __call__(self, at: "EditStep") -> None:
+        title = f"{at.stage}, {at.task}"
+        if title != self._title:
+            self.__exit__()
+            self._title = title
+            self._bar = self._open(total=at.total, desc=title, disable=self._disable, dynamic_ncols=True)
+        self._bar.update(at.step - self._bar.n)
+
+
+# ---- errors -----------------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Outcome:
+    """How a run ended: `exit_code` 0, 1 for an expected failure, 130 when interrupted."""
+
+    exit_code: int = 0
+
+
+@contextmanager
+def report_errors(*, debug: bool = False) -> Iterator[Outcome]:
+    """Turn what can be expected to go wrong into one line on stderr and an exit code; with `debug` let it pass."""
+    outcome = Outcome()
+    try:
+        yield outcome
+    except KeyboardInterrupt:
+        if debug:
+            raise
+        outcome.exit_code = 130  # 128 + SIGINT, as shells have it
+        print("interrupted", file=sys.stderr)
+    except Exception as error:
+        message = None if debug else _expected(error)
+        if message is None:
+            raise
+        outcome.exit_code = 1
+        print("error: " + " ".join(message.split()), file=sys.stderr)
+
+
+def _expected(error: Exception) -> str | None:
+    """The line for an error that is the user's to solve; None for one that is ours."""
+    torch = sys.modules.get("torch")
+    text = str(error) or type(error).__name__
+    if (
+        isinstance(error, MemoryError)
+        or (torch and isinstance(error, torch.OutOfMemoryError))
+        or "allocate memory" in text
+    ):
+        return "out of memory; take fewer candidates, smaller tiles or --tile-batch 1, or --device cpu"
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return text if isinstance(error, (ValueError, OSError, ImportError)) else None
+
+
+def check_not_shadowed() -> None:
+    """Fail early if another `nets`, `samplers`, `weights` or `msbd` on sys.path hides ours. Raises ImportError."""
+    for name in ("msbd", "nets", "samplers", "weights"):
+        spec = importlib.util.find_spec(name)  # finds, does not import
+        origin = Path(spec.origin).resolve() if spec and spec.origin else None
+        if origin != ROOT / name / "__init__.py":
+            raise ImportError(
+                f"`{name}` resolves to {origin}, not to {ROOT / name}: run `python -m tools.edit` from {ROOT}"
+            )

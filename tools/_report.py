@@ -1,0 +1,100 @@
+"""What the measuring commands share: figures with their intervals, an aligned table, JSON, sheets of pictures."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from msbd.images import save_image, to_pixels
+from msbd.metrics import bootstrap_interval, wilson_interval
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One measured number, its 95 % interval, on how many samples, and what was asked of it."""
+
+    name: str
+    value: float
+    low: float
+    high: float
+    count: int
+    unit: str = ""
+    asked: float | None = None  # at least this much
+
+    @property
+    def reached(self) -> bool | None:
+        """Whether `value` is what was asked for; None if nothing was."""
+        return None if self.asked is None else self.value >= self.asked
+
+    @property
+    def text(self) -> str:
+        """The value and its interval, "91.7 (85.3 .. 95.4)"; a hyphen where nothing was measured."""
+        digits = 1 if self.unit == "%" else 2
+        if self.count == 0:
+            return "-"
+        return f"{self.value:.{digits}f} ({self.low:.{digits}f} .. {self.high:.{digits}f})"
+
+
+def share(name: str, right: Sequence[bool], asked: float | None = None) -> Figure:
+    """The percentage of `right`, with Wilson's interval."""
+    if not right:
+        return Figure(name, float("nan"), float("nan"), float("nan"), 0, "%", asked)
+    low, high = wilson_interval(sum(right), len(right))
+    return Figure(name, 100 * sum(right) / len(right), 100 * low, 100 * high, len(right), "%", asked)
+
+
+def mean(name: str, values: Sequence[float], unit: str, asked: float | None = None) -> Figure:
+    """The mean of `values`, with the bootstrap's interval."""
+    if not values:
+        return Figure(name, float("nan"), float("nan"), float("nan"), 0, unit, asked)
+    low, high = bootstrap_interval(values)
+    return Figure(name, sum(values) / len(values), low, high, len(values), unit, asked)
+
+
+def figures_table(figures: Sequence[Figure]) -> str:
+    """One line a figure: name, value, 95 % interval, n, what was asked and whether it was reached."""
+    lines = [["", "unit", "value (95 % interval)", "n", "asked", ""]]
+    for figure in figures:
+        asked = "" if figure.asked is None else f">= {figure.asked:g}"
+        lines.append([figure.name, figure.unit, figure.text, str(figure.count), asked,
+                      {True: "reached", False: "NOT reached", None: ""}[figure.reached]])  # fmt: skip
+    return table(lines)
+
+
+def table(lines: Sequence[Sequence[str]]) -> str:
+    """`lines` of equally many cells in columns: the first flush left, the others flush right, a rule below the first line."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+
+    def one(cells: Sequence[str]) -> str:
+        padded = [c.rjust(w) if i else c.ljust(w) for i, (c, w) in enumerate(zip(cells, widths, strict=True))]
+        return "  ".join(padded).rstrip()
+
+    return "\n".join([one(lines[0]), "-" * (sum(widths) + 2 * len(widths) - 2), *map(one, lines[1:])])
+
+
+def write_json(path: Path, figures: Sequence[Figure], **more: Any) -> None:
+    """The figures (those that were measured), and whatever else belongs to the run, as JSON."""
+    entries = [asdict(figure) | {"reached": figure.reached} for figure in figures if figure.count]
+    path.write_text(json.dumps({**more, "figures": entries}, indent=1) + "\n")
+
+
+def write_sheet(
+    path: Path, pictures: Sequence[Tensor], columns: int, wrong: Sequence[bool] | None = None
+) -> None:
+    """One PNG of equally large `pictures` (3, H, W) in [-1, 1], `columns` in a row; the `wrong` ones get a red frame."""
+    cells = []
+    for number, picture in enumerate(pictures):
+        bad = wrong is not None and wrong[number]
+        cell = np.pad(to_pixels(picture[None].cpu()), ((3, 3), (3, 3), (0, 0)), constant_values=255)
+        if bad:
+            frame = np.ones(cell.shape[:2], bool)
+            frame[3:-3, 3:-3] = False
+            cell[frame] = (220, 0, 0)
+        cells.append(cell)
+    cells += [np.full_like(cells[0], 255)] * (-len(cells) % columns)
+    rows = [np.concatenate(cells[i : i + columns], axis=1) for i in range(0, len(cells), columns)]
+    save_image(np.concatenate(rows), path)

@@ -1,0 +1,121 @@
+"""Measure edits on scenes whose truth is known.
+
+python -m tools.evaluate edit            is the asked thing there, in the asked colour? The method beside its baselines
+python -m tools.evaluate decoder-opt     what decoder optimisation does to the background and to the edge of the mask
+
+Each edit's figures are kept under the runs folder as soon as they are there, by model and options: a run that was cut off goes
+on, and parts of it (--start, --count) may run side by side. --fresh forgets them; do that after changing the code.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from tools._cli import add_shared_options, check_not_shadowed, choose_device, report_errors
+
+MODES = ("msbd", "naive", "segments", "first-stage-only")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """One sub-command per measurement."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.evaluate",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    jobs = parser.add_subparsers(dest="job", required=True)
+    edit = jobs.add_parser("edit", help="asked colour, CLIP's preference, asked object, seconds")
+    edit.add_argument(
+        "--modes",
+        nargs="+",
+        choices=MODES,
+        default=["msbd", "naive", "segments"],
+        help="what to compare; msbd also runs with one candidate (default: msbd naive segments)",
+    )
+    edit.add_argument(
+        "--first-stage-batch", type=int, default=5, metavar="B", help="msbd's candidates (default: 5)"
+    )
+    edit.add_argument(
+        "--naive-batch",
+        type=int,
+        default=1,
+        metavar="B",
+        help="candidates of naive, each as dear as eight of msbd's (default: 1)",
+    )
+    edit.add_argument("--decoder-optimization", action="store_true", help="with it (default: without)")
+    _add_common(edit, scenes=48)
+    decoder = jobs.add_parser("decoder-opt", help="with and without decoder optimisation, paired")
+    decoder.add_argument(
+        "--first-stage-batch", type=int, default=1, metavar="B", help="candidates (default: 1)"
+    )
+    decoder.add_argument("--steps", type=int, default=100, metavar="N", help="of Adam (default: 100)")
+    _add_common(decoder, scenes=16)
+    return parser  # fmt: skip
+
+
+def _add_common(parser: argparse.ArgumentParser, *, scenes: int) -> None:
+    parser.add_argument(
+        "--model", default="mini", help="a name, or a folder laid out as weights/mini (default: mini)"
+    )
+    parser.add_argument("--scenes", type=int, default=scenes, metavar="N", help=f"in all (default: {scenes})")
+    parser.add_argument(
+        "--size", type=int, default=384, metavar="PIXELS", help="of a scene's sides (default: 384)"
+    )
+    parser.add_argument("--num-steps", type=int, default=50, metavar="N", help="T of the edit (default: 50)")
+    parser.add_argument(
+        "--repaint-steps", type=int, default=5, metavar="R", help="R of the edit (default: 5)"
+    )
+    parser.add_argument(
+        "--start", type=int, default=0, metavar="N", help="first scene to compute now (default: 0)"
+    )
+    parser.add_argument(
+        "--count", type=int, metavar="N", help="scenes to compute now (default: all from --start)"
+    )
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="also write the figures and every edit's record there"
+    )
+    parser.add_argument(
+        "--pictures",
+        type=Path,
+        metavar="DIR",
+        help="also write every result, and rows of source | truth | results, there",
+    )
+    parser.add_argument("--fresh", action="store_true", help="forget earlier figures for these options")
+    add_shared_options(parser)  # fmt: skip
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one measurement; exit code 0, or 1 if it could not be done. A figure not reached is no failure."""
+    args = build_parser().parse_args(argv)
+    with report_errors(debug=args.debug) as outcome:
+        check_not_shadowed()
+        text = _measure(args)
+        if not args.quiet:
+            print(text)
+    return outcome.exit_code
+
+
+def _measure(args: argparse.Namespace) -> str:
+    from msbd.load import load_edit_pipeline, model_hash
+    from msbd.plan import EditConfig
+    from tools._edit_trials import Ledger, decoder_report, edit_report, make_trials, run_trials
+
+    device, dtype = choose_device(args.device, args.dtype)
+    base = EditConfig(num_steps=args.num_steps, repaint_steps=args.repaint_steps)
+    trials = make_trials(args, base)
+    for folder in (args.pictures, args.json and args.json.parent):
+        if folder:
+            folder.mkdir(parents=True, exist_ok=True)
+    digest = model_hash(args.model)
+    pipe = load_edit_pipeline(args.model, device=device, dtype=dtype)
+    words = f"{args.job}-{digest}-{args.size}-{args.seed}-{device.type}-{str(dtype).removeprefix('torch.')}"
+    ledger = Ledger(words, fresh=args.fresh)
+    run_trials(pipe, trials, ledger, args)
+    report = edit_report if args.job == "edit" else decoder_report
+    settings = {"model": str(args.model), "hash": digest, "device": device.type, "size": args.size}
+    return report(trials, ledger, args, settings)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,72 @@
+"""Held-out figures of the mini bundle: is every net good enough for what it is there for?
+
+Nothing heavy is imported until it is run, so that `--help` answers at once.
+"""
+
+import argparse
+import time
+from pathlib import Path
+
+from tools._cli import add_shared_options, choose_device, report_errors
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of `python -m tools.mini evaluate`."""
+    parser.add_argument(
+        "--model", default="mini", help="a name, or a folder laid out as weights/mini (default: mini)"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures there")
+    parser.add_argument("--pictures", type=Path, metavar="DIR", help="also write sheets of pictures there")
+    parser.add_argument(
+        "--pairs", type=int, default=64, metavar="N", help="pictures for VAE and RRDB (default: 64)"
+    )
+    parser.add_argument(
+        "--samples", type=int, default=96, metavar="N", help="text-to-image samples (default: 96)"
+    )
+    parser.add_argument("--steps", type=int, default=50, metavar="N", help="of DDIM (default: 50)")
+    add_shared_options(parser)  # fmt: skip
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure, print one table; exit code 0, or 1 if it could not be done. A figure not reached is no failure."""
+    with report_errors(debug=args.debug) as outcome:
+        started = time.perf_counter()
+        text = evaluate(args)
+        if not args.quiet:
+            print(f"{text}\n{time.perf_counter() - started:.0f} s")
+    return outcome.exit_code
+
+
+def evaluate(args: argparse.Namespace) -> str:
+    """All measurements with the options of `add_arguments`; the table. Writes what was asked for besides."""
+    from msbd.load import load_edit_pipeline, model_hash
+    from tools._report import figures_table, write_json
+
+    from . import figures
+    from .judge import load_judge
+
+    device, dtype = choose_device(args.device, args.dtype)
+    pipe = load_edit_pipeline(args.model, device=device, dtype=dtype)
+    if args.pictures:
+        args.pictures.mkdir(parents=True, exist_ok=True)
+    judge = load_judge()
+    samples = figures.text_to_image(
+        pipe, judge, count=args.samples, steps=args.steps, seed=args.seed, quiet=args.quiet
+    )
+    found = [
+        *figures.vae_figures(pipe, args.pairs, args.pictures),
+        *figures.rrdb_figures(pipe, args.pairs, args.pictures),
+        figures.clip_figure(pipe),
+        *figures.sample_figures(samples, args.pictures),
+        *figures.judge_figures(judge),
+    ]
+    if args.json:
+        details = [sample.record for sample in samples]
+        settings = {
+            "model": str(args.model),
+            "hash": model_hash(args.model),
+            "steps": args.steps,
+            "seed": args.seed,
+        }
+        write_json(args.json, found, **settings, samples=details)
+    return figures_table(found)

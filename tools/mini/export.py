@@ -1,0 +1,55 @@
+"""Write the trained parts as the bundle's files: float16 safetensors with their config in the metadata."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from weights.files import write_safetensors
+from weights.registry import MINI
+
+from .data import NATIVE
+from .parts import PARTS, clip_config, latents, mini_tokenizer
+from .train import trained
+
+GUIDANCE = 4.0  # what `python -m tools.mini evaluate` is run with
+
+
+def export(names: list[str], folder: Path = MINI) -> list[Path]:
+    """Write the parts `names` from their last checkpoints into `folder`, and the tokenizer; the paths written."""
+    folder.mkdir(parents=True, exist_ok=True)
+    mini_tokenizer().save(folder / "tokenizer.json")
+    written = [folder / "tokenizer.json"]
+    for name in names:
+        part = PARTS[name]()
+        state = trained(part, device=torch.device("cpu")).state_dict()
+        tensors = {key: value.to(torch.float16).contiguous() for key, value in state.items()}
+        written.append(folder / f"{name}.safetensors")
+        write_safetensors(
+            written[-1], tensors, {"config": json.dumps(asdict(part.net.config) | _beside(name))}
+        )
+    return written
+
+
+def _beside(name: str) -> dict[str, Any]:
+    """What is not a size of the net but needed to use it."""
+    if name == "vae":
+        return {"scaling_factor": latents()[1]}
+    if name == "unet":
+        return {
+            "native": NATIVE,
+            "multiple": 16,
+            "guidance_scale": GUIDANCE,
+            "prediction_type": "epsilon",
+            "beta_schedule": "scaled_linear",
+            "beta_start": 0.00085,
+            "beta_end": 0.012,
+        }
+    if name == "clip":
+        return asdict(clip_config(mini_tokenizer().vocab_size)) | {
+            "image_mean": [0.5] * 3,
+            "image_std": [0.5] * 3,
+        }
+    return {}
