@@ -393,17 +393,18 @@ def test_an_exception_in_on_step_leaves_the_nets_as_they_were(task: str) -> None
     vae = tiny_vae()
     weights = copy.deepcopy(vae.state_dict())
     pipeline = latent_pipeline(vae=vae)
-    expected = pipeline(IMAGE, MASK, "", config=OPTIMIZE).image
+    config = replace(OPTIMIZE, decoderopt_steps=4)
+    expected = pipeline(IMAGE, MASK, "", config=config).image
 
     def stop(step: EditStep) -> None:
-        if (step.task, step.stage) == (task, "stage 2") and step.step > (task == "optimize") * 3:
+        if (step.task, step.stage) == (task, "stage 2") and step.step >= (3 if task == "optimize" else 1):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        pipeline(IMAGE, MASK, "", config=OPTIMIZE, on_step=stop)
+        pipeline(IMAGE, MASK, "", config=config, on_step=stop)
     assert all(torch.equal(value, weights[name]) for name, value in vae.state_dict().items())
     assert not any(p.requires_grad for p in vae.parameters())
-    assert torch.equal(pipeline(IMAGE, MASK, "", config=OPTIMIZE).image, expected)
+    assert torch.equal(pipeline(IMAGE, MASK, "", config=config).image, expected)
 
 
 # ---- modes, ablations, preset official ---------------------------------------------------------------------
@@ -421,7 +422,7 @@ def test_baselines_paint_the_target(mode: Any) -> None:
     if mode == "segments":
         assert len(stage.boxes) > 4 and {tuple(batch.shape[-2:]) for batch in unet.batches} == {(64, 64)}
     elif mode == "naive":
-        assert stage.size == (112, 112) or stage.size == (128, 128)  # 960 / 512 of 64, in 16s
+        assert stage.size == (112, 128)  # about (64 x 960 / 512)^2 pixels, in 16s
 
 
 @pytest.mark.parametrize(
@@ -445,8 +446,8 @@ def test_baselines_paint_the_target(mode: Any) -> None:
     ids=str,
 )
 def test_every_option_changes_the_picture_inside_the_mask_only(options: dict[str, Any]) -> None:
-    plain = latent_pipeline()(IMAGE, MASK, "", config=FAST).image
-    result = latent_pipeline()(IMAGE, MASK, "", config=replace(FAST, **options)).image
+    plain = latent_pipeline()(IMAGE, MASK, "a house", config=FAST).image
+    result = latent_pipeline()(IMAGE, MASK, "a house", config=replace(FAST, **options)).image
     changed = (result != plain).any(dim=1, keepdim=True)
     assert changed[MASK == 1].float().mean() > 0.01 and not changed[MASK == 0].any()
     assert torch.isfinite(result).all()
@@ -522,7 +523,7 @@ def test_on_step_and_on_picture_follow_the_algorithm() -> None:
     assert [task for task in tasks if task[1] != "decode"] == [
         (stage, task) for stage in stages for task in ("sample", "optimize")
     ]
-    assert set(tasks) == set(f"{key}".split(", ")[0] and tuple(key.split(", ")) for key in result.seconds)
+    assert set(tasks) == {tuple(key.split(", ")) for key in result.seconds}
     for stage in result.plan.stages:
         sampled = [step for step in steps if (step.stage, step.task) == (stage.name, "sample")]
         assert [step.step for step in sampled] == sorted({step.step for step in sampled})

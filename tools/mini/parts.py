@@ -111,7 +111,7 @@ class RRDBPart:
     """x4 super-resolution of degraded pictures: L1."""
 
     name = "rrdb"
-    recipe = Recipe(steps=2000, batch=16, learning_rate=8e-4)
+    recipe = Recipe(steps=8000, batch=16, learning_rate=8e-4)
 
     def __init__(self) -> None:
         self.net = RRDBNet(RRDB)
