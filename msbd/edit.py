@@ -21,11 +21,12 @@ from samplers.repaint import Evaluation, blended_sample, repaint_plan
 from samplers.schedule import Denoiser, NoiseSource, leading_timesteps, q_sample, start_timesteps
 
 from . import official
+from .config import EditConfig, Measures
 from .crops import Box, mask_box
 from .decoder_opt import Segment, optimize_decoder
 from .masks import feather, progressive_dilation, resize_mask
 from .noise import noise_windows
-from .plan import EditConfig, EditPlan, Measures, Stage, check_inputs, plan_edit, stage_cells, stage_mask
+from .plan import EditPlan, Stage, check_inputs, plan_edit, stage_cells, stage_mask
 from .progress import EditStep, reporter
 from .rerank import CLIP_MEAN, CLIP_STD, clip_scores
 from .resize import put_back, resize, take

@@ -24,8 +24,8 @@ from weights.files import WeightsError, read_metadata, read_state_dict, sha256
 from weights.registry import MODELS, find_model, model_files
 from weights.tokenizer import CONTEXT, PromptTokenizer, load_tokenizer
 
+from .config import Measures
 from .edit import EditPipeline
-from .plan import Measures
 from .rerank import CLIP_MEAN, CLIP_STD
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)

@@ -5,9 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from msbd.config import EditConfig
 from msbd.crops import Box
 from msbd.edit import EditPipeline, EditResult
-from msbd.plan import EditConfig
 from msbd.resize import resize
 
 FAST = EditConfig(

@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from msbd.config import Measures
 from msbd.edit import EditPipeline
-from msbd.plan import Measures
 from nets.vae import AutoencoderKL, IdentityAutoencoder, VAEConfig
 from samplers.schedule import make_alphas_cumprod, make_betas
 

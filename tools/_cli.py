@@ -4,7 +4,6 @@ Nothing here imports torch when it is itself imported, so that `--help` answers 
 """
 
 import argparse
-import ast
 import importlib.util
 import math
 import os
@@ -12,10 +11,11 @@ import sys
 import tomllib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import combinations
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import NoneType
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
 if TYPE_CHECKING:
     import torch
@@ -70,39 +70,20 @@ class Option:
     default: Any
 
 
-def read_options(path: Path, name: str) -> dict[str, Option]:
-    """The fields of the dataclass `name` in the file `path`, read off its source.
-
-    Its module cannot be imported for a `--help`: it needs torch, which takes seconds. Fields are annotated with int,
-    float, str, bool or a Literal of strings, bare or `| None`, and their defaults are literals.
-    """
-    module = ast.parse(path.read_text(encoding="utf-8"))
-    aliases = {
-        target.id: node.value
-        for node in module.body
-        if isinstance(node, ast.Assign)
-        for target in node.targets
-        if isinstance(target, ast.Name)
-    }
-    body = next(node.body for node in module.body if isinstance(node, ast.ClassDef) and node.name == name)
-    fields = [node for node in body if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)]
-    options = [
-        _read_option(ast.unparse(node.target), node.annotation, node.value, aliases) for node in fields
-    ]
-    return {option.name: option for option in options}
+def config_options(config: type) -> dict[str, Option]:
+    """The fields of a config dataclass: int, float, str, bool or a Literal of strings, bare or `| None`, each with a default."""
+    hints = get_type_hints(config)
+    return {field.name: _option(field.name, hints[field.name], field.default) for field in fields(config)}
 
 
-def _read_option(
-    name: str, kind: ast.expr, default: ast.expr | None, aliases: Mapping[str, ast.expr]
-) -> Option:
-    if isinstance(kind, ast.BinOp):  # int | None
-        kind = kind.left
-    if isinstance(kind, ast.Name):
-        kind = aliases.get(kind.id, kind)
-    choices = ast.literal_eval(kind.slice) if isinstance(kind, ast.Subscript) else ()
-    kinds = {"int": int, "float": float, "str": str, "bool": bool}
-    assert default is not None, f"{name} has no default"
-    return Option(name, str if choices else kinds[ast.unparse(kind)], choices, ast.literal_eval(default))
+def _option(name: str, hint: Any, default: Any) -> Option:
+    kind = (
+        next((each for each in get_args(hint) if each is not NoneType), hint)
+        if NoneType in get_args(hint)
+        else hint
+    )
+    choices = get_args(kind) if get_origin(kind) is Literal else ()
+    return Option(name, str if choices else kind, choices, default)
 
 
 def add_config_options(

@@ -24,12 +24,12 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from msbd.config import EditConfig
 from msbd.crops import crop_box, mask_box
 from msbd.edit import EditPipeline, EditResult
 from msbd.images import load_image, save_image
 from msbd.masks import dilate
 from msbd.metrics import edge_step, psnr, squared_error
-from msbd.plan import EditConfig
 from msbd.rerank import clip_scores
 from msbd.resize import put_back, resize, take
 

@@ -14,16 +14,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from msbd.config import EditConfig
+
 from ._cli import (
-    ROOT,
     Progress,
     add_config_options,
     add_shared_options,
     check_not_shadowed,
     check_outputs,
     choose_device,
+    config_options,
     given_options,
-    read_options,
     report_errors,
     same_file,
     version,
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 
     from msbd.edit import EditPipeline, EditResult
     from msbd.images import Photo
-    from msbd.plan import EditConfig, EditPlan
+    from msbd.plan import EditPlan
 
 # Preset -> what it sets; explicit flags overrule it. "official" is msbd.official.OPTIONS, which needs torch.
 PRESETS: dict[str, dict[str, Any]] = {
@@ -44,7 +45,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "fast": {"repaint_steps": 1, "first_stage_batch": 2, "num_steps": 25},
 }
 
-OPTIONS = read_options(ROOT / "msbd" / "plan.py", "EditConfig")
+OPTIONS = config_options(EditConfig)
 FLAGS = {"num_steps": "--steps", "upscale_num_steps": "--upscale-steps"}
 
 # What --help says of every option but the seed, in its order. Their defaults are EditConfig's.
@@ -195,10 +196,9 @@ def prepare(args: argparse.Namespace) -> Job:
     )
 
 
-def edit_config(args: argparse.Namespace) -> "EditConfig":
+def edit_config(args: argparse.Namespace) -> EditConfig:
     """The preset's options, overruled by the flags that were given."""
     from msbd.official import OPTIONS as OFFICIAL
-    from msbd.plan import EditConfig
 
     preset = OFFICIAL if args.preset == "official" else PRESETS[args.preset]
     return EditConfig(**{**preset, **given_options(args, OPTIONS)})

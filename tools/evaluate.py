@@ -97,8 +97,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _measure(args: argparse.Namespace) -> str:
+    from msbd.config import EditConfig
     from msbd.load import load_edit_pipeline, model_hash
-    from msbd.plan import EditConfig
     from tools._edit_trials import Ledger, decoder_report, edit_report, make_trials, run_trials
 
     device, dtype = choose_device(args.device, args.dtype)

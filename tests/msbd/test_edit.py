@@ -10,11 +10,12 @@ from tiny import ALPHAS, PullTowards, Recorder, TinyNet, latent_pipeline, pixel_
 from torch import Tensor, nn
 
 from msbd import official
+from msbd.config import EditConfig
 from msbd.crops import Box
 from msbd.edit import EditResult, EditStep
 from msbd.images import composite, to_image, to_pixels
 from msbd.noise import noise_windows
-from msbd.plan import EditConfig, stage_mask
+from msbd.plan import stage_mask
 from msbd.resize import low_pass, resize, take
 from samplers.schedule import q_sample
 

@@ -11,10 +11,11 @@ from tiny import MEASURES, PullTowards, Recorder, latent_pipeline, pixel_pipelin
 from torch import nn
 
 from msbd import official
+from msbd.config import EditConfig
 from msbd.crops import Box
 from msbd.edit import EditStep
 from msbd.noise import noise_windows
-from msbd.plan import EditConfig, stage_mask
+from msbd.plan import stage_mask
 from msbd.resize import resize, take
 
 # ---- decoder optimisation ----------------------------------------------------------------------------------

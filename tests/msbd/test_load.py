@@ -9,9 +9,9 @@ import pytest
 import torch
 from tiny_bundle import RRDB, UNET, VAE, clip_config, write_part, write_tiny_bundle
 
+from msbd.config import EditConfig, Measures
 from msbd.edit import EditPipeline
 from msbd.load import edit_planner, load_edit_pipeline, model_hash, model_parts
-from msbd.plan import EditConfig, Measures
 from msbd.rerank import CLIP_MEAN
 from nets.clip import CLIPModel
 from nets.rrdb import RRDBNet

@@ -17,8 +17,9 @@ from tiny import tiny_vae
 from torch import Tensor
 
 from msbd import official
+from msbd.config import EditConfig, Measures
 from msbd.crops import Box, mask_box
-from msbd.plan import EditConfig, EditPlan, Measures, plan_edit
+from msbd.plan import EditPlan, plan_edit
 from samplers.schedule import make_alphas_cumprod, make_betas
 
 RUNS = ("msbd_full_1024_square", "msbd_small_square", "msbd_small_wide", "msbd_small_grid")

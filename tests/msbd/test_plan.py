@@ -12,8 +12,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from msbd import official
+from msbd.config import EditConfig, Measures
 from msbd.crops import Box, mask_box
-from msbd.plan import EditConfig, EditPlan, Measures, check_inputs, plan_edit, stage_cells, stage_mask
+from msbd.plan import EditPlan, check_inputs, plan_edit, stage_cells, stage_mask
 from msbd.resize import take
 
 SD = Measures()

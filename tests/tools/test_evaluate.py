@@ -8,9 +8,10 @@ import pytest
 import torch
 from tiny_bundle import write_tiny_bundle
 
+from msbd.config import EditConfig, Measures
 from msbd.edit import EditResult
 from msbd.masks import dilate
-from msbd.plan import EditConfig, Measures, plan_edit
+from msbd.plan import plan_edit
 from tools import _edit_trials
 from tools._edit_trials import Ledger, Task, Trial, background_record, fitting_kinds, make_task, make_trials
 from tools.evaluate import build_parser, main

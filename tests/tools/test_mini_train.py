@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,7 +23,7 @@ class Line:
         self.recipe = Recipe(
             steps=steps, batch=16, learning_rate=0.05, warmup=5, ema=0.9, seed=seed, bfloat16=False
         )
-        self.net = nn.Linear(1, 1)
+        self.net: Any = nn.Linear(1, 1)
         self.fail_at: int | None = None
         self.calls = 0
 

@@ -7,7 +7,7 @@ things out, so that "a red ball" alone is understood.
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,12 +99,12 @@ def _uncaptioned(seed: int) -> tuple[NDArray[np.uint8], str]:
     return abstract_picture(seed), ""
 
 
-def _cached(name: str, count: int, make) -> Pictures:  # noqa: ANN001 - a picklable function of a seed
+def _cached(name: str, count: int, make: Callable[[int], tuple[NDArray[np.uint8], str]]) -> Pictures:
     folder = runs_folder() / "data"
     stored, captions = folder / f"{name}-{count}.npy", folder / f"{name}-{count}.json"
     if not captions.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        with ProcessPoolExecutor() as pool:
+        with ProcessPoolExecutor(initializer=torch.set_num_threads, initargs=(1,)) as pool:
             made = list(pool.map(make, range(count), chunksize=64))
         np.save(stored, np.stack([image for image, _ in made]))
         captions.write_text(
@@ -121,7 +121,6 @@ def _shortened(scene: Scene, rng: np.random.Generator) -> str:
 
 
 def _degrade(image: Array, seed: int) -> Array:
-    torch.set_num_threads(1)
     generator = torch.Generator().manual_seed(seed)
     tensor = torch.from_numpy(image).permute(2, 0, 1)[None]
     small = apply(tensor, sample_parameters(generator))

@@ -72,7 +72,7 @@ class Shape:
     draw: Callable[[Array, Array, float, float, int], Surface]
 
 
-def _box(x: Array, y: Array, w: float, h: float, r: float = 0.0) -> Array:
+def _box(x: Array, y: Array, w: Array | float, h: float, r: float = 0.0) -> Array:
     """Signed distance to a box of half sizes w, h with corners rounded by r."""
     dx, dy = np.abs(x) - (w - r), np.abs(y) - (h - r)
     return np.hypot(np.maximum(dx, 0), np.maximum(dy, 0)) + np.minimum(np.maximum(dx, dy), 0) - r

@@ -7,7 +7,7 @@ import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -37,14 +37,14 @@ class Part(Protocol):
 
     name: str
     recipe: Recipe
-    net: nn.Module
+    net: Any  # nn.Module
 
     def loss(self, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         """Loss of one batch drawn with `generator`, and figures to log."""
         ...
 
 
-def train(part: Part, *, device: torch.device, folder: Path | None = None) -> nn.Module:
+def train(part: Part, *, device: torch.device, folder: Path | None = None) -> Any:
     """Train `part.net` to the end of its recipe, from the last checkpoint in `folder` if there is one; return it averaged.
 
     Writes `<name>.pt` (every minute and at the end) and `<name>.jsonl` (a line every 50 steps).
@@ -76,7 +76,7 @@ def train(part: Part, *, device: torch.device, folder: Path | None = None) -> nn
     return average.module.eval().requires_grad_(False)
 
 
-def trained(part: Part, *, device: torch.device, folder: Path | None = None) -> nn.Module:
+def trained(part: Part, *, device: torch.device, folder: Path | None = None) -> Any:
     """The averaged weights of the last checkpoint, in evaluation mode. FileNotFoundError if there is none."""
     checkpoint = (runs_folder() if folder is None else folder) / f"{part.name}.pt"
     if not checkpoint.exists():
