@@ -27,6 +27,7 @@ from tools._report import Figure, mean, share, write_sheet
 
 from .data import held_out_scenes
 from .judge import Judge
+from .parts import RRDB_STRENGTH
 from .scenes import COLOURS, GROUNDS, HELD_OUT, LIGHTS, Scene, random_scene, render
 from .shapes import OBJECTS
 
@@ -62,13 +63,17 @@ def vae_figures(pipe: EditPipeline, count: int = 64, sheet: Path | None = None) 
 
 @torch.no_grad()
 def rrdb_figures(pipe: EditPipeline, count: int = 64, sheet: Path | None = None) -> list[Figure]:
-    """PSNR of degraded held-out scenes enlarged x4, by the upscaler and by bicubic interpolation, and the paired gain."""
+    """PSNR of degraded held-out scenes enlarged x4, by the upscaler and by bicubic interpolation, and the paired gain.
+
+    Degraded as the upscaler's training pictures are (`parts.RRDB_STRENGTH`).
+    """
     assert pipe.upscaler is not None, "the bundle has an upscaler"
     weight = next(pipe.upscaler.parameters())
     learned, plain, shown = [], [], []
     for number, scene in enumerate(held_out_scenes(count)):
         image = picture(scene, pipe.measures.native)
-        small = apply(image / 2 + 0.5, sample_parameters(torch.Generator().manual_seed(number)))
+        generator = torch.Generator().manual_seed(number)
+        small = apply(image / 2 + 0.5, sample_parameters(generator, strength=RRDB_STRENGTH))
         large = to_8_bits(pipe.upscaler(small.to(weight)).float().cpu() * 2 - 1)
         bicubic = to_8_bits(
             F.interpolate(small, image.shape[-2:], mode="bicubic", align_corners=False) * 2 - 1

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from msbd.degrade import apply, sample_parameters
+from msbd.degrade import Strength, apply, sample_parameters
 from nets.clip import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig
 from nets.rrdb import RRDBConfig, RRDBNet
 from nets.unet import UNet, UNetConfig
@@ -34,6 +34,15 @@ UNET = UNetConfig(
     norm_num_groups=16,
 )
 RRDB = RRDBConfig(scale=4, num_feat=32, num_block=3, num_grow_ch=16)
+
+# What the RRDB learns to undo: more blur (a VAE's pictures are soft) and noise than degrade.py's mild ranges.
+RRDB_STRENGTH = Strength(
+    blur_sigma=(0.2, 2.5),
+    noise_probability=0.6,
+    gaussian_sigma=(1 / 255, 20 / 255),
+    jpeg_probability=0.6,
+    jpeg_quality=(40, 95),
+)
 
 
 def clip_config(vocab_size: int) -> CLIPConfig:
@@ -111,7 +120,7 @@ class RRDBPart:
     """x4 super-resolution of degraded pictures: L1."""
 
     name = "rrdb"
-    recipe = Recipe(steps=8000, batch=16, learning_rate=8e-4)
+    recipe = Recipe(steps=5000, batch=16, learning_rate=8e-4)
 
     def __init__(self) -> None:
         self.net = RRDBNet(RRDB)
@@ -124,7 +133,12 @@ class RRDBPart:
         with torch.autocast(
             "cpu", enabled=False
         ):  # the degradation is data: in float32 whatever the net runs in
-            small = torch.cat([apply(image, sample_parameters(generator)) for image in images[:, None]])
+            small = torch.cat(
+                [
+                    apply(image, sample_parameters(generator, strength=RRDB_STRENGTH))
+                    for image in images[:, None]
+                ]
+            )
         error = self.net(small.to(device)).float() - images.to(device)
         psnr = -10 * torch.log10(error.square().mean())
         return error.abs().mean(), {"psnr": psnr.item()}
