@@ -320,7 +320,13 @@ def run(args: argparse.Namespace, job: Job) -> None:
             icc_profile=job.photo.icc_profile,
         )
     if not args.quiet:
-        print("\n".join([*timings(result), f"{'wrote':12} {args.output}"]))
+        written = {
+            "result": args.output,
+            "comparison": args.compare,
+            "candidates": args.candidates,
+            "stages": args.stages,
+        }
+        print("\n".join([*timings(result), *(f"{what:12} {path}" for what, path in written.items() if path)]))
 
 
 def metadata(args: argparse.Namespace, job: Job) -> dict[str, Any]:

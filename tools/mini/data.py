@@ -24,9 +24,9 @@ from .shapes import Array, fbm, smoothstep
 
 NATIVE = 128  # pixels; the mini U-Net's training size
 SCENES = 6000  # captioned training pictures
-ABSTRACTS = (
-    1200  # uncaptioned ones for the VAE and the RRDB: any colour, any edge, so that photographs survive too
-)
+ABSTRACTS = 1200  # uncaptioned ones for VAE and RRDB: any colour and edge, so that photographs survive too
+STAGE = 192  # pixels; the size of a later stage and of its tiles
+STAGES = 2400  # pictures of that size
 
 
 def runs_folder() -> Path:
@@ -57,7 +57,15 @@ def captioned_picture(seed: int, size: int = NATIVE) -> tuple[NDArray[np.uint8],
     image = render(scene, size).image
     if draw > 0.9:
         image, caption = _degrade(image, seed), DEGRADED
-    return _to_bytes(image), _shortened(scene, rng) + caption
+    return to_bytes(image), _shortened(scene, rng) + caption
+
+
+def stage_picture(seed: int) -> tuple[NDArray[np.uint8], str]:
+    """Picture number `seed` (192, 192, 3) of a later stage: a whole view or, two times in three, a part. Never "close up"."""
+    rng = np.random.default_rng([seed, 6])
+    scene = random_scene(seed)
+    view = scene if seed % 3 == 0 else closer(scene, rng)
+    return to_bytes(render(view, STAGE).image), _shortened(scene, rng)
 
 
 def abstract_picture(seed: int, size: int = NATIVE) -> NDArray[np.uint8]:
@@ -77,12 +85,17 @@ def abstract_picture(seed: int, size: int = NATIVE) -> NDArray[np.uint8]:
         edge = smoothstep(0.0, float(10 ** rng.uniform(-2, 0.2)), field - rng.uniform(-0.3, 0.3))
         image += edge[..., None] * (colour() - image)
     grain = fbm(x, y, 1 / size, 4.0, seed * 8 + 7, octaves=6, persistence=0.7)
-    return _to_bytes(image * (1 + rng.uniform(0, 0.2) * grain[..., None]))
+    return to_bytes(image * (1 + rng.uniform(0, 0.2) * grain[..., None]))
 
 
 def training_pictures() -> Pictures:
     """The captioned training set, rendered on first use (about two minutes on two cores)."""
     return _cached("scenes", SCENES, captioned_picture)
+
+
+def stage_pictures() -> Pictures:
+    """What the later stages of an edit look like: whole and partial views at 192 px, captioned alike."""
+    return _cached("stages", STAGES, stage_picture)
 
 
 def abstract_pictures() -> Pictures:
@@ -128,5 +141,6 @@ def _degrade(image: Array, seed: int) -> Array:
     return large[0].permute(1, 2, 0).clamp(0, 1).numpy()
 
 
-def _to_bytes(image: Array) -> NDArray[np.uint8]:
+def to_bytes(image: Array) -> NDArray[np.uint8]:
+    """(H, W, 3) in [0, 1] -> the same in 8 bits, clamped and rounded."""
     return (np.clip(image, 0, 1) * 255).round().astype(np.uint8)

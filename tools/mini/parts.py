@@ -1,6 +1,7 @@
 """The parts of the mini bundle: each net's size, its recipe and its loss."""
 
 import math
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -17,7 +18,7 @@ from nets.vae import AutoencoderKL, VAEConfig
 from samplers.schedule import make_alphas_cumprod, make_betas, q_sample
 from weights.tokenizer import PromptTokenizer, train_tokenizer
 
-from .data import NATIVE, abstract_pictures, runs_folder, training_pictures
+from .data import NATIVE, Pictures, abstract_pictures, runs_folder, stage_pictures, training_pictures
 from .scenes import CLOSE_UP, DEGRADED, all_captions
 from .train import Recipe, trained
 
@@ -176,51 +177,73 @@ class CLIPPart:
 
 
 class UNetPart:
-    """Text to picture on the trained VAE's latents and the trained CLIP's text states: epsilon, mean squared error."""
+    """Text to picture on the trained VAE's latents and the trained CLIP's text states: epsilon, mean squared error.
+
+    Three batches in four are of the native size and all timesteps. The fourth is what the later stages of an edit evaluate: 24 x 24
+    latents, whole views and parts of the object, at the lower timesteps they start from, under the plain caption. A part of the
+    object says "close up" in its caption only at the higher timesteps, where the layout is decided: there the plain caption
+    means a whole view, below it either.
+    """
 
     name = "unet"
-    recipe = Recipe(steps=3200, batch=32, learning_rate=8e-4, weight_decay=0.01, ema=0.998, bfloat16=False)
+    recipe = Recipe(steps=9000, batch=32, learning_rate=8e-4, weight_decay=0.01, ema=0.999, bfloat16=False)
     dropped = 0.1  # of the captions are empty, for classifier-free guidance
+    stage_batch = 14  # of 24 x 24 latents: as many cells as 32 of 16 x 16
+    stage_timesteps = 450  # the later stages start at 381 (T' = 0.4) or 241 (0.25)
+    layout_timestep = 400  # from here on the caption says "close up"
 
     def __init__(self) -> None:
         self.net = UNet(UNET)
-        self.captions = training_pictures().captions
-        self.latents, self.scaling_factor = latents()
+        self.native, self.stage = training_pictures().captions, stage_pictures().captions
+        self.native_latents, self.scaling_factor = latents()
+        self.stage_latents = encoded("stage-latents", stage_pictures)
         self.text = trained(CLIPPart(), device=torch.device("cpu")).text_model
         self.alphas_cumprod = make_alphas_cumprod(make_betas())
 
     def loss(self, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        """|eps - eps_theta|^2 at uniform timesteps (Ho et al. 2020, eq. 14), half of the pictures mirrored."""
+        """|eps - eps_theta|^2 (Ho et al. 2020, eq. 14) at uniform timesteps, half of the pictures mirrored."""
         device = next(self.net.parameters()).device
-        index = draw(self.recipe.batch, len(self.captions), generator)
-        mirrored = draw(self.recipe.batch, 2, generator)
-        z = torch.from_numpy(self.latents[mirrored.numpy(), index.numpy()]).float() * self.scaling_factor
-        t = draw(self.recipe.batch, len(self.alphas_cumprod), generator)
+        later = float(torch.rand((), generator=generator)) < 0.25
+        stored, captions = (self.stage_latents, self.stage) if later else (self.native_latents, self.native)
+        count = self.stage_batch if later else self.recipe.batch
+        index, mirrored = draw(count, len(captions), generator), draw(count, 2, generator)
+        z = torch.from_numpy(stored[mirrored.numpy(), index.numpy()]).float() * self.scaling_factor
+        t = draw(count, self.stage_timesteps if later else len(self.alphas_cumprod), generator)
         noise = torch.randn(z.shape, generator=generator)
-        kept = torch.rand(self.recipe.batch, generator=generator) >= self.dropped
-        captions = [
-            self.captions[i] if keep else "" for i, keep in zip(index.tolist(), kept.tolist(), strict=True)
+        kept = torch.rand(count, generator=generator) >= self.dropped
+        texts = [
+            self._caption(captions[i], int(at)) if keep else ""
+            for i, at, keep in zip(index, t, kept, strict=True)
         ]
         with torch.no_grad():
-            context = self.text(mini_tokenizer()(captions)).to(device)
+            context = self.text(mini_tokenizer()(texts)).to(device)
         x = q_sample(z, t, self.alphas_cumprod, noise)
         error = self.net(x.to(device), t.to(device), context).float() - noise.to(device)
-        return error.square().mean(), {}
+        return error.square().mean(), {"later": float(later)}
+
+    def _caption(self, caption: str, t: int) -> str:
+        return caption if t >= self.layout_timestep else caption.removesuffix(CLOSE_UP)
 
 
 def latents() -> tuple[Any, float]:
     """The training pictures' latents (2, N, 4, 16, 16) float16, unscaled, as they are and mirrored; and 1 / their deviation."""
-    stored = runs_folder() / "data" / "latents.npy"
+    stored = encoded("latents", training_pictures)
+    return stored, float(1 / stored.astype(np.float32).std())
+
+
+def encoded(name: str, pictures: Callable[[], Pictures]) -> Any:
+    """Latents (2, N, 4, h, w) float16, unscaled, of pictures as they are and mirrored, encoded on first use."""
+    stored = runs_folder() / "data" / f"{name}.npy"
     if not stored.exists():
-        vae, pictures = trained(VAEPart(), device=torch.device("cpu")), training_pictures()
-        made = np.empty((2, len(pictures.captions), 4, NATIVE // 8, NATIVE // 8), np.float16)
-        for start in range(0, len(pictures.captions), 64):
-            images = pictures.batch(range(start, min(start + 64, len(pictures.captions))))
-            for side, batch in enumerate((images, images.flip(-1))):
-                made[side, start : start + len(batch)] = vae.encode(batch).mean.numpy()
-        np.save(stored, made)
-    loaded = np.load(stored)
-    return loaded, float(1 / loaded.astype(np.float32).std())
+        vae, found = trained(VAEPart(), device=torch.device("cpu")), pictures()
+        batches = []
+        for start in range(0, len(found.captions), 64):
+            images = found.batch(range(start, min(start + 64, len(found.captions))))
+            batches.append(
+                np.stack([vae.encode(side).mean.half().numpy() for side in (images, images.flip(-1))])
+            )
+        np.save(stored, np.concatenate(batches, axis=1))
+    return np.load(stored)
 
 
 PARTS = {part.name: part for part in (VAEPart, CLIPPart, UNetPart, RRDBPart)}
