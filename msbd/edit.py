@@ -4,8 +4,7 @@ Paper    Ackermann & Li 2022, arXiv:2210.12965; "line n" below is a line of its 
 Tensors  image (1, 3, H, W) in [-1, 1] · mask (1, 1, H, W), 1 = edit · latents (n, 4, h, w), scaled, h = H / 8
 Nets     arrive loaded, in evaluation mode, on one device; a pixel-space model brings an identity autoencoder
 
-Preset `official` replaces some formulas by those of the official code; each place says `official.` and why ours differs is
-said there.
+Preset `official` replaces some formulas by the official code's; each place says `official.`, where the difference is explained.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,25 +24,14 @@ from .config import EditConfig, Measures
 from .crops import Box, mask_box
 from .decoder_opt import Segment, optimize_decoder
 from .masks import feather, progressive_dilation, resize_mask
+from .memory import tiles_at_once
 from .noise import noise_windows
-from .plan import EditPlan, Stage, check_inputs, plan_edit, stage_cells, stage_mask
+from .plan import EditPlan, EditResult, Stage, check_inputs, halve_tiles, plan_edit, stage_cells, stage_mask
 from .progress import EditStep, reporter
 from .rerank import CLIP_MEAN, CLIP_STD, clip_scores
 from .resize import put_back, resize, take
 from .tiles import TileBlend
 from .upscale import low_pass_reference, super_resolve
-
-
-@dataclass(frozen=True)
-class EditResult:
-    """The edited picture, equal to the source bit for bit outside the mask, and how it came about."""
-
-    image: Tensor  # (1, 3, H, W) in [-1, 1]
-    plan: EditPlan  # its config.seed is the one that was used, drawn from a generator or not
-    candidates: Tensor  # (B, 3, h, w): first-stage pictures before decoder optimisation
-    scores: Tensor | None  # (B,) CLIP's, higher = better; None without reranking
-    chosen: int  # index of the candidate that was taken
-    seconds: dict[str, float] = field(default_factory=dict)  # by stage and task
 
 
 @dataclass(frozen=True)
@@ -58,6 +46,7 @@ class _Edit:
     empty: Tensor  # (1, 77, D), ""
     report: Callable[[str, str, int, int], None]
     show: Callable[[str, Tensor], None]
+    notes: list[str] = field(default_factory=list)
 
     @property
     def config(self) -> EditConfig:
@@ -147,7 +136,7 @@ class EditPipeline:
         scores, chosen = self._rerank(edit, candidates, prompt)  # line 17
         edited = self._to_picture(edit, plan.stages[0], [latents[chosen]])  # line 18
         for stage in plan.stages[1:]:
-            edited = self._upscale_stage(edit, stage, edited)  # lines 19-28
+            edited = self._in_tiles_that_fit(edit, stage, edited)  # lines 19-28
         result = self._finish(edit, image, mask, edited, seconds)  # line 29
         return replace(result, candidates=candidates, scores=scores, chosen=chosen)
 
@@ -175,6 +164,21 @@ class EditPipeline:
         box = mask_box(resize_mask(edit.mask, size)) if edit.config.rerank_area == "mask" else None
         scores = clip_scores(self.clip, ids, candidates, box=box, **self.clip_pixels)
         return scores, int(scores.argmax())
+
+    def _in_tiles_that_fit(self, edit: _Edit, stage: Stage, previous: Tensor) -> Tensor:
+        """`_upscale_stage`, with tiles halved as often as the device's memory asks for it."""
+        while True:
+            try:
+                return self._upscale_stage(edit, stage, previous)
+            except torch.OutOfMemoryError:
+                smaller = halve_tiles(stage, edit.mask, edit.config, self.measures)
+                if smaller is None:
+                    raise
+            before, after = max(stage.grid[0].size), max(smaller.grid[0].size)
+            edit.notes.append(
+                f"{stage.name}: out of memory with tiles of {before} pixels, went on with {after}"
+            )
+            stage = smaller
 
     def _upscale_stage(self, edit: _Edit, stage: Stage, previous: Tensor) -> Tensor:
         """Enlarge the last stage's picture, refresh it by SDEdit and Blended Diffusion, in tiles where it is large."""
@@ -211,7 +215,7 @@ class EditPipeline:
         weight = feather(mask, edit.config.feather).to(image.device, torch.float32)
         blended = weight * whole + (1 - weight) * image
         result = torch.where(weight > 0, blended.to(image), image)  # a selection: exact outside the mask
-        return EditResult(result, edit.plan, edited, None, 0, seconds)
+        return EditResult(result, edit.plan, edited, None, 0, seconds, tuple(edit.notes))
 
     # ---- sampling ---------------------------------------------------------------------------------------------------------------
 
@@ -222,8 +226,11 @@ class EditPipeline:
 
         `m` (1, 1, h, w) is the latent mask of the whole stage. What a window becomes does not depend on its batch.
         """
-        several = edit.config.tile_batch or self._tile_batch(windows[0][1])
-        batch = stage.candidates if stage.candidates > 1 else several
+        box, batch = windows[0][1], edit.config.tile_batch
+        if stage.candidates > 1:
+            batch = stage.candidates
+        elif batch is None:
+            batch = tiles_at_once(m.device, box.height * box.width / self.vae.downscale**2)
         latents: dict[tuple[int, Box], Tensor] = {}
         while left := [window for window in windows if window not in latents]:
             now = [window for window in left if window[1].size == left[0][1].size][:batch]
@@ -234,6 +241,9 @@ class EditPipeline:
                 if len(now) == 1:
                     raise
                 batch = len(now) // 2
+                edit.notes.append(
+                    f"{stage.name}: out of memory with {len(now)} at once, went on with {batch}"
+                )
                 continue  # retried outside this clause, so that the failed batch's memory is free by then
             latents.update(zip(now, sampled[:, None], strict=True))
         return [latents[window] for window in windows]
@@ -368,15 +378,6 @@ class EditPipeline:
         for box, picture in zip(stage.boxes, pictures, strict=True):
             blend.add(box, picture)
         return blend.result(reference)
-
-    def _tile_batch(self, box: Box) -> int:
-        """How many tiles to sample at once: four on a CPU; on a GPU what half its free memory holds."""
-        device = next((p.device for p in self.unet.parameters()), torch.device("cpu"))
-        if device.type != "cuda":
-            return 4
-        cells = box.height * box.width / self.vae.downscale**2
-        bytes_per_cell = 400_000  # both guidance halves of SD 1.5 in float16, attention not materialised
-        return max(1, int(torch.cuda.mem_get_info(device)[0] / 2 / (cells * bytes_per_cell)))
 
     # ---- before it begins -------------------------------------------------------------------------------------------------------
 

@@ -1,10 +1,10 @@
-"""What an edit will do before it does it: the crop, the stages, their tiles.
+"""What an edit will do before it does it, and what it gives: the crop, the stages, their tiles; the result.
 
 Paper    Ackermann & Li 2022 (Multi-Stage Blended Diffusion), arXiv:2210.12965, appendix A.2, "Hyperparameters"
 Units    pixels unless a name says otherwise; sizes are (H, W); masks (1, 1, H, W), 1 = edit
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
@@ -43,6 +43,19 @@ class EditPlan:
     config: EditConfig
 
 
+@dataclass(frozen=True)
+class EditResult:
+    """The edited picture, equal to the source bit for bit outside the mask, and how it came about."""
+
+    image: Tensor  # (1, 3, H, W) in [-1, 1]
+    plan: EditPlan  # its config.seed is the one that was used, drawn from a generator or not
+    candidates: Tensor  # (B, 3, h, w): first-stage pictures before decoder optimisation
+    scores: Tensor | None  # (B,) CLIP's, higher = better; None without reranking
+    chosen: int  # index of the candidate that was taken
+    seconds: dict[str, float] = field(default_factory=dict)  # by stage and task
+    notes: tuple[str, ...] = ()  # what did not go as planned: batches and tiles halved to fit into memory
+
+
 def check_inputs(image: Tensor, mask: Tensor) -> None:
     """ValueError unless `image` is (1, 3, H, W), floating, and `mask` (1, 1, H, W)."""
     if image.ndim != 4 or image.shape[:2] != (1, 3) or not image.is_floating_point():
@@ -63,6 +76,18 @@ def plan_edit(mask: Tensor, config: EditConfig, measures: Measures) -> EditPlan:
     sizes = _sizes(crop.size, config, measures)
     stages = (_stage(number, size, cropped, config, measures) for number, size in enumerate(sizes))
     return EditPlan(crop, tuple(stages), config)
+
+
+def halve_tiles(stage: Stage, mask: Tensor, config: EditConfig, measures: Measures) -> Stage | None:
+    """A later stage in tiles of half the size, for a device that ran out of memory; `mask` is the crop's. None if they cannot shrink."""
+    tile = max(stage.grid[0].size) // 2 // measures.multiple * measures.multiple
+    if stage.number == 0 or tile < 2 * measures.multiple:
+        return None
+    overlap = min(_given(config.grid_overlap), tile // 2 // measures.multiple * measures.multiple)
+    grid = tile_boxes(*stage.size, tile, overlap, measures.multiple)
+    repainted = stage_mask(mask, stage.size, config)
+    boxes = [box for box in grid if touches(box, repainted)] if config.blended_upscale else grid
+    return replace(stage, grid=tuple(grid), boxes=tuple(boxes or grid))
 
 
 def stage_mask(mask: Tensor, size: tuple[int, int], config: EditConfig) -> Tensor:

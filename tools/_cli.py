@@ -137,6 +137,11 @@ def _default(option: Option) -> str:
     return f" (default: {shown})"
 
 
+def wide(size: tuple[int, int]) -> str:
+    """A size (H, W) as people say it: width first."""
+    return f"{size[1]} x {size[0]}"
+
+
 # ---- files ------------------------------------------------------------------------------------------------------------------
 
 

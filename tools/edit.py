@@ -28,6 +28,7 @@ from ._cli import (
     report_errors,
     same_file,
     version,
+    wide,
 )
 
 if TYPE_CHECKING:
@@ -305,7 +306,7 @@ def run(args: argparse.Namespace, job: Job) -> None:
     save_image(
         pixels,
         args.output,
-        metadata=None if args.no_metadata else metadata(args, job),
+        metadata=None if args.no_metadata else metadata(args, job, result.notes),
         alpha=None if args.mask_from_alpha else job.photo.alpha,
         icc_profile=job.photo.icc_profile,
     )
@@ -320,6 +321,8 @@ def run(args: argparse.Namespace, job: Job) -> None:
             icc_profile=job.photo.icc_profile,
         )
     if not args.quiet:
+        for note in result.notes:
+            print(f"note: {note}", file=sys.stderr)
         written = {
             "result": args.output,
             "comparison": args.compare,
@@ -329,7 +332,7 @@ def run(args: argparse.Namespace, job: Job) -> None:
         print("\n".join([*timings(result), *(f"{what:12} {path}" for what, path in written.items() if path)]))
 
 
-def metadata(args: argparse.Namespace, job: Job) -> dict[str, Any]:
+def metadata(args: argparse.Namespace, job: Job, notes: Sequence[str]) -> dict[str, Any]:
     """What is needed to make the picture again, for its file."""
     import torch
 
@@ -346,6 +349,7 @@ def metadata(args: argparse.Namespace, job: Job) -> dict[str, Any]:
         "dtype": str(job.dtype).removeprefix("torch."),
         "msbd": version(),
         "torch": str(torch.__version__),
+        "notes": "; ".join(notes) or None,
     }
 
 
@@ -390,11 +394,6 @@ def timings(result: "EditResult") -> list[str]:
         f"{stage:12} {sum(tasks.values()):.1f} s ({', '.join(f'{task} {s:.1f}' for task, s in tasks.items())})"
         for stage, tasks in stages.items()
     ]
-
-
-def wide(size: tuple[int, int]) -> str:
-    """A size (H, W) as people say it: width first."""
-    return f"{size[1]} x {size[0]}"
 
 
 if __name__ == "__main__":

@@ -331,3 +331,21 @@ def test_seed_and_generator_decide_the_picture_and_nothing_else_does() -> None:
     after_one = torch.Generator().manual_seed(5)
     torch.randint(2**62, (), generator=after_one)
     assert torch.equal(generator.get_state(), after_one.get_state())  # one number
+
+
+def test_tiles_that_do_not_fit_are_halved_and_the_result_says_so() -> None:
+    class Small(PullTowards):
+        def forward(self, x: Tensor, t: Tensor, context: Tensor) -> Tensor:
+            if x.shape[-1] > 64:
+                raise torch.OutOfMemoryError("pretended")
+            return super().forward(x, t, context)
+
+    whole = pixel_pipeline()(IMAGE, MASK, "", config=FAST)
+    result = pixel_pipeline(unet=Small(list(TARGET)))(IMAGE, MASK, "", config=FAST)
+    inside = MASK.expand_as(IMAGE) > 0
+    assert max(whole.plan.stages[-1].grid[0].size) > 64 and not whole.notes
+    assert any("tiles of 96 pixels, went on with 48" in note for note in result.notes)
+    assert (result.image - whole.image)[
+        inside
+    ].abs().max() < 1e-3  # a denoiser of one colour does not mind the tiles
+    assert torch.equal(result.image[~inside], IMAGE[~inside])

@@ -205,7 +205,15 @@ def test_sheets_and_stage_pictures_are_written(
     ]
     assert [name[:2] for name in names] == [f"{n:02}" for n in range(1, len(names) + 1)]
     out, err = capsys.readouterr()
-    assert re.search(r"^first stage +\d+\.\d s \(sample", out) and out.endswith(f"{tmp_path / 'out.png'}\n")
+    assert re.search(r"^first stage +\d+\.\d s \(sample", out)
+    said = dict(line.split(None, 1) for line in out.splitlines()[-4:])
+    names_said = {
+        "result": "out.png",
+        "comparison": "compare.jpg",
+        "candidates": "candidates.png",
+        "stages": "stages",
+    }
+    assert said == {what: str(tmp_path / name) for what, name in names_said.items()}
     assert "stage 2" in out and err == ""  # no progress bar where stderr is no terminal
 
 
