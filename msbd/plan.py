@@ -85,9 +85,8 @@ def halve_tiles(stage: Stage, mask: Tensor, config: EditConfig, measures: Measur
         return None
     overlap = min(_given(config.grid_overlap), tile // 2 // measures.multiple * measures.multiple)
     grid = tile_boxes(*stage.size, tile, overlap, measures.multiple)
-    repainted = stage_mask(mask, stage.size, config)
-    boxes = [box for box in grid if touches(box, repainted)] if config.blended_upscale else grid
-    return replace(stage, grid=tuple(grid), boxes=tuple(boxes or grid))
+    boxes = _computed(grid, stage_mask(mask, stage.size, config), stage.number, config)
+    return replace(stage, grid=tuple(grid), boxes=boxes)
 
 
 def stage_mask(mask: Tensor, size: tuple[int, int], config: EditConfig) -> Tensor:
@@ -148,9 +147,6 @@ def _stage(
         grid = official.tile_grid(*size, tile=tile, overlap=overlap, smallest=native)
     elif tiled:
         grid = tile_boxes(*size, tile, overlap, measures.multiple)
-    mask = stage_mask(cropped, size, config)
-    # Plain SDEdit repaints everything; and "center" may lose a thin mask altogether, where the official code does too
-    boxes = [box for box in grid if touches(box, mask)] if first or config.blended_upscale else grid
     later_start = config.grid_startstep if tiled else config.upscale_startstep
     return Stage(
         name="first stage" if first else f"stage {number + 1}",
@@ -161,8 +157,16 @@ def _stage(
         num_steps=config.num_steps if first else _given(config.upscale_num_steps),
         candidates=config.first_stage_batch if first and config.mode != "segments" else 1,
         grid=tuple(grid),
-        boxes=tuple(boxes or grid),
+        boxes=_computed(grid, stage_mask(cropped, size, config), number, config),
     )
+
+
+def _computed(grid: list[Box], mask: Tensor, number: int, config: EditConfig) -> tuple[Box, ...]:
+    """The tiles of stage `number` that are worked on: those that its `mask` touches."""
+    if number > 0 and not config.blended_upscale:  # plain SDEdit repaints everything
+        return tuple(grid)
+    # "center" may lose a thin mask altogether, where the official code does too
+    return tuple(box for box in grid if touches(box, mask)) or tuple(grid)
 
 
 def _given(value: Any) -> int:
