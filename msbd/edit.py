@@ -30,7 +30,7 @@ from .plan import EditPlan, EditResult, Stage, check_inputs, halve_tiles, plan_e
 from .progress import EditStep, reporter
 from .rerank import CLIP_MEAN, CLIP_STD, clip_scores
 from .resize import put_back, resize, take
-from .tiles import TileBlend
+from .tiles import TileBlend, covered
 from .upscale import low_pass_reference, super_resolve
 
 
@@ -187,14 +187,14 @@ class EditPipeline:
         input_size = (previous.shape[-2], previous.shape[-1])
         if config.formulas == "official" and config.upscaling_mode == "rrdb" and input_size != stage.size:
             previous = official.truncate_to_8_bits(previous)
-        enlarged = super_resolve(previous, stage.size, config.upscaling_mode, self.upscaler)
+        m = edit.cells(stage, self.vae.downscale)
+        if not config.blended_upscale:  # ablation: plain SDEdit of the whole crop
+            mask, m = torch.ones_like(mask), torch.ones_like(m)
+        needed = covered(mask, stage.boxes)
+        enlarged = super_resolve(previous, stage.size, config.upscaling_mode, self.upscaler, needed)
         edit.show(f"{stage.name}, upscaled", enlarged)
-        if config.blended_upscale:
-            background = low_pass_reference(reference, input_size, config.lowpass_reference)
-            x_tilde = mask * enlarged + (1 - mask) * background  # line 20
-            m = edit.cells(stage, self.vae.downscale)
-        else:  # ablation: plain SDEdit of the whole crop
-            x_tilde, m = enlarged, torch.ones_like(edit.cells(stage, self.vae.downscale))
+        background = low_pass_reference(reference, input_size, config.lowpass_reference)
+        x_tilde = mask * enlarged + (1 - mask) * background  # line 20
         edit.show(f"{stage.name}, input", x_tilde)
         latents = self._sample(edit, stage, x_tilde, m, [(0, box) for box in stage.boxes])  # lines 21-26
         return self._to_picture(edit, stage, latents)  # line 27

@@ -13,8 +13,8 @@ from . import official
 from .config import EditConfig, Measures
 from .crops import Box, crop_box, first_stage_size, mask_box, stage_sizes
 from .masks import latent_mask, resize_mask, sample_mask
-from .resize import take
-from .tiles import tile_boxes, touches
+from .resize import put_back
+from .tiles import covered, tile_boxes, touches
 
 NAIVE_OVER_NATIVE = 960 / 512  # the paper's baseline (A.3): the largest size that fitted its GPU
 
@@ -72,7 +72,9 @@ def plan_edit(mask: Tensor, config: EditConfig, measures: Measures) -> EditPlan:
     """The plan for repainting `mask` (1, 1, H, W): crop, stages, tiles. ValueError for an empty mask or unsuitable options."""
     config = config.for_model(measures)
     crop = _crop(mask, config, measures)
-    cropped = take(mask, crop)
+    # Where the crop leaves the picture, nets see the picture and its mask mirrored, but nobody sees the result: no tiles there.
+    seen = Box(-crop.top, -crop.left, mask.shape[-2], mask.shape[-1])
+    cropped = put_back(mask.new_zeros(1, 1, *crop.size), mask, seen)
     sizes = _sizes(crop.size, config, measures)
     stages = (_stage(number, size, cropped, config, measures) for number, size in enumerate(sizes))
     return EditPlan(crop, tuple(stages), config)
@@ -85,7 +87,7 @@ def halve_tiles(stage: Stage, mask: Tensor, config: EditConfig, measures: Measur
         return None
     overlap = min(_given(config.grid_overlap), tile // 2 // measures.multiple * measures.multiple)
     grid = tile_boxes(*stage.size, tile, overlap, measures.multiple)
-    boxes = _computed(grid, stage_mask(mask, stage.size, config), stage.number, config)
+    boxes = _computed(grid, covered(stage_mask(mask, stage.size, config), stage.boxes), stage.number, config)
     return replace(stage, grid=tuple(grid), boxes=boxes)
 
 

@@ -53,6 +53,15 @@ def touches(box: Box, mask: Tensor) -> bool:
     return bool((mask[..., box.top : box.bottom, box.left : box.right] > 0).any())
 
 
+def covered(mask: Tensor, boxes: Sequence[Box]) -> Tensor:
+    """`mask` (1, 1, H, W) under any of `boxes`, and 0 elsewhere."""
+    kept = torch.zeros_like(mask)
+    for box in boxes:
+        window = (..., slice(box.top, box.bottom), slice(box.left, box.right))
+        kept[window] = mask[window]
+    return kept
+
+
 class TileBlend:
     """Fades tiles into one picture as they arrive; holds that picture and one map of weights, not the tiles.
 

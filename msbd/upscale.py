@@ -2,7 +2,7 @@
 
 Paper    Ackermann & Li 2022, arXiv:2210.12965, appendix A.2: Real-ESRGAN x4, then bilinear down; its ablation has the others
 Tensors  image (1, 3, H, W) in [-1, 1] -> (1, 3, H', W') in [-1, 1]; the upscaler net takes and gives [0, 1]
-Copying  needs resize.py and crops.py
+Copying  needs crops.py, masks.py, resize.py and tiles.py
 """
 
 from collections.abc import Callable
@@ -13,18 +13,23 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .crops import Box
+from .masks import dilate, resize_mask
 from .resize import low_pass, resize, sharpen, take
+from .tiles import touches
 
 _PIECE, _CONTEXT = 256, 16  # pixels: pieces the net sees at a time, and what it sees around each
+_REACH = 2  # pixels: how far the bilinear resize after the net looks
 
 
 @torch.no_grad()
 def super_resolve(
-    image: Tensor, size: tuple[int, int], mode: str, upscaler: Callable[[Tensor], Tensor] | None = None
-) -> Tensor:
+    image: Tensor, size: tuple[int, int], mode: str, upscaler: Callable[[Tensor], Tensor] | None = None,
+    needed: Tensor | None = None,
+) -> Tensor:  # fmt: skip
     """`image` (1, 3, H, W) in [-1, 1] at `size` by "rrdb" (the `upscaler`, then bilinear), "bilinear", "bicubic", "sharpen" or "none".
 
-    "none" repeats pixels. ValueError for "rrdb" without an upscaler, or another word. The same size comes back as it is.
+    "none" repeats pixels. `needed` (1, 1, H', W') is set where the result will be looked at: the upscaler, which takes nearly
+    all of the time, is run on those pieces only, and elsewhere the picture is bilinear. None: everywhere. ValueError for "rrdb" without an upscaler, or another word. The same size comes back as it is.
     """
     if tuple(image.shape[-2:]) == tuple(size):
         return image
@@ -33,7 +38,12 @@ def super_resolve(
             raise ValueError(
                 "upscaling_mode is rrdb, but this model has no upscaler; use bilinear, or load one"
             )
-        return resize(_in_pieces(upscaler, image / 2 + 0.5) * 2 - 1, size).clamp(-1, 1)
+        asked = (
+            torch.ones_like(image[:, :1])
+            if needed is None
+            else resize_mask(needed, (image.shape[-2], image.shape[-1]))
+        )
+        return resize(_in_pieces(upscaler, image / 2 + 0.5, asked) * 2 - 1, size).clamp(-1, 1)
     if mode in ("bilinear", "bicubic"):
         return resize(image, size, mode).clamp(-1, 1)
     if mode == "sharpen":
@@ -55,24 +65,28 @@ def low_pass_reference(reference: Tensor, input_size: tuple[int, int], mode: str
     return low_pass(reference, input_size)
 
 
-def _in_pieces(upscaler: Callable[[Tensor], Tensor], image: Tensor) -> Tensor:
-    """The upscaler over a whole picture in pieces, each with context around it, so that memory does not grow with the picture."""
+def _in_pieces(upscaler: Callable[[Tensor], Tensor], image: Tensor, asked: Tensor) -> Tensor:
+    """The upscaler over the pieces of a picture that `asked` touches, each with context around it; bilinear elsewhere.
+
+    In pieces, so that memory does not grow with the picture.
+    """
     height, width = image.shape[-2:]
-    rows = []
+    asked = dilate(asked, _REACH)
+    result = image
     for top in range(0, height, _PIECE):
-        row = []
         for left in range(0, width, _PIECE):
-            h, w = min(_PIECE, height - top), min(_PIECE, width - left)
-            rows_seen, columns_seen = (
-                side + -side % 4 + 2 * _CONTEXT for side in (h, w)
-            )  # x2, x1: multiples of 4
-            piece = take(image, Box(top - _CONTEXT, left - _CONTEXT, rows_seen, columns_seen))
-            large = _run(upscaler, piece)
-            scale = large.shape[-1] // piece.shape[-1]
-            edge = scale * _CONTEXT
-            row.append(large[..., edge : edge + scale * h, edge : edge + scale * w])
-        rows.append(torch.cat(row, dim=-1))
-    return torch.cat(rows, dim=-2)
+            inner = Box(top, left, min(_PIECE, height - top), min(_PIECE, width - left))
+            if not touches(inner, asked):
+                continue
+            rows, columns = (side + -side % 4 + 2 * _CONTEXT for side in inner.size)  # x2, x1: multiples of 4
+            large = _run(upscaler, take(image, Box(top - _CONTEXT, left - _CONTEXT, rows, columns)))
+            scale = large.shape[-1] // columns
+            if result is image:
+                result = resize(image, (height * scale, width * scale)).clone()
+            outer, edge = inner.times(scale), scale * _CONTEXT
+            piece = large[..., edge : edge + outer.height, edge : edge + outer.width]
+            result[..., outer.top : outer.bottom, outer.left : outer.right] = piece
+    return result
 
 
 def _run(upscaler: Any, image: Tensor) -> Tensor:

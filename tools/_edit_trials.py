@@ -32,6 +32,7 @@ from msbd.masks import dilate
 from msbd.metrics import edge_step, psnr, squared_error
 from msbd.rerank import clip_scores
 from msbd.resize import put_back, resize, take
+from msbd.tiles import covered
 
 from ._report import Figure, mean, share, table, write_json, write_sheet
 from .mini.data import runs_folder
@@ -236,9 +237,7 @@ def background_record(task: Task, result: EditResult, shown: dict[str, Tensor]) 
     crop, stage = result.plan.crop, result.plan.stages[-1]
     decoded = resize(shown[f"{stage.name}, result"].cpu().float(), crop.size)
     decoded = put_back(task.image, decoded, crop)
-    computed = torch.zeros(1, 1, *stage.size)
-    for box in stage.boxes:
-        computed[..., box.top : box.bottom, box.left : box.right] = 1
+    computed = covered(torch.ones(1, 1, *stage.size), stage.boxes)
     computed = put_back(torch.zeros_like(task.mask), resize(computed, crop.size), crop)
     ring = (dilate(task.mask, RING) - task.mask) * (computed > 0.999)
     step = edge_step(result.image, task.mask) - edge_step(task.image, task.mask)

@@ -159,6 +159,11 @@ def test_stage_sizes_straight_to_grid_has_no_middle_stage() -> None:
     assert stage_sizes((2048, 2048), 512, 768, 64, straight_to_grid=True) == [(512, 512), (2048, 2048)]
 
 
+def test_box_times_is_undone_by_divided() -> None:
+    box = Box(-3, 2, 5, 7)
+    assert box.times(4) == Box(-12, 8, 20, 28) and box.times(4).divided(4) == box
+
+
 def test_box_divided_is_exact_or_refused() -> None:
     assert Box(-64, 128, 192, 256).divided(8) == Box(-8, 16, 24, 32)
     with pytest.raises(ValueError, match="multiples of 8"):

@@ -14,8 +14,9 @@ from torch.nn import functional as F
 from msbd import official
 from msbd.config import EditConfig, Measures
 from msbd.crops import Box, mask_box
-from msbd.plan import EditPlan, check_inputs, plan_edit, stage_cells, stage_mask
+from msbd.plan import EditPlan, check_inputs, halve_tiles, plan_edit, stage_cells, stage_mask
 from msbd.resize import take
+from msbd.tiles import covered, touches
 
 SD = Measures()
 MINI = Measures(native=128, multiple=16, guidance_scale=4.0)
@@ -27,6 +28,14 @@ def rectangle(height: int, width: int, box: Box) -> Tensor:
     mask = torch.zeros(1, 1, height, width)
     mask[..., box.top : box.bottom, box.left : box.right] = 1
     return mask
+
+
+def in_the_picture(crop: Box, picture: Tensor) -> Tensor:
+    """(1, 1, h, w): 1 where the crop lies inside the picture."""
+    rows = torch.arange(crop.top, crop.bottom)[:, None]
+    columns = torch.arange(crop.left, crop.right)
+    height, width = picture.shape[-2:]
+    return ((rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)).float()[None, None]
 
 
 def check_plan(plan: EditPlan, mask: Tensor, measures: Measures) -> None:
@@ -42,7 +51,7 @@ def check_plan(plan: EditPlan, mask: Tensor, measures: Measures) -> None:
         assert all(1 <= b / a <= 4 for a, b in zip(before.size, after.size, strict=True))
         assert before.size != after.size
     for number, stage in enumerate(plan.stages):
-        m = stage_mask(take(mask, plan.crop), stage.size, config)
+        m = stage_mask(take(mask, plan.crop) * in_the_picture(plan.crop, mask), stage.size, config)
         assert stage.number == number and set(stage.boxes) <= set(stage.grid)
         covered = torch.zeros_like(m)
         for box in stage.grid:
@@ -160,6 +169,22 @@ def test_plan_leaves_out_tiles_without_mask() -> None:
     assert len(stage.grid) == 16 and stage.boxes == (stage.grid[0], stage.grid[-1])
     sdedit = plan_edit(mask, EditConfig(margin=1, blended_upscale=False), TINY).stages[-1]
     assert sdedit.boxes == sdedit.grid  # it repaints the whole crop
+
+
+def test_plan_leaves_out_tiles_that_only_the_mirrored_mask_touches() -> None:
+    mask = rectangle(
+        20, 640, Box(8, 40, 4, 560)
+    )  # a crop of 640 x 320: the picture lies in it 16 times, mirrored
+    plan = plan_edit(mask, EditConfig(), TINY)
+    assert plan.crop == Box(-150, 0, 320, 640)
+    picture = Box(150, 0, 20, 640)
+    stage = plan.stages[-1]
+    assert stage.size == plan.crop.size and 0 < len(stage.boxes) <= len(stage.grid) // 2
+    assert all(box.top < picture.bottom and box.bottom > picture.top for box in stage.boxes)
+    smaller = halve_tiles(stage, take(mask, plan.crop), plan.config, TINY)
+    assert smaller is not None and len(smaller.boxes) > len(stage.boxes)
+    spots = covered(torch.ones(1, 1, *stage.size), stage.boxes)
+    assert all(touches(box, spots) for box in smaller.boxes)
 
 
 # ---- modes and options -------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from msbd.crops import Box
-from msbd.tiles import TileBlend, tile_boxes, tile_weights, touches
+from msbd.tiles import TileBlend, covered, tile_boxes, tile_weights, touches
 
 
 def summed(boxes: list[Box], height: int, width: int) -> torch.Tensor:
@@ -68,6 +68,14 @@ def test_tile_weights_fade_symmetrically_over_the_whole_overlap() -> None:
     torch.testing.assert_close(first, second.flip(0))
     assert bool((first[:40] == 1).all()) and bool((first[40:].diff() < 0).all())
     assert first[40] > 0.99 and first[59] < 0.01 and abs(first[49] + first[50] - 1) < 1e-6
+
+
+def test_covered_keeps_the_mask_under_the_boxes_only() -> None:
+    mask = torch.ones(1, 1, 6, 8)
+    kept = covered(mask, [Box(0, 0, 2, 3), Box(1, 2, 3, 2)])
+    assert kept.sum() == 6 + 6 - 1 and bool((mask == 1).all())
+    assert kept[0, 0, 1, 2] == 1 and kept[0, 0, 3, 3] == 1 and kept[0, 0, 4, 3] == 0
+    assert covered(mask, []).sum() == 0
 
 
 def test_tile_blend_equals_the_weighted_sum_and_fills_the_rest() -> None:

@@ -63,6 +63,19 @@ def test_super_resolve_in_pieces_equals_the_whole() -> None:
     torch.testing.assert_close(out, whole)
 
 
+def test_super_resolve_runs_the_net_where_it_is_needed_only() -> None:
+    image, net = picture(270, 520), Blurred()
+    everywhere = super_resolve(image, (810, 1560), "rrdb", net)
+    net.seen.clear()
+    needed = torch.zeros(1, 1, 810, 1560)
+    needed[..., 700:720, 760:770] = 1  # across the border of two of the six pieces
+    part = super_resolve(image, (810, 1560), "rrdb", net, needed)
+    assert len(net.seen) == 2
+    torch.testing.assert_close(part * needed, everywhere * needed)
+    bilinear = resize(resize(image, (1080, 2080)), (810, 1560))
+    torch.testing.assert_close(part[..., 780:, :], bilinear[..., 780:, :])
+
+
 @pytest.mark.parametrize("scale", [2, 4])
 def test_super_resolve_takes_odd_sizes_and_tiny_pictures_through_rrdb(scale: int) -> None:
     net = RRDBNet(RRDBConfig(scale=scale, num_feat=8, num_block=1, num_grow_ch=4)).eval()
