@@ -4,6 +4,7 @@ Paper    Ackermann & Li 2022 (Multi-Stage Blended Diffusion), arXiv:2210.12965, 
 Units    pixels unless a name says otherwise; sizes are (H, W); masks (1, 1, H, W), 1 = edit
 """
 
+import math
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -49,7 +50,7 @@ class EditResult:
 
     image: Tensor  # (1, 3, H, W) in [-1, 1]
     plan: EditPlan  # its config.seed is the one that was used, drawn from a generator or not
-    candidates: Tensor  # (B, 3, h, w): first-stage pictures before decoder optimisation
+    candidates: Tensor  # (B, 3, h, w): first-stage pictures before decoder optimisation; mode segments: the crop as it ended
     scores: Tensor | None  # (B,) CLIP's, higher = better; None without reranking
     chosen: int  # index of the candidate that was taken
     seconds: dict[str, float] = field(default_factory=dict)  # by stage and task
@@ -140,7 +141,9 @@ def _stage(
 ) -> Stage:
     first = number == 0
     tile, overlap, native = _given(config.tile), _given(config.grid_overlap), _given(config.first_stage_size)
-    large = max(size) > tile if config.formulas == "official" else size[0] * size[1] > tile * tile
+    one_piece = first_stage_size((cropped.shape[-2], cropped.shape[-1]), tile, measures.multiple)
+    # Not tile^2: the middle stage, tile^2 pixels but for rounding to whole multiples, is one piece.
+    large = max(size) > tile if config.formulas == "official" else math.prod(size) > math.prod(one_piece)
     tiled = large and not first
     grid = [Box(0, 0, *size)]
     if config.mode == "segments":

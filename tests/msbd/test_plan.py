@@ -162,6 +162,17 @@ def test_plan_of_a_mask_at_all_four_borders() -> None:
     assert 0 < len(plan.stages[-1].boxes) < len(plan.stages[-1].grid)  # nothing to do in the middle
 
 
+@pytest.mark.parametrize("picture", [(1280, 1920), (4000, 6000), (1700, 900), (1100, 2000)])
+def test_the_middle_stage_is_one_piece_whatever_its_aspect(picture: tuple[int, int]) -> None:
+    """(640, 960) is what 768^2 pixels of a 2:3 crop round to: more than 768^2 of them, and no reason for tiles."""
+    for measures in (SD, MINI):
+        plan = plan_edit(rectangle(*picture, Box(0, 0, *picture)), EditConfig(), measures)
+        middle = [stage for stage in plan.stages[1:] if max(stage.size) <= 3 * measures.native]
+        assert middle and all(len(stage.grid) == 1 and stage.start == 0.4 for stage in middle)
+        last = plan.stages[-1]
+        assert last in middle or (len(last.grid) > 1 and last.start == 0.25)
+
+
 def test_plan_leaves_out_tiles_without_mask() -> None:
     mask = torch.zeros(1, 1, 320, 320)
     mask[..., :20, :20] = mask[..., -20:, -20:] = 1
