@@ -32,12 +32,8 @@ class EditConfig:
     eta: float = 1.0  # 0: deterministic DDIM, 1: as much noise as DDPM
     guidance_scale: float | None = None  # 1: the prompt alone, without guidance
     negative_prompt: str = ""
-    background_level: Literal["prev", "current"] = (
-        "prev"  # of the next evaluation, as in algorithm 1, or of this one
-    )
-    background_noise: Literal["once", "fresh"] = (
-        "once"  # one x-hat for all repeats of a step, or one for each
-    )
+    background_level: Literal["prev", "current"] = "prev"  # of the next evaluation (line 7), or of this one
+    background_noise: Literal["once", "fresh"] = "once"  # one x-hat for all repeats of a step, or for each
     latent_mask: Literal["any", "center"] = "any"  # cells with any masked pixel, or with a masked centre
     dilate_mask: bool = False  # grow the latent mask early on, by 3, 2, 1 cells, then not
     # First stage
@@ -46,7 +42,9 @@ class EditConfig:
     repaint_steps: int = 5  # R: repeats of each step after its first evaluation; 0: Blended Diffusion
     repaint_jump: int = 1  # steps each repeat goes back
     start_timestep: float = 1.0  # fraction of the schedule to start from
-    start_from: Literal["source", "noise"] = "source"  # q(x_T | x~) as in algorithm 1, or pure noise
+    start_from: Literal["source", "noise"] = (
+        "source"  # q(x_T | x~) as in algorithm 1, or pure noise (whole runs)
+    )
     clip_reranking: bool = True  # choose by CLIP; otherwise the first candidate
     rerank_area: Literal["crop", "mask"] = "crop"  # what CLIP looks at
     # Later stages

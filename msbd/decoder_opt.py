@@ -4,7 +4,7 @@ Paper    Avrahami et al. 2022 (Blended Latent Diffusion), arXiv:2206.02779, back
          Ackermann & Li 2022, arXiv:2210.12965, eq. 1
 Tensors  latent (1, 4, h, w), already x scaling_factor; images (1, 3, H, W) in [-1, 1]; masks (1, 1, H, W), 1
          = edit
-Copying  this file stands alone: torch only. The VAE is any module with `decode`, `config.scaling_factor` and
+Copying  needs memory.py. The VAE is any module with `decode`, `config.scaling_factor` and
          a part `decoder`
 """
 
@@ -15,6 +15,10 @@ from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
+
+from .memory import is_out_of_memory
+
+_FEWEST_CELLS = 16  # of a segment's side when memory is short
 
 
 class Autoencoder(Protocol):
@@ -35,9 +39,7 @@ class Segment:
     latent: Tensor  # (1, 4, h, w): z_out of eq. 1, as the sampler left it
     reference: Tensor  # (1, 3, H, W) in [-1, 1]: x_in, the untouched picture
     mask: Tensor  # (1, 1, H, W), 1 = edit
-    weight: Tensor | None = (
-        None  # (1, 1, H, W), of each pixel's error; 1 / coverage where segments overlap. None: 1
-    )
+    weight: Tensor | None = None  # (1, 1, H, W), of each pixel's error: 1 / coverage where segments overlap
 
 
 def optimize_decoder(
@@ -48,23 +50,39 @@ def optimize_decoder(
     lr: float = 1e-4,
     background_weight: float = 100.0,
     on_step: Callable[[int, float], None] | None = None,
+    on_split: Callable[[], None] | None = None,
 ) -> VAE:
     """A float32 copy of `vae` whose decoder was fitted to all `segments` together (eq. 1), by Adam.
 
-    One step follows the gradient of the whole loss, gathered segment by segment, so that memory is that of
-    one segment. Only `decoder` is trained (post_quant_conv is not, as in the official code). `vae` itself is
-    never touched, whatever happens; the official code trains it in place and, after an out-of-memory error,
-    keeps the result. `background_weight` is eq. 1's lambda: the paper does not give it, the official code has
-    100. `on_step(step, loss)` is called after each step. ValueError without a segment.
+    One step follows the gradient of the whole loss, gathered segment by segment, so that only one segment's activations are held:
+    5.7 GiB for 512 x 512 pixels and Stable Diffusion's VAE. Where even that does not fit, all segments are cut in two and it
+    starts again, after `on_split()`. Only `decoder` is trained (post_quant_conv is not, as in the official code). `vae` itself is
+    never touched, whatever happens; the official code trains it in place and, after an out-of-memory error, keeps the result.
+    `background_weight` is eq. 1's lambda: the paper does not give it, the official code has 100. `on_step(step, loss)` is called
+    after each step. ValueError without a segment.
     """
     if not segments:
         raise ValueError("decoder optimisation needs at least one segment, got none")
+    while True:
+        try:
+            return _fit(vae, segments, steps, lr, background_weight, on_step)
+        except RuntimeError as error:
+            smaller = [half for segment in segments for half in _halves(segment)]
+            if len(smaller) == len(segments) or not is_out_of_memory(error):
+                raise
+        segments = smaller  # tried outside the clause, so that the failed step's memory is free by then
+        if on_split is not None:
+            on_split()
+
+
+def _fit(
+    vae: Any, segments: Sequence[Segment], steps: int, lr: float, background_weight: float,
+    on_step: Callable[[int, float], None] | None,
+) -> Any:  # fmt: skip
     with torch.inference_mode(False), torch.enable_grad():  # whatever the caller is in
         tuned: Any = copy.deepcopy(vae)
         tuned.float().eval().requires_grad_(False)
-        work = [
-            _prepared(tuned, segment) for segment in segments
-        ]  # x_out by the original weights, before any step
+        work = [_prepared(tuned, segment) for segment in segments]  # x_out by the weights before any step
         if not hasattr(tuned, "decoder"):  # a pixel-space model's identity: there is nothing to make up for
             return tuned
         parameters = list(tuned.decoder.requires_grad_(True).parameters())
@@ -75,10 +93,8 @@ def optimize_decoder(
             optimizer.zero_grad(set_to_none=True)
             total = 0.0
             for latent, x_out, reference, mask, weight in work:
-                loss = (
-                    _squared_error(tuned.decode(latent), x_out, reference, mask, weight, background_weight)
-                    / elements
-                )
+                decoded = tuned.decode(latent)
+                loss = _squared_error(decoded, x_out, reference, mask, weight, background_weight) / elements
                 loss.backward()
                 total += loss.item()
             optimizer.step()
@@ -88,12 +104,38 @@ def optimize_decoder(
         return tuned.requires_grad_(False)
 
 
-def _prepared(vae: Any, segment: Segment) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def _halves(segment: Segment) -> list[Segment]:
+    """`segment` cut in two across its longer side; itself if that is short. Beyond the cut the decoder then sees zeros."""
+    height, width = segment.latent.shape[-2:]
+    dim = -2 if height >= width else -1
+    cells = segment.latent.shape[dim]
+    if cells < 2 * _FEWEST_CELLS:
+        return [segment]
+    factor = segment.reference.shape[dim] // cells
+
+    def part(x: Tensor | None, start: int, stop: int) -> Any:
+        return None if x is None else x.narrow(dim, start, stop - start)
+
+    return [
+        Segment(
+            part(segment.latent, a, b),
+            *(part(x, a * factor, b * factor) for x in (segment.reference, segment.mask, segment.weight)),
+        )
+        for a, b in ((0, cells // 2), (cells // 2, cells))
+    ]
+
+
+def _prepared(vae: Any, segment: Segment) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
     """(unscaled latent, x_out, reference, mask, weight) of a segment, float32, fit for autograd."""
     device = next((p.device for p in vae.parameters()), segment.latent.device)
-    weight = torch.ones_like(segment.mask) if segment.weight is None else segment.weight
-    parts = (segment.latent / vae.config.scaling_factor, segment.reference, segment.mask, weight)
-    latent, reference, mask, weight = (part.detach().to(device, torch.float32).clone() for part in parts)
+
+    def own(x: Tensor) -> Tensor:
+        return x.detach().to(device, torch.float32).clone()
+
+    latent, reference, mask = (
+        own(x) for x in (segment.latent / vae.config.scaling_factor, segment.reference, segment.mask)
+    )
+    weight = None if segment.weight is None else own(segment.weight)
     with torch.no_grad():
         x_out = vae.decode(latent)
     if x_out.shape != reference.shape or mask.shape[-2:] != reference.shape[-2:]:
@@ -105,9 +147,10 @@ def _prepared(vae: Any, segment: Segment) -> tuple[Tensor, Tensor, Tensor, Tenso
 
 
 def _squared_error(
-    decoded: Tensor, x_out: Tensor, reference: Tensor, mask: Tensor, weight: Tensor, background_weight: float
-) -> Tensor:
+    decoded: Tensor, x_out: Tensor, reference: Tensor, mask: Tensor, weight: Tensor | None, background_weight: float
+) -> Tensor:  # fmt: skip
     """Eq. 1 without its normalisation: sum of w m (D - x_out)^2 + lambda w (1 - m) (D - x_in)^2."""
     edit = mask * (decoded - x_out) ** 2
     background = (1 - mask) * (decoded - reference) ** 2
-    return (weight * (edit + background_weight * background)).sum()
+    error = edit + background_weight * background
+    return (error if weight is None else weight * error).sum()

@@ -4,10 +4,10 @@ Paper    Ackermann & Li 2022, arXiv:2210.12965; "line n" below is a line of its 
 Tensors  image (1, 3, H, W) in [-1, 1] · mask (1, 1, H, W), 1 = edit · latents (n, 4, h, w), scaled, h = H / 8
 Nets     arrive loaded, in evaluation mode, on one device; a pixel-space model brings an identity autoencoder
 
-Preset `official` replaces some formulas by the official code's; each place says `official.`, where the difference is explained.
+Preset `official` replaces some formulas by the official code's; each place says `official`, and official.py explains it.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
@@ -23,8 +23,9 @@ from . import official
 from .config import EditConfig, Measures
 from .crops import Box, mask_box
 from .decoder_opt import Segment, optimize_decoder
+from .latents import decode, dtype_of, encode
 from .masks import feather, progressive_dilation, resize_mask
-from .memory import tiles_at_once
+from .memory import is_out_of_memory, tiles_at_once
 from .noise import noise_windows
 from .plan import EditPlan, EditResult, Stage, check_inputs, halve_tiles, plan_edit, stage_cells, stage_mask
 from .progress import EditStep, reporter
@@ -85,7 +86,7 @@ class EditPipeline:
         self.alphas_cumprod = alphas_cumprod
         self.measures = Measures() if measures is None else measures
         self.clip, self.clip_tokenizer = clip, clip_tokenizer or tokenizer
-        self.clip_pixels = {"size": clip_size, "mean": clip_mean, "std": clip_std}
+        self.clip_preprocessing = {"size": clip_size, "mean": clip_mean, "std": clip_std}
 
     def plan(self, mask: Tensor, config: EditConfig) -> EditPlan:
         """What an edit of `mask` (1, 1, H, W) would do; nothing is computed. ValueError for an empty mask or unsuitable options."""
@@ -150,7 +151,7 @@ class EditPipeline:
         edit.show("first stage, mask", mask.expand_as(source) * 2 - 1)
         windows = [(candidate, stage.boxes[0]) for candidate in range(stage.candidates)]
         latents = self._sample(edit, stage, source, edit.cells(stage, self.vae.downscale), windows)
-        pictures = self._decode_all(edit, stage, self.vae, latents)
+        pictures = list(self._decode_all(edit, stage, self.vae, latents))
         for number, picture in enumerate(pictures):
             edit.show(f"first stage, candidate {number}", picture)
         return torch.cat(pictures), latents
@@ -162,7 +163,8 @@ class EditPipeline:
         ids = self.clip_tokenizer([prompt]).to(candidates.device)
         size = edit.plan.stages[0].size
         box = mask_box(resize_mask(edit.mask, size)) if edit.config.rerank_area == "mask" else None
-        scores = clip_scores(self.clip, ids, candidates, box=box, **self.clip_pixels)
+        scores = clip_scores(self.clip, ids, candidates, box=box, **self.clip_preprocessing)
+        edit.report("first stage", "rerank", 1, 1)
         return scores, int(scores.argmax())
 
     def _in_tiles_that_fit(self, edit: _Edit, stage: Stage, previous: Tensor) -> Tensor:
@@ -170,9 +172,9 @@ class EditPipeline:
         while True:
             try:
                 return self._upscale_stage(edit, stage, previous)
-            except torch.OutOfMemoryError:
+            except RuntimeError as error:
                 smaller = halve_tiles(stage, edit.mask, edit.config, self.measures)
-                if smaller is None:
+                if smaller is None or not is_out_of_memory(error):
                     raise
             before, after = max(stage.grid[0].size), max(smaller.grid[0].size)
             edit.notes.append(
@@ -192,6 +194,7 @@ class EditPipeline:
             mask, m = torch.ones_like(mask), torch.ones_like(m)
         needed = covered(mask, stage.boxes)
         enlarged = super_resolve(previous, stage.size, config.upscaling_mode, self.upscaler, needed)
+        edit.report(stage.name, "upscale", 1, 1)
         edit.show(f"{stage.name}, upscaled", enlarged)
         background = low_pass_reference(reference, input_size, config.lowpass_reference)
         x_tilde = mask * enlarged + (1 - mask) * background  # line 20
@@ -232,13 +235,13 @@ class EditPipeline:
         elif batch is None:
             batch = tiles_at_once(m.device, box.height * box.width / self.vae.downscale**2)
         latents: dict[tuple[int, Box], Tensor] = {}
-        while left := [window for window in windows if window not in latents]:
-            now = [window for window in left if window[1].size == left[0][1].size][:batch]
+        while todo := [window for window in windows if window not in latents]:
+            now = [window for window in todo if window[1].size == todo[0][1].size][:batch]
             try:
                 progress = (len(latents), len(windows))
                 sampled = self._blended_diffusion(edit, stage, source, m, now, progress)
-            except torch.OutOfMemoryError:
-                if len(now) == 1:
+            except RuntimeError as error:
+                if len(now) == 1 or not is_out_of_memory(error):
                     raise
                 batch = len(now) // 2
                 edit.notes.append(
@@ -259,7 +262,7 @@ class EditPipeline:
         def cut(mask: Tensor) -> Tensor:
             return torch.cat([take(mask, box.divided(factor)) for box in boxes])
 
-        known = self._encode(torch.cat([take(source, box) for box in boxes]))
+        known = encode(self.vae, torch.cat([take(source, box) for box in boxes]))
         plan = self._schedule(stage, config)
         whole_run = stage.number == 0 and stage.start == 1
         noise = noise_windows(
@@ -267,11 +270,11 @@ class EditPipeline:
             stage.number,
             (m.shape[-2], m.shape[-1]),
             [(candidate, box.divided(factor)) for candidate, box in windows],
-            shared={"known"} if config.formulas == "official" and whole_run else (),
+            shared={"known"} if config.formulas == "official" and whole_run else (),  # one x-hat for all
         )
         from_noise = whole_run and config.start_from == "noise"
         x = self._start(known.expand(len(windows), -1, -1, -1), plan[0], noise, config, from_noise)
-        done, of = progress
+        done, total = progress
         return blended_sample(
             self._denoiser(edit, first=stage.number == 0),
             x,
@@ -281,7 +284,7 @@ class EditPipeline:
             noise=noise,
             eta=config.eta,
             on_step=lambda info: edit.report(
-                stage.name, "sample", done * info.total + (info.step + 1) * len(windows), of * info.total
+                stage.name, "sample", done * info.total + (info.step + 1) * len(windows), total * info.total
             ),
         )
 
@@ -289,8 +292,9 @@ class EditPipeline:
         """Which timesteps a stage evaluates, and what is blended in and re-noised after each."""
         if config.formulas == "official":
             return official.evaluations(
-                stage.num_steps, stage.start, stage.repeats, config.repaint_jump, self.alphas_cumprod
-            )
+                stage.num_steps, stage.start, stage.repeats, config.repaint_jump, self.alphas_cumprod,
+                known_level=config.background_level, known_noise=config.background_noise,
+            )  # fmt: skip
         return repaint_plan(
             start_timesteps(leading_timesteps(stage.num_steps), stage.start),
             self.alphas_cumprod,
@@ -313,7 +317,7 @@ class EditPipeline:
 
     def _denoiser(self, edit: _Edit, *, first: bool) -> Denoiser:
         """p_theta( . | c) with classifier-free guidance."""
-        dtype = next((p.dtype for p in self.unet.parameters()), torch.float32)
+        dtype = dtype_of(self.unet)
 
         def model(x: Tensor, t: Tensor, context: Tensor) -> Tensor:
             return self.unet(x.to(dtype), t, context.to(dtype)).float()
@@ -325,23 +329,12 @@ class EditPipeline:
 
     # ---- latents and pictures ---------------------------------------------------------------------------------------------------
 
-    def _encode(self, images: Tensor) -> Tensor:
-        """Scaled latents (n, 4, h, w) of `images`: the posterior's mean."""
-        dtype = next((p.dtype for p in self.vae.parameters()), torch.float32)
-        return self.vae.encode(images.to(dtype)).mean.float() * self.vae.config.scaling_factor
-
-    def _decode(self, vae: Any, latent: Tensor) -> Tensor:
-        """The picture (n, 3, H, W) of scaled latents, clamped to [-1, 1]."""
-        dtype = next((p.dtype for p in vae.parameters()), torch.float32)
-        return vae.decode((latent / vae.config.scaling_factor).to(dtype)).float().clamp(-1, 1)
-
-    def _decode_all(self, edit: _Edit, stage: Stage, vae: Any, latents: Sequence[Tensor]) -> list[Tensor]:
-        """`_decode` of each of a stage's latents (1, 4, h, w) by itself."""
-        pictures = []
-        for latent in latents:
-            pictures.append(self._decode(vae, latent))
-            edit.report(stage.name, "decode", len(pictures), len(latents))
-        return pictures
+    def _decode_all(self, edit: _Edit, stage: Stage, vae: Any, latents: Sequence[Tensor]) -> Iterator[Tensor]:
+        """The pictures of a stage's latents (1, 4, h, w), one at a time."""
+        for number, latent in enumerate(latents, 1):
+            picture = decode(vae, latent)
+            edit.report(stage.name, "decode", number, len(latents))
+            yield picture
 
     def _to_picture(self, edit: _Edit, stage: Stage, latents: Sequence[Tensor]) -> Tensor:
         """One picture (1, 3, H, W) of the stage from its tiles' latents, by the optimised decoder where that is asked for."""
@@ -352,7 +345,7 @@ class EditPipeline:
                 plain = self._blend(edit, stage, self._decode_all(edit, stage, vae, latents), reference)
                 tile = self.measures.native if len(stage.grid) > 1 else max(stage.size)
                 segments = official.reencoded_segments(vae, plain, reference, mask, tile)
-                latents = [self._encode(take(plain, box)) for box in stage.boxes]
+                latents = [encode(self.vae, take(plain, box)) for box in stage.boxes]
             else:  # eq. 1
                 segments = [
                     Segment(latent, take(reference, box), take(mask, box))
@@ -365,15 +358,18 @@ class EditPipeline:
                 lr=config.decoderopt_lr,
                 background_weight=config.decoderopt_weight,
                 on_step=lambda k, _: edit.report(stage.name, "optimize", k + 1, config.decoderopt_steps),
+                on_split=lambda: edit.notes.append(
+                    f"{stage.name}: out of memory in decoder optimisation, went on with smaller segments"
+                ),
             )
         picture = self._blend(edit, stage, self._decode_all(edit, stage, vae, latents), reference)
         edit.show(f"{stage.name}, result", picture)
         return picture
 
-    def _blend(self, edit: _Edit, stage: Stage, pictures: Sequence[Tensor], reference: Tensor) -> Tensor:
+    def _blend(self, edit: _Edit, stage: Stage, pictures: Iterable[Tensor], reference: Tensor) -> Tensor:
         """Crossfade the tiles' pictures; where no tile was computed the untouched picture shows."""
         if edit.config.formulas == "official" and len(stage.grid) > 1:
-            return official.compose(reference, pictures, stage.boxes, edit.config.grid_overlap or 0)
+            return official.compose(reference, list(pictures), stage.boxes, edit.config.grid_overlap or 0)
         blend = TileBlend(stage.grid, *stage.size)
         for box, picture in zip(stage.boxes, pictures, strict=True):
             blend.add(box, picture)

@@ -25,7 +25,9 @@ from torch import Tensor
 
 from .crops import mask_box
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")  # that are written
+LONGEST = {".webp": 16383, ".jpg": 65500, ".jpeg": 65500}  # pixels a side that a format can hold
+FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF")  # that are read; not EPS, which runs Ghostscript
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ class Photo:
 
 
 def load_image(path: str | Path, *, to_srgb: bool = False) -> Photo:
-    """Read any picture that Pillow reads: its first frame, turned upright by its EXIF orientation.
+    """Read a picture of one of FORMATS, told by its content: the first frame, upright by its EXIF orientation.
 
     An RGB picture keeps its bytes and its colour profile; with `to_srgb`, and for CMYK always, colours are
     converted to sRGB instead. FileNotFoundError if there is no such file; ValueError if it is not a whole
@@ -57,7 +59,7 @@ def load_image(path: str | Path, *, to_srgb: bool = False) -> Photo:
     picture = _open(path)
     profile = picture.info.get("icc_profile")
     alpha = None
-    if "transparency" in picture.info or picture.mode in ("LA", "PA", "La", "RGBA", "RGBa"):
+    if _has_alpha(picture):
         picture = picture.convert("RGBA")
         alpha = np.array(picture.getchannel("A"))
     if profile and picture.mode in ("RGB", "RGBA", "P", "CMYK") and (to_srgb or picture.mode == "CMYK"):
@@ -74,7 +76,7 @@ def load_mask(path: str | Path, *, invert: bool = False, from_alpha: bool = Fals
     at the end. ValueError as `load_image`, or if `from_alpha` finds no transparency.
     """
     picture = _open(path)
-    has_alpha = "transparency" in picture.info or picture.mode in ("LA", "PA", "La", "RGBA", "RGBa")
+    has_alpha = _has_alpha(picture)
     if from_alpha:
         if not has_alpha:
             raise ValueError(
@@ -137,8 +139,8 @@ def save_image(
         unfinished.unlink(missing_ok=True)
 
 
-def check_output_path(path: str | Path) -> str:
-    """The suffix of `path`; ValueError if `save_image` could not write there, said before the work is done."""
+def check_output_path(path: str | Path, size: tuple[int, int] = (1, 1)) -> str:
+    """The suffix of `path`; ValueError if `save_image` could not write `size` (H, W) there, said before the work is done."""
     path = Path(path)
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
@@ -147,6 +149,10 @@ def check_output_path(path: str | Path) -> str:
         )
     if not path.parent.is_dir():
         raise ValueError(f"{path}: the folder {path.parent} does not exist")
+    if max(size) > (longest := LONGEST.get(suffix, max(size))):
+        raise ValueError(
+            f"{path}: {suffix} holds at most {longest} pixels a side, not {max(size)}; write a .png"
+        )
     return suffix
 
 
@@ -175,9 +181,8 @@ def composite(source: np.ndarray, edited: Tensor, mask: Tensor) -> np.ndarray:
     result = source.copy()
     if not bool((mask > 0).any()):
         return result
-    box = mask_box(
-        mask > 0
-    )  # in floating point only where it matters: a photograph of 24 megapixels is 300 MB as floats
+    # In floating point only where it matters: a photograph of 24 megapixels is 300 MB as floats.
+    box = mask_box(mask > 0)
     window = (slice(box.top, box.bottom), slice(box.left, box.right))
     weight = mask[..., *window].float().cpu()
     blended = torch.lerp(
@@ -209,21 +214,22 @@ def _open(path: str | Path) -> Image.Image:
         raise FileNotFoundError(f"{path}: there is no such file")
     try:
         with warnings.catch_warnings():
-            # Pillow warns from 89 megapixels on, which photographs have, and refuses from 179 on, which
-            # stays.
+            # Pillow warns from 89 megapixels on, which photographs have; its refusal from 179 on stays.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(path) as opened:
+            with Image.open(path, formats=FORMATS) as opened:
                 opened.load()
                 picture = ImageOps.exif_transpose(opened)
     except Image.DecompressionBombError as error:
         raise ValueError(f"{path}: too large to be read safely ({error})") from error
-    except (
-        Exception
-    ) as error:  # broken files make Pillow's plugins raise OSError, SyntaxError, struct.error, ...
+    except Exception as error:  # of broken files plugins raise OSError, SyntaxError, struct.error, ...
         empty = path.is_file() and path.stat().st_size == 0
         reason = "the file is empty" if empty else " ".join(str(error).split())
         raise ValueError(f"{path}: not a readable picture ({reason})") from error
     return _from_16_bits(picture, path)
+
+
+def _has_alpha(picture: Image.Image) -> bool:
+    return "transparency" in picture.info or picture.mode in ("LA", "PA", "La", "RGBA", "RGBa")
 
 
 def _from_16_bits(picture: Image.Image, path: Path) -> Image.Image:

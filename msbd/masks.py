@@ -15,11 +15,12 @@ LatentRule = Literal["any", "center"]
 
 def resize_mask(mask: Tensor, size: tuple[int, int]) -> Tensor:
     """`mask` (B, 1, H, W) at `size`, {0, 1}: set wherever any pixel under it is, so no thin stroke is lost."""
+    binary = (mask > 0).to(mask.dtype)
     if tuple(mask.shape[-2:]) == tuple(size):
-        return (mask > 0).to(mask.dtype)
-    return F.adaptive_max_pool2d(
-        (mask > 0).to(mask.dtype), size
-    )  # cell i covers floor(i s) .. ceil((i + 1) s)
+        return binary
+    if mask.device.type == "mps":  # its adaptive pooling gives wrong values (pytorch issue 190064)
+        return resize_mask(mask.cpu(), size).to(mask.device)
+    return F.adaptive_max_pool2d(binary, size)  # cell i covers floor(i s) .. ceil((i + 1) s)
 
 
 def sample_mask(mask: Tensor, size: tuple[int, int]) -> Tensor:
@@ -71,17 +72,13 @@ def feather(mask: Tensor, width: int) -> Tensor:
     if width <= 0:
         return inside.to(mask.dtype)
     reach = width + 1
-    across = (
-        _distance_along_rows(inside, reach) ** 2
-    )  # (B, 1, H, W), squared, to the nearest kept pixel of the same row
+    across = _distance_along_rows(inside, reach) ** 2  # (B, 1, H, W), to the row's nearest kept pixel
     squared = across.clone()
     height = mask.shape[-2]
     for shift in range(1, min(reach, height - 1) + 1):
         squared[..., shift:, :] = torch.minimum(squared[..., shift:, :], across[..., :-shift, :] + shift**2)
         squared[..., :-shift, :] = torch.minimum(squared[..., :-shift, :], across[..., shift:, :] + shift**2)
-    weight = (
-        squared.sqrt() - 0.5
-    ) / width  # the edge runs between pixels, half a pixel before the first masked one
+    weight = (squared.sqrt() - 0.5) / width  # the edge runs half a pixel before the first masked one
     return torch.where(inside, weight.clamp(0, 1), 0).to(mask.dtype)
 
 

@@ -1,13 +1,12 @@
-"""How much fits into a device's memory.
+"""How much fits into a device's memory, and whether an error says that something did not.
 
 Copying  this file stands alone: torch only
 """
 
 import torch
 
-_BYTES_PER_CELL = (
-    400_000  # of a latent: both guidance halves of SD 1.5 in float16, attention not materialised
-)
+# Of a latent: both guidance halves of SD 1.5 in float16, attention not materialised.
+_BYTES_PER_CELL = 400_000
 
 
 def tiles_at_once(device: torch.device, cells: float) -> int:
@@ -17,4 +16,16 @@ def tiles_at_once(device: torch.device, cells: float) -> int:
     """
     if device.type != "cuda":
         return 4
-    return max(1, int(torch.cuda.mem_get_info(device)[0] / 2 / (cells * _BYTES_PER_CELL)))
+    cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(
+        device
+    )  # PyTorch's own, free again
+    free = torch.cuda.mem_get_info(device)[0] + cached
+    return max(1, int(free / 2 / (cells * _BYTES_PER_CELL)))
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether `error` is a device's or the machine's memory running out; MPS and the CPU have no class of their own for it."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    text = str(error)
+    return isinstance(error, RuntimeError) and ("out of memory" in text or "allocate memory" in text)

@@ -1,10 +1,10 @@
 """The official code's formulas that ours replace, for the preset `official` and for measuring the difference.
 
-Source   pfnet-research/multi-stage-blended-diffusion at b933b3d, as described in facts, not copied. Each
-         docstring says what ours does instead and why. Its crashes are not imitated: where it fails an
+Source   what pfnet-research/multi-stage-blended-diffusion at b933b3d computes; written anew, none of it copied.
+         Each docstring says what ours does instead and why. Its crashes are not imitated: where it fails an
          assertion or never ends, a ValueError says so
 Units    pixels, sizes (H, W), boxes as in crops.py; masks (1, 1, H, W), 1 = edit
-Copying  needs crops.py, decoder_opt.py, images.py, resize.py and samplers/
+Copying  needs crops.py, decoder_opt.py, images.py, latents.py, memory.py, resize.py and samplers/
 """
 
 import math
@@ -22,6 +22,7 @@ from samplers.schedule import ldm_start_timesteps, ldm_timesteps, q_sample_betwe
 from .crops import Box, mask_box
 from .decoder_opt import Segment
 from .images import to_image, to_pixels
+from .latents import encode
 from .resize import take
 
 MULTIPLE = 64  # pixels; all official sizes are multiples of it
@@ -168,12 +169,28 @@ def compose(base: Tensor, tiles: Sequence[Tensor], boxes: Sequence[Box], overlap
 
 
 def evaluations(
-    num_steps: int, start: float, repeats: int, jump: int, alphas_cumprod: Tensor
+    num_steps: int,
+    start: float,
+    repeats: int,
+    jump: int,
+    alphas_cumprod: Tensor,
+    *,
+    known_level: str = "current",
+    known_noise: str = "fresh",
 ) -> tuple[Evaluation, ...]:
     """The official count of steps: LDM's spacing, which takes more steps than asked where they do not divide 1000, cut off at
-    int(start x steps). Ours has exactly the number asked for; see `samplers.repaint.official_plan` for the rest."""
+    int(start x steps). Ours has exactly the number asked for; see `samplers.repaint.official_plan` for the rest.
+
+    `known_level` "prev" and `known_noise` "once" put the paper's background (lines 6 and 7) into it, to measure what that does.
+    """
     timesteps = ldm_start_timesteps(ldm_timesteps(num_steps), start)
-    return official_plan(timesteps, alphas_cumprod, repeats=repeats, jump=jump)
+    plan = official_plan(timesteps, alphas_cumprod, repeats=repeats, jump=jump)
+    if known_level == "prev":
+        plan = tuple(replace(e, a_known=None if e.a_known is None else e.a_prev) for e in plan)
+    if known_noise == "once":
+        order = {t: number for number, t in enumerate(dict.fromkeys(e.t for e in plan))}
+        plan = tuple(replace(e, known_id=order[e.t]) for e in plan)
+    return plan
 
 
 def start_latent(known: Tensor, level: float, alphas_cumprod: Tensor, noise: Tensor) -> Tensor:
@@ -189,8 +206,7 @@ def reencoded_segment(vae: Any, image: Tensor, reference: Tensor, mask: Tensor) 
     target inside the mask is thus D(E(x_out)), one more trip through the VAE, which softens every stage.
     Ours is eq. 1: z_out, x_out.
     """
-    dtype = next((p.dtype for p in vae.parameters()), image.dtype)
-    return Segment(vae.encode(image.to(dtype)).mean.float() * vae.config.scaling_factor, reference, mask)
+    return Segment(encode(vae, image), reference, mask)
 
 
 def reencoded_segments(vae: Any, image: Tensor, reference: Tensor, mask: Tensor, tile: int) -> list[Segment]:

@@ -28,8 +28,9 @@ def super_resolve(
 ) -> Tensor:  # fmt: skip
     """`image` (1, 3, H, W) in [-1, 1] at `size` by "rrdb" (the `upscaler`, then bilinear), "bilinear", "bicubic", "sharpen" or "none".
 
-    "none" repeats pixels. `needed` (1, 1, H', W') is set where the result will be looked at: the upscaler, which takes nearly
-    all of the time, is run on those pieces only, and elsewhere the picture is bilinear. None: everywhere. ValueError for "rrdb" without an upscaler, or another word. The same size comes back as it is.
+    "none" repeats pixels. `needed` (1, 1, H', W') is set where the result will be looked at (None: everywhere): the upscaler,
+    which takes nearly all of the time, is run on those pieces only, and elsewhere the picture is bilinear. The same size comes
+    back as it is. ValueError for "rrdb" without an upscaler, or another word.
     """
     if tuple(image.shape[-2:]) == tuple(size):
         return image
@@ -68,7 +69,7 @@ def low_pass_reference(reference: Tensor, input_size: tuple[int, int], mode: str
 def _in_pieces(upscaler: Callable[[Tensor], Tensor], image: Tensor, asked: Tensor) -> Tensor:
     """The upscaler over the pieces of a picture that `asked` touches, each with context around it; bilinear elsewhere.
 
-    In pieces, so that memory does not grow with the picture.
+    In pieces, so that the net's memory does not grow with the picture.
     """
     height, width = image.shape[-2:]
     asked = dilate(asked, _REACH)
@@ -82,7 +83,7 @@ def _in_pieces(upscaler: Callable[[Tensor], Tensor], image: Tensor, asked: Tenso
             large = _run(upscaler, take(image, Box(top - _CONTEXT, left - _CONTEXT, rows, columns)))
             scale = large.shape[-1] // columns
             if result is image:
-                result = resize(image, (height * scale, width * scale)).clone()
+                result = resize(image, (height * scale, width * scale)) if scale > 1 else image.clone()
             outer, edge = inner.times(scale), scale * _CONTEXT
             piece = large[..., edge : edge + outer.height, edge : edge + outer.width]
             result[..., outer.top : outer.bottom, outer.left : outer.right] = piece

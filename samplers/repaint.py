@@ -86,7 +86,7 @@ def repaint_plan(
                    "current": at the level it came from, as the official code does
       known_noise  "once": the repeats of a timestep share one x-hat, drawn outside algorithm 1's inner loop;
                    "fresh": every evaluation draws its own, as RePaint does
-    Raises ValueError for other words or counts.
+    Raises ValueError for other words or counts, and for a jump longer than the run.
     """
     if known_level not in ("prev", "current"):
         raise ValueError(
@@ -99,6 +99,11 @@ def repaint_plan(
     if repeats < 0:
         raise ValueError(f"repeats is {repeats}; it must be 0 (no repeats) or more")
     steps = step_levels(timesteps, alphas_cumprod, final_alpha)[::-1]  # steps[k] leads from state k to k - 1
+    if repeats and jump_length > len(steps):
+        raise ValueError(
+            f"jump_length is {jump_length}, more than the {len(steps)} steps of the run: nothing would be repeated; "
+            "take a shorter jump, or 0 repeats"
+        )
     states = repaint_states(
         len(steps), jump_length=jump_length, jump_n_sample=repeats + 1, jump_from_final=jump_from_final
     )

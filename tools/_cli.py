@@ -77,11 +77,8 @@ def config_options(config: type) -> dict[str, Option]:
 
 
 def _option(name: str, hint: Any, default: Any) -> Option:
-    kind = (
-        next((each for each in get_args(hint) if each is not NoneType), hint)
-        if NoneType in get_args(hint)
-        else hint
-    )
+    parts = get_args(hint)
+    kind = next(part for part in parts if part is not NoneType) if NoneType in parts else hint
     choices = get_args(kind) if get_origin(kind) is Literal else ()
     return Option(name, str if choices else kind, choices, default)
 
@@ -210,6 +207,8 @@ class Progress:
             self._bar.close()
 
     def __call__(self, at: "EditStep") -> None:
+        if at.total == 1:  # over at once, or it cannot say how far it is
+            return
         title = f"{at.stage}, {at.task}"
         if title != self._title:
             self.__exit__()
@@ -249,14 +248,13 @@ def report_errors(*, debug: bool = False) -> Iterator[Outcome]:
 
 def _expected(error: Exception) -> str | None:
     """The line for an error that is the user's to solve; None for one that is ours."""
-    torch = sys.modules.get("torch")
     text = str(error) or type(error).__name__
-    if (
-        isinstance(error, MemoryError)
-        or (torch and isinstance(error, torch.OutOfMemoryError))
-        or "allocate memory" in text
-    ):
-        return "out of memory; take fewer candidates, smaller tiles or --tile-batch 1, or --device cpu"
+    memory = sys.modules.get("msbd.memory")  # imported with the nets, before anything large
+    if isinstance(error, MemoryError) or (memory and memory.is_out_of_memory(error)):
+        return (
+            "out of memory; take fewer candidates, smaller tiles (--tile, --tile-batch 1), --no-decoder-optimization, "
+            "or --device cpu"
+        )
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     return text if isinstance(error, (ValueError, OSError, ImportError)) else None

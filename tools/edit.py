@@ -70,7 +70,7 @@ HELP: dict[str, dict[str, str]] = {
         "repaint_steps": "RePaint's repeats of each step; 0: Blended Diffusion",
         "repaint_jump": "steps that each repeat goes back",
         "start_timestep": "fraction of the schedule to start from; below 1 the old content shows through",
-        "start_from": "the noised picture, or pure noise",
+        "start_from": "the noised picture, or pure noise; below --start-timestep 1 always the picture",
         "clip_reranking": "let CLIP choose the candidate; otherwise the first is taken",
         "rerank_area": "what CLIP looks at",
     },
@@ -128,7 +128,8 @@ def build_parser() -> argparse.ArgumentParser:
         choices=PRESETS,
         default="paper",
         help="paper: its formulas and settings; official: those of the official code, to measure the difference; "
-        "fast: about a tenth of paper's work (--steps 25 --repaint-steps 1 --first-stage-batch 2). Other flags overrule it "
+        "fast: a fifteenth of paper's evaluations in the first stage, half of them later "
+        "(--steps 25 --repaint-steps 1 --first-stage-batch 2). Other flags overrule it "
         "(default: paper)",
     )
     add("--invert-mask", action="store_true", help="edit where the mask is black (from alpha: opaque)")
@@ -222,9 +223,7 @@ def check_paths(args: argparse.Namespace) -> None:
         return
     if args.stages.exists() and not args.stages.is_dir():
         raise ValueError(f"{args.stages}: a file; --stages takes a folder")
-    check_outputs(
-        {"--stages": args.stages / "00.png"} if args.stages.is_dir() else {"--stages": args.stages}, {}
-    )
+    check_outputs({"--stages": args.stages / "00.png" if args.stages.is_dir() else args.stages}, {})
     for flag, path in (outputs | inputs).items():
         numbered = re.fullmatch(r"\d{2,}-.*\.png", path.name) and same_file(path.parent, args.stages)
         if numbered or same_file(path, args.stages):
@@ -233,10 +232,11 @@ def check_paths(args: argparse.Namespace) -> None:
 
 def read_pictures(args: argparse.Namespace) -> "tuple[Photo, Tensor]":
     """Picture and mask, of one size, with something to edit."""
-    from msbd.images import load_image, load_mask
+    from msbd.images import check_output_path, load_image, load_mask
     from msbd.masks import resize_mask
 
     photo = load_image(args.image)
+    check_output_path(args.output, photo.size)
     if (
         photo.alpha is not None
         and not args.mask_from_alpha
@@ -292,6 +292,7 @@ def run(args: argparse.Namespace, job: Job) -> None:
     pipeline = load_edit_pipeline(args.model, device=job.device, dtype=job.dtype)
     if not args.quiet:
         warn_of_long_prompts(pipeline, (args.prompt, job.config.negative_prompt))
+    facts = None if args.no_metadata else metadata(args, job)
     with Progress(quiet=args.quiet) as progress:
         result = pipeline(
             job.photo.image,
@@ -306,7 +307,7 @@ def run(args: argparse.Namespace, job: Job) -> None:
     save_image(
         pixels,
         args.output,
-        metadata=None if args.no_metadata else metadata(args, job, result.notes),
+        metadata=facts and facts | {"notes": "; ".join(result.notes) or None},
         alpha=None if args.mask_from_alpha else job.photo.alpha,
         icc_profile=job.photo.icc_profile,
     )
@@ -332,8 +333,8 @@ def run(args: argparse.Namespace, job: Job) -> None:
         print("\n".join([*timings(result), *(f"{what:12} {path}" for what, path in written.items() if path)]))
 
 
-def metadata(args: argparse.Namespace, job: Job, notes: Sequence[str]) -> dict[str, Any]:
-    """What is needed to make the picture again, for its file."""
+def metadata(args: argparse.Namespace, job: Job) -> dict[str, Any]:
+    """What is needed to make the picture again, for its file; asked before the edit, as the model's files may change meanwhile."""
     import torch
 
     from msbd.load import model_hash
@@ -349,7 +350,6 @@ def metadata(args: argparse.Namespace, job: Job, notes: Sequence[str]) -> dict[s
         "dtype": str(job.dtype).removeprefix("torch."),
         "msbd": version(),
         "torch": str(torch.__version__),
-        "notes": "; ".join(notes) or None,
     }
 
 

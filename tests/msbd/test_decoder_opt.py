@@ -1,4 +1,5 @@
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -166,3 +167,49 @@ def test_bad_segments_are_refused() -> None:
     good = tiny_segment()
     with pytest.raises(ValueError, match="sizes differ"):
         optimize_decoder(tiny_vae(), [Segment(good.latent, good.reference[..., :8], good.mask)])
+
+
+class SmallMemory(AutoencoderKL):
+    """Runs out of memory when it decodes more than `cells` latent cells with gradients."""
+
+    cells = 256
+
+    def decode(self, latent: Tensor) -> Tensor:
+        if torch.is_grad_enabled() and latent.shape[-1] * latent.shape[-2] > self.cells:
+            raise torch.OutOfMemoryError("pretended")
+        return super().decode(latent)
+
+
+def test_segments_are_halved_until_they_fit_into_memory() -> None:
+    torch.manual_seed(0)
+    sizes: dict[str, Any] = {"block_out_channels": (8, 8), "layers_per_block": 1, "norm_num_groups": 4}
+    vae = SmallMemory(VAEConfig(**sizes, mid_attention=False))
+    segment = tiny_segment(size=64)  # 32 x 32 cells
+    splits: list[None] = []
+    losses: list[float] = []
+    tuned = optimize_decoder(
+        vae,
+        [segment],
+        steps=4,
+        lr=1e-3,
+        on_step=lambda _, loss: losses.append(loss),
+        on_split=lambda: splits.append(None),
+    )
+    assert len(splits) == 2 and len(losses) == 4 and losses[-1] < losses[0]
+    with torch.no_grad():
+        before, after = (
+            ((1 - segment.mask) * (net.decode(segment.latent / 0.18215) - segment.reference) ** 2).sum()
+            for net in (vae, tuned)
+        )
+    assert after < before
+    with pytest.raises(torch.OutOfMemoryError):
+        vae.cells = 10  # not even the smallest
+        optimize_decoder(vae, [segment], steps=1)
+
+
+def test_another_error_than_memory_is_not_tried_again() -> None:
+    def fail(step: int, loss: float) -> None:
+        raise RuntimeError("something else")
+
+    with pytest.raises(RuntimeError, match="something else"):
+        optimize_decoder(tiny_vae(), [tiny_segment(size=64)], steps=1, on_step=fail)

@@ -143,6 +143,25 @@ def test_preset_official_runs_its_own_counts() -> None:
     assert torch.equal(result.image[outside], IMAGE[outside])
 
 
+def test_preset_official_takes_the_papers_background_where_it_is_asked_to() -> None:
+    pipeline = latent_pipeline()
+    config = EditConfig(**official.OPTIONS, upscaling_mode="bilinear")
+    stage = pipeline.plan(MASK, config).stages[0]
+    theirs = pipeline._schedule(stage, config)
+    level = pipeline._schedule(stage, replace(config, background_level="prev"))
+    noise = pipeline._schedule(stage, replace(config, background_noise="once"))
+    assert [e.t for e in theirs] == [e.t for e in level] == [e.t for e in noise]
+    assert all(e.a_known in (None, e.a_t) for e in theirs) and all(
+        e.a_known in (None, e.a_prev) for e in level
+    )
+    assert (
+        len({e.known_id for e in theirs})
+        == len(theirs)
+        > len({e.known_id for e in noise})
+        == len({e.t for e in noise})
+    )
+
+
 def test_official_candidates_share_the_background_noise() -> None:
     for preset, shared in ((official.OPTIONS, True), ({}, False)):
         unet = Recorder(PullTowards(list(TARGET)))
@@ -187,7 +206,8 @@ def test_on_step_and_on_picture_follow_the_algorithm() -> None:
     tasks = list(dict.fromkeys((step.stage, step.task) for step in steps))
     stages = ["first stage", "stage 2", "stage 3"]
     assert [task for task in tasks if task[1] != "decode"] == [
-        (stage, task) for stage in stages for task in ("sample", "optimize")
+        *((stages[0], task) for task in ("sample", "optimize")),
+        *((stage, task) for stage in stages[1:] for task in ("upscale", "sample", "optimize")),
     ]
     assert set(tasks) == {tuple(key.split(", ")) for key in result.seconds}
     for stage in result.plan.stages:

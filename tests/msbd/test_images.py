@@ -13,7 +13,16 @@ from hypothesis import strategies as st
 from PIL import Image, ImageCms, UnidentifiedImageError
 
 from msbd import images
-from msbd.images import Photo, composite, load_image, load_mask, save_image, to_image, to_pixels
+from msbd.images import (
+    Photo,
+    check_output_path,
+    composite,
+    load_image,
+    load_mask,
+    save_image,
+    to_image,
+    to_pixels,
+)
 
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 
@@ -135,6 +144,7 @@ def broken_files() -> dict[str, bytes]:
         "cut.jpg": jpg.getvalue()[:900],
         "bomb.png": png_that_claims(60000, 60000),
         "header.png": png.getvalue()[:20],
+        "postscript.jpg": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 4 4\n%%EndComments\nshowpage\n",
     }
 
 
@@ -146,6 +156,25 @@ def test_unreadable_files_are_one_clear_line(name: str, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=name) as caught:
             load(path)
         assert "\n" not in str(caught.value) and not isinstance(caught.value, UnidentifiedImageError)
+
+
+def test_postscript_never_reaches_ghostscript(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "photo.jpg"
+    path.write_bytes(broken_files()["postscript.jpg"])
+    (tmp_path / "gs").write_text(f"#!/bin/sh\ntouch {tmp_path}/ran\n")
+    (tmp_path / "gs").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    with pytest.raises(ValueError, match="not a readable picture"):
+        load_image(path)
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("name, longest", [("a.webp", 16383), ("a.jpg", 65500), ("a.jpeg", 65500)])
+def test_a_format_that_cannot_hold_the_size_is_refused_early(name: str, longest: int, tmp_path: Path) -> None:
+    assert check_output_path(tmp_path / name, (longest, 10)) == Path(name).suffix
+    with pytest.raises(ValueError, match=f"at most {longest} pixels a side, not {longest + 1}; write a .png"):
+        check_output_path(tmp_path / name, (10, longest + 1))
+    assert check_output_path(tmp_path / "a.png", (10, 100_000)) == ".png"
 
 
 def test_a_missing_file_and_a_folder_are_said_so(tmp_path: Path) -> None:

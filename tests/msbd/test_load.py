@@ -67,7 +67,7 @@ def test_a_bundle_loads_with_its_weights_and_measures(bundle: Path) -> None:
         stored = read_state_dict(bundle / f"{part}.safetensors")
         assert all(torch.equal(value, stored[key].float()) for key, value in net.state_dict().items())
     assert pipeline.vae.config.scaling_factor == 0.5
-    assert pipeline.clip_pixels == {"size": 32, "mean": (0.5,) * 3, "std": (0.25,) * 3}
+    assert pipeline.clip_preprocessing == {"size": 32, "mean": (0.5,) * 3, "std": (0.25,) * 3}
     assert torch.equal(pipeline.alphas_cumprod, make_alphas_cumprod(make_betas()))
 
 
@@ -134,7 +134,7 @@ def test_what_the_metadata_leave_out_is_as_in_stable_diffusion(copy: Path) -> No
     set_config(copy / "unet.safetensors", **dict.fromkeys(absent))
     set_config(copy / "clip.safetensors", image_mean=None, image_std=None)
     pipeline = load_edit_pipeline(copy)
-    assert pipeline.measures == Measures() and pipeline.clip_pixels["mean"] == CLIP_MEAN
+    assert pipeline.measures == Measures() and pipeline.clip_preprocessing["mean"] == CLIP_MEAN
     assert torch.equal(pipeline.alphas_cumprod, make_alphas_cumprod(make_betas()))
 
 

@@ -65,6 +65,17 @@ def test_clip_scores_of_the_mask_alone_ignore_the_background() -> None:
     assert clip_scores(ColourCLIP(), ids, images, size=16, box=box).argmax() == 0
 
 
+@pytest.mark.parametrize("size", [(20, 60), (60, 20), (20, 50)])
+def test_clip_scores_see_the_ends_of_a_long_picture(size: tuple[int, int]) -> None:
+    images = torch.full((2, 3, *size), -1.0)
+    images[0, 1].view(-1)[:100] = 1  # green at the top left only, which the centre square does not hold
+    ids = torch.tensor([[0, 1, 0]])
+    scores = clip_scores(ColourCLIP(), ids, images, size=16)
+    assert scores[0] > scores[1]
+    flipped = clip_scores(ColourCLIP(), ids, images.flip(-1, -2), size=16)
+    torch.testing.assert_close(flipped, scores)
+
+
 def test_clip_scores_do_not_depend_on_the_batch() -> None:
     images = torch.from_numpy(np.random.default_rng(0).random((3, 3, 20, 30), dtype=np.float32)) * 2 - 1
     ids = torch.tensor([[1, 2, 3]])

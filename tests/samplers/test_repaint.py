@@ -10,7 +10,7 @@ import pytest
 import torch
 from fake_denoiser import NoDoubleOnLatents, fake_eps, recorded_noise
 from goldens import relative_error
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -97,6 +97,7 @@ def test_repaint_plan_levels_are_those_the_latent_is_at(
     known_noise: str,
     final_alpha: float,
 ) -> None:
+    assume(repeats == 0 or jump_length <= num_steps)
     plan = repaint_plan(
         leading_timesteps(num_steps),
         LEVELS,
@@ -385,3 +386,11 @@ def test_blended_sample_refuses_shapes_that_do_not_fit() -> None:
         blended_sample(fake_eps(), x, plan, known=known, mask=MASK[..., :-1], generator=generator)
     with pytest.raises(ValueError, match="mask has shape"):
         blended_sample(fake_eps(), x, plan, known=known, mask=lambda _: MASK[0], generator=generator)
+
+
+def test_a_jump_longer_than_the_run_is_refused() -> None:
+    alphas = torch.linspace(0.99, 0.1, 100, dtype=torch.float64)
+    assert len(repaint_plan([80, 60, 40], alphas, repeats=2, jump_length=3)) == 9
+    assert len(repaint_plan([80, 60, 40], alphas, repeats=0, jump_length=4)) == 3
+    with pytest.raises(ValueError, match="jump_length is 4, more than the 3 steps"):
+        repaint_plan([80, 60, 40], alphas, repeats=2, jump_length=4)
