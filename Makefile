@@ -21,7 +21,7 @@ test: $(VENV)/.installed-test
 	$(RUN) -m pytest -m "not large" $(TEST_ARGS)
 
 test-large: $(VENV)/.installed-test
-	$(RUN) -m pytest -m large $(TEST_ARGS)
+	$(RUN) -m pytest -m large $(TEST_ARGS) || test $$? -eq 5   # 5: nothing is marked large yet
 
 lint: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff check .

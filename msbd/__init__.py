@@ -1,1 +1,1 @@
-"""The two pipelines, edit and restore, and what they are made of."""
+"""The edit pipeline and what it is made of."""

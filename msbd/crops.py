@@ -8,13 +8,13 @@ Copying  this file stands alone: numpy and torch (torch only to accept a mask te
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from torch import Tensor
 
 MAX_ASPECT = 2  # of a crop: beyond 2:1 a model trained on squares starts to repeat its subject
-# Least crop-to-mask ratio, where the picture has it: a crop cut along the mask's edge has nothing to blend
-# with.
+# Least crop-to-mask ratio, where the picture has it: a crop cut along the mask's edge has nothing to blend with.
 CONTEXT = 1.125
 
 
@@ -48,10 +48,6 @@ class Box:
             and other.bottom <= self.bottom
             and other.right <= self.right
         )
-
-    def shifted(self, rows: int, columns: int) -> "Box":
-        """The same box, moved: down by `rows`, right by `columns`."""
-        return Box(self.top + rows, self.left + columns, self.height, self.width)
 
     def times(self, factor: int) -> "Box":
         """The same box in a picture `factor` times larger."""
@@ -178,9 +174,8 @@ def _largest_rectangle(
     # Shorten the longer side to the aspect as far as the mask allows, then lengthen the shorter one, out of
     # the picture if need be.
     height, width = (max(min(most[i], MAX_ASPECT * most[1 - i]), least[i]) for i in (0, 1))
-    return max(height, round_up(width / MAX_ASPECT, multiple)), max(
-        width, round_up(height / MAX_ASPECT, multiple)
-    )
+    shortest_height, shortest_width = (round_up(side / MAX_ASPECT, multiple) for side in (width, height))
+    return max(height, shortest_height), max(width, shortest_width)
 
 
 def _slide(start: int, side: int, picture_side: int) -> int:
@@ -207,10 +202,7 @@ def _inserted(
         sides = (low * (high / low) ** (k / (count + 1)) for k in range(1, count + 1))
         sizes = [first_stage_size(crop_size, round(side), multiple) for side in sides]
         path = [start, *sizes, end]
-        jumps = [
-            max(after[0] / before[0], after[1] / before[1])
-            for before, after in zip(path, path[1:], strict=False)
-        ]
+        jumps = [max(after[0] / before[0], after[1] / before[1]) for before, after in pairwise(path)]
         if max(jumps) <= max_jump:
             return sizes
     raise ValueError(

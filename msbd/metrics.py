@@ -61,9 +61,8 @@ def wilson_interval(right: int, count: int) -> tuple[float, float]:
     share, spread = right / count, z * z / count
     middle = (share + spread / 2) / (1 + spread)
     half = z / (1 + spread) * math.sqrt(share * (1 - share) / count + spread / (4 * count))
-    return max(0.0, min(middle - half, share)), min(
-        1.0, max(middle + half, share)
-    )  # 0 and 1 without rounding
+    low, high = min(middle - half, share), max(middle + half, share)
+    return max(low, 0.0), min(high, 1.0)  # 0 and 1 exactly, without rounding
 
 
 def bootstrap_interval(values: Sequence[float], *, draws: int = 10_000, seed: int = 0) -> tuple[float, float]:

@@ -103,10 +103,7 @@ def _spans(length: int, tile: int, overlap: int, multiple: int) -> list[tuple[in
         return [(0, length)]
     stride = tile - overlap
     last = math.ceil((length - tile) / multiple) * multiple
-    starts = [
-        *range(0, last, stride),
-        last,
-    ]  # range ends at the first start that would reach past `last`: no redundant tile
+    starts = [*range(0, last, stride), last]  # the range stops short of `last`: no redundant tile
     return [(start, min(tile, length - start)) for start in starts]
 
 

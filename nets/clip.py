@@ -29,9 +29,7 @@ class CLIPTextConfig:
     max_position_embeddings: int = 77  # longest sequence of tokens
     hidden_act: str = "quick_gelu"  # "quick_gelu" (OpenAI's weights) or "gelu" (OpenCLIP's)
     layer_norm_eps: float = 1e-5  # of every LayerNorm
-    eos_token_id: int = (
-        _LEGACY_EOS  # end token; 2 means "the largest id in the sequence", as in the first files
-    )
+    eos_token_id: int = _LEGACY_EOS  # end token; 2: the largest id in the sequence, as in the first files
 
     def __post_init__(self) -> None:
         _check_transformer(self)
@@ -298,9 +296,7 @@ class CLIPModel(nn.Module):
         self.vision_model = VisionTransformer(config.vision)
         self.visual_projection = nn.Linear(config.vision.hidden_size, config.projection_dim, bias=False)
         self.text_projection = nn.Linear(config.text.hidden_size, config.projection_dim, bias=False)
-        self.logit_scale = nn.Parameter(
-            torch.full((), math.log(1 / 0.07))
-        )  # start of training: paper, section 2.5
+        self.logit_scale = nn.Parameter(torch.full((), math.log(1 / 0.07)))  # paper, section 2.5
 
     def encode_image(self, pixels: Tensor) -> Tensor:
         """Embedding (B, projection_dim), not normalised, of normalised `pixels` (B, 3, S, S)."""

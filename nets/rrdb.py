@@ -3,7 +3,7 @@
 Paper    Wang et al. 2018, arXiv:1809.00219, section 3.1 (ESRGAN)
          Wang et al. 2021, arXiv:2107.10833, section 3.3 (Real-ESRGAN)
 Tensors  x (B, 3, H, W) in [0, 1] (not [-1, 1]) -> (B, 3, scale*H, scale*W), not clamped
-Weights  basicsr names (in official files below `params_ema`); old ESRGAN names pass through weights/esrgan.py
+Weights  basicsr names (in official files below `params_ema`)
 Copying  this file stands alone: torch only
 """
 
@@ -14,11 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 _RESIDUAL_SCALE = 0.2  # beta of the ESRGAN paper, section 3.1 and figure 4
-_UNSHUFFLE = {
-    4: 1,
-    2: 2,
-    1: 4,
-}  # scale -> side of the pixel blocks folded into channels (Real-ESRGAN, section 3.3)
+_UNSHUFFLE = {4: 1, 2: 2, 1: 4}  # scale -> side of the pixel blocks folded into channels (section 3.3)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 Paper    Rombach et al. 2022, arXiv:2112.10752, section 3.3; Ho et al. 2020, arXiv:2006.11239, appendix B
 Tensors  x (B, 4, h, w) latent, t (B,) timestep, context (B, 77, 768) text states -> eps (B, 4, h, w)
          below: C channels of a level, D = 4 * block_out_channels[0] of the time embedding, N = h * w cells
-Weights  diffusers names (unet/diffusion_pytorch_model.safetensors); other layouts pass through weights/ldm.py
+Weights  diffusers names (unet/diffusion_pytorch_model.safetensors)
 Copying  this file stands alone: torch only
 """
 
@@ -193,16 +193,14 @@ class TransformerBlock(nn.Module):
 class Transformer(nn.Module):
     """Transformer over the cells of one level's feature map, added to it."""
 
-    def __init__(self, level: int, config: UNetConfig, context_width: int | None = None) -> None:
-        """`context_width` replaces cross_attention_dim."""
+    def __init__(self, level: int, config: UNetConfig) -> None:
         super().__init__()
         width, linear = config.block_out_channels[level], config.use_linear_projection
         heads = config.per_level(config.attention_head_dim)[level]
         depth = config.per_level(config.transformer_layers_per_block)[level]
-        context_width = config.cross_attention_dim if context_width is None else context_width
         self.norm = nn.GroupNorm(config.norm_num_groups, width, eps=_TRANSFORMER_NORM_EPS)
         self.proj_in = nn.Linear(width, width) if linear else nn.Conv2d(width, width, 1)
-        blocks = (TransformerBlock(width, context_width, heads) for _ in range(depth))
+        blocks = (TransformerBlock(width, config.cross_attention_dim, heads) for _ in range(depth))
         self.transformer_blocks = nn.ModuleList(blocks)
         self.proj_out = nn.Linear(width, width) if linear else nn.Conv2d(width, width, 1)
 

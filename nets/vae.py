@@ -2,7 +2,7 @@
 
 Paper    Rombach et al. 2022, arXiv:2112.10752, section 3.1 and appendix G (KL-regularised, f = 8, 4 channels)
 Tensors  image (B, 3, H, W) in [-1, 1] -> latent distribution (B, 4, H/8, W/8); latent -> image, not clamped
-Weights  diffusers names (vae/diffusion_pytorch_model.safetensors); other layouts pass through weights/ldm.py
+Weights  diffusers names (vae/diffusion_pytorch_model.safetensors)
 Copying  this file stands alone: torch only
 """
 

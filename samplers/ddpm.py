@@ -48,9 +48,7 @@ def ddpm_step(
     a_t, a_prev = float(a_t), float(a_prev)
     sigma = ddpm_sigma(a_t, a_prev, variance)
     pred_x0 = predict_x0(x, eps, a_t)
-    if (
-        a_prev == 1
-    ):  # eq. 7 then leaves x0 alone, whatever a_t; said outright, so that no 0/0 can arise at a_t = 1
+    if a_prev == 1:  # eq. 7 is then x0 alone, whatever a_t; said outright, so that a_t = 1 gives no 0/0
         return pred_x0.to(x.dtype), pred_x0.to(x.dtype)
     if sigma > 0 and noise is None:
         raise ValueError(f"the step from level {a_t:.6f} to {a_prev:.6f} adds noise, but noise is None")

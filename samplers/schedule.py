@@ -14,6 +14,7 @@ to the latent's dtype.
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -206,9 +207,7 @@ def step_levels(
     the last level.
     """
     ts = [int(t) for t in timesteps]
-    if any(a <= b for a, b in zip(ts, ts[1:], strict=False)) or any(
-        not 0 <= t < len(alphas_cumprod) for t in ts
-    ):
+    if any(a <= b for a, b in pairwise(ts)) or any(not 0 <= t < len(alphas_cumprod) for t in ts):
         raise ValueError(f"timesteps must fall strictly and lie in 0..{len(alphas_cumprod) - 1}, got {ts}")
     levels = [*(float(alphas_cumprod[t]) for t in ts), float(final_alpha)]
     if ts and not levels[-2] <= levels[-1] <= 1:

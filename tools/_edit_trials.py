@@ -214,7 +214,10 @@ def subject_record(pipe: EditPipeline, judge: Judge, task: Task, image: Tensor) 
     device = pipe.clip.logit_scale.device
     new, old = (
         clip_scores(
-            pipe.clip, pipe.clip_tokenizer([scene.caption]).to(device), window.to(device), **pipe.clip_pixels
+            pipe.clip,
+            pipe.clip_tokenizer([scene.caption]).to(device),
+            window.to(device),
+            **pipe.clip_preprocessing,
         )
         for scene in (task.asked, task.scene)
     )

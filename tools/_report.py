@@ -79,7 +79,9 @@ def table(lines: Sequence[Sequence[str]]) -> str:
 def write_json(path: Path, figures: Sequence[Figure], **more: Any) -> None:
     """The figures (those that were measured), and whatever else belongs to the run, as JSON."""
     entries = [asdict(figure) | {"reached": figure.reached} for figure in figures if figure.count]
-    path.write_text(json.dumps({**more, "figures": entries}, indent=1) + "\n")
+    unfinished = path.with_name(f".{path.name}.tmp")
+    unfinished.write_text(json.dumps({**more, "figures": entries}, indent=1) + "\n")
+    unfinished.replace(path)  # whole or not at all
 
 
 def write_sheet(

@@ -20,9 +20,8 @@ def comparison(before: np.ndarray, after: np.ndarray, mask: Tensor) -> np.ndarra
     size = (max(1, round(height * scale)), max(1, round(width * scale)))
     panels = [_shrunk(before, size), _shrunk(before, size), _shrunk(after, size)]
     small = resize_mask(mask.cpu(), size)
-    kept = (
-        1 - dilate(F.pad(1 - small, (1, 1, 1, 1), value=1), 1)[..., 1:-1, 1:-1]
-    )  # the border is an edge too
+    padded = F.pad(1 - small, (1, 1, 1, 1), value=1)  # the border is an edge too
+    kept = 1 - dilate(padded, 1)[..., 1:-1, 1:-1]
     outline = (dilate(small, 1) - kept)[0, 0].numpy() > 0
     panels[1][outline] = FRAME
     return _row(panels)

@@ -11,10 +11,11 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import get_args
 
-from tools._cli import add_shared_options, check_not_shadowed, choose_device, report_errors
+from msbd.config import EditConfig, Mode
 
-MODES = ("msbd", "naive", "segments", "first-stage-only")
+from ._cli import add_shared_options, check_not_shadowed, choose_device, report_errors
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -29,7 +30,7 @@ def build_parser() -> argparse.ArgumentParser:
     edit.add_argument(
         "--modes",
         nargs="+",
-        choices=MODES,
+        choices=get_args(Mode),
         default=["msbd", "naive", "segments"],
         help="what to compare; msbd also runs with one candidate (default: msbd naive segments)",
     )
@@ -82,7 +83,7 @@ def _add_common(parser: argparse.ArgumentParser, *, scenes: int) -> None:
         help="also write every result, and rows of source | truth | results, there",
     )
     parser.add_argument("--fresh", action="store_true", help="forget earlier figures for these options")
-    add_shared_options(parser)  # fmt: skip
+    add_shared_options(parser)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -97,9 +98,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _measure(args: argparse.Namespace) -> str:
-    from msbd.config import EditConfig
     from msbd.load import load_edit_pipeline, model_hash
-    from tools._edit_trials import Ledger, decoder_report, edit_report, make_trials, run_trials
+
+    from ._edit_trials import Ledger, decoder_report, edit_report, make_trials, run_trials
 
     device, dtype = choose_device(args.device, args.dtype)
     base = EditConfig(num_steps=args.num_steps, repaint_steps=args.repaint_steps)

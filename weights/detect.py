@@ -48,7 +48,7 @@ _KINDS: dict[str, Callable[[Any], bool]] = {
 }
 
 _LATER = (
-    "this layout loads from the next release; until then use the model's diffusers folder, one file per part"
+    "this layout loads from the next release; the names expected now are those of a diffusers folder's files"
 )
 _NO_PIPELINE = "no pipeline here runs it; use a Stable Diffusion 1.x model"
 _ESRGAN_LATER = "these names load from the next release; RealESRGAN_x4plus has the names expected now"
@@ -238,9 +238,8 @@ def _transformer_sizes(state: State, half: str) -> dict[str, Any]:
         "hidden_size": width,
         "intermediate_size": intermediate,
         "num_hidden_layers": _count(state, layers),
-        "num_attention_heads": max(
-            1, width // 64
-        ),  # 64 channels a head in every CLIP of the paper (appendix F)
+        # 64 channels a head in every CLIP of the paper (appendix F).
+        "num_attention_heads": max(1, width // 64),
     }
 
 

@@ -161,7 +161,8 @@ def _foreign_format(start: bytes) -> str | None:
         kind = "zip archive" if start.startswith(b"PK") else "pickle"
         return (
             f"a {kind} as PyTorch writes .ckpt, .pth and .bin files; pickles are not read yet. Use the model's .safetensors "
-            "file, or convert it: safetensors.torch.save_file(torch.load(FILE, weights_only=True), NEW_FILE)"
+            "file, or convert it: torch.load(FILE, weights_only=True), and its tensors alone (they may lie under `state_dict` "
+            "or `params_ema`) to safetensors.torch.save_file"
         )
     if start.startswith(b"GGUF"):
         return "a GGUF file; expected safetensors"

@@ -20,9 +20,7 @@ OPENRAIL = (
 class ModelFile:
     """One file of a model. `size` and `sha256` are None where they are not known to us."""
 
-    part: (
-        str  # unet, vae, clip, clip_text, controlnet, rrdb, tokenizer, or "all" for one file with every part
-    )
+    part: str  # unet, vae, clip, controlnet, rrdb, tokenizer, or "all" for one file with every part
     file: str  # path inside the repository, or inside weights/mini/ for the bundle
     repo: str | None = None  # Hugging Face repository; None: inside the checkout, or at `url`
     url: str | None = None  # where it is not on the hub
@@ -50,7 +48,7 @@ _CLIP_L = ModelFile(
 
 
 def _pasd(name: str, folder: str, what: str) -> Model:
-    # Sizes and hashes of the official files have not been seen; `python -m tools.models verify` cannot vouch for them yet.
+    # Sizes and hashes of these files are not known to us.
     weights = "diffusion_pytorch_model.safetensors"
     files = tuple(ModelFile(part, f"{folder}/{part}/{weights}", _PASD) for part in ("unet", "controlnet"))
     return Model(
@@ -101,7 +99,7 @@ def find_model(name: str) -> Model:
     """The model of that name, loadable or not. Raises WeightsError naming the known ones."""
     if name not in MODELS:
         raise WeightsError(
-            f"no model is called {name!r}; known: {', '.join(MODELS)}; or give the path of a file or folder"
+            f"no model is called {name!r}; known: {', '.join(MODELS)}; or give the path of a model's folder"
         )
     return MODELS[name]
 

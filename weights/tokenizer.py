@@ -21,9 +21,7 @@ from .files import WeightsError, first_line
 START = "<|startoftext|>"
 END = "<|endoftext|>"
 CONTEXT = 77  # tokens a prompt is cut or padded to, start and end included
-WORD_END = (
-    "</w>"  # marks the last piece of a word in the vocabulary, so "cat" and the "cat" of "cattle" differ
-)
+WORD_END = "</w>"  # ends the last piece of a word, so that "cat" and the "cat" of "cattle" differ
 
 # English contractions, runs of letters, single digits, runs of anything else; spaces fall away between them.
 WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
@@ -98,12 +96,8 @@ def load_tokenizer(folder_or_file: str | Path) -> PromptTokenizer:
         raise WeightsError(
             f"{path}: not a JSON file ({error}); expected tokenizer.json or vocab.json"
         ) from None
-    tokenizer = (
-        _from_json(path)
-        if isinstance(content, dict) and "model" in content and "normalizer" in content
-        else None
-    )
-    return PromptTokenizer(tokenizer or _from_vocab(path, content))
+    whole = isinstance(content, dict) and {"model", "normalizer"} <= content.keys()  # a tokenizer.json
+    return PromptTokenizer(_from_json(path) if whole else _from_vocab(path, content))
 
 
 def train_tokenizer(captions: Iterable[str], vocab_size: int) -> Tokenizer:

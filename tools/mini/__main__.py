@@ -10,6 +10,12 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from tools._cli import report_errors
+
+from . import evaluate
+
+PARTS = ("vae", "clip", "unet", "rrdb")  # in the order in which they are trained
+
 
 def build_parser() -> argparse.ArgumentParser:
     """One sub-command per job."""
@@ -17,71 +23,67 @@ def build_parser() -> argparse.ArgumentParser:
         prog="python -m tools.mini", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     jobs = parser.add_subparsers(dest="job", required=True)
-    names = ["vae", "clip", "unet", "rrdb"]
     train = jobs.add_parser("train", help="train one part, from its last checkpoint on")
-    train.add_argument("--part", choices=names, required=True)
+    train.add_argument("--part", choices=PARTS, required=True)
     train.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
     train.add_argument("--threads", type=int, help="CPU threads (default: all)")
     export = jobs.add_parser("export", help="write the bundle's files from the last checkpoints")
-    export.add_argument("--part", choices=names, action="append", help="only this part; may be repeated")
+    export.add_argument("--part", choices=PARTS, action="append", help="only this part; may be repeated")
     export.add_argument("--folder", type=Path, help="where to (default: weights/mini)")
     scenes = jobs.add_parser("scenes", help="draw scenes")
     scenes.add_argument("-o", "--output", type=Path, required=True)
     scenes.add_argument("--count", type=int, default=60, help="how many, ten in a row (default: 60)")
     scenes.add_argument("--size", type=int, default=128, help="pixels (default: 128)")
     scenes.add_argument("--seed", type=int, default=0, help="of the first scene (default: 0)")
-    from .evaluate import add_arguments
-
-    add_arguments(jobs.add_parser("evaluate", help="held-out figures of the bundle"))
+    evaluate.add_arguments(jobs.add_parser("evaluate", help="held-out figures of the bundle"))
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one job; exit code 0."""
+    """Run one job; exit code 0, or 1 for an expected failure."""
     args = build_parser().parse_args(argv)
     if args.job == "evaluate":
-        from .evaluate import run
+        return evaluate.run(args)
+    with report_errors() as outcome:
+        {"train": _train, "export": _export, "scenes": _scenes}[args.job](args)
+    return outcome.exit_code
 
-        return run(args)
-    return {"train": _train, "export": _export, "scenes": _scenes}[args.job](args)
 
-
-def _train(args: argparse.Namespace) -> int:
+def _train(args: argparse.Namespace) -> None:
     import torch
 
-    from .parts import PARTS
+    from . import parts
     from .train import train
 
     if args.threads:
         torch.set_num_threads(args.threads)
     device = ("cuda" if torch.cuda.is_available() else "cpu") if args.device == "auto" else args.device
-    train(PARTS[args.part](), device=torch.device(device))
-    return 0
+    train(parts.PARTS[args.part](), device=torch.device(device))
 
 
-def _export(args: argparse.Namespace) -> int:
+def _export(args: argparse.Namespace) -> None:
     from weights.registry import MINI
 
     from .export import export
 
-    for path in export(args.part or ["vae", "clip", "unet", "rrdb"], args.folder or MINI):
+    for path in export(args.part or list(PARTS), args.folder or MINI):
         print(f"{path}  {path.stat().st_size:,} bytes")
-    return 0
 
 
-def _scenes(args: argparse.Namespace) -> int:
+def _scenes(args: argparse.Namespace) -> None:
     import numpy as np
-    from PIL import Image
 
+    from msbd.images import save_image
+
+    from .data import to_bytes
     from .scenes import random_scene, render
 
     pictures = [render(random_scene(args.seed + i), args.size).image for i in range(args.count)]
     pictures += [np.ones_like(pictures[0])] * (-len(pictures) % 10 if len(pictures) > 10 else 0)
     rows = [np.concatenate(pictures[i : i + 10], 1) for i in range(0, len(pictures), 10)]
-    Image.fromarray((np.concatenate(rows) * 255).round().astype(np.uint8)).save(args.output)
+    save_image(to_bytes(np.concatenate(rows)), args.output)
     for i in range(args.count):
         print(args.seed + i, random_scene(args.seed + i).caption)
-    return 0
 
 
 if __name__ == "__main__":

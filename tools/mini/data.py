@@ -120,9 +120,8 @@ def _cached(name: str, count: int, make: Callable[[int], tuple[NDArray[np.uint8]
         with ProcessPoolExecutor(initializer=torch.set_num_threads, initargs=(1,)) as pool:
             made = list(pool.map(make, range(count), chunksize=64))
         np.save(stored, np.stack([image for image, _ in made]))
-        captions.write_text(
-            json.dumps([caption for _, caption in made])
-        )  # last: its presence says the set is whole
+        # Last: its presence says the set is whole.
+        captions.write_text(json.dumps([caption for _, caption in made]))
     return Pictures(np.load(stored, mmap_mode="r"), json.loads(captions.read_text()))
 
 

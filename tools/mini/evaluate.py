@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--samples", type=int, default=96, metavar="N", help="text-to-image samples (default: 96)"
     )
     parser.add_argument("--steps", type=int, default=50, metavar="N", help="of DDIM (default: 50)")
-    add_shared_options(parser)  # fmt: skip
+    add_shared_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:

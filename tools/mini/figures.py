@@ -107,7 +107,7 @@ def clip_figure(pipe: EditPipeline, captions: int = 100, pictures_each: int = 2)
     right = []
     for number, scenes in enumerate(found.values()):
         images = torch.cat([picture(scene, pipe.measures.native) for scene in scenes])
-        pixels = clip_pixels(images, **pipe.clip_pixels).to(pipe.clip.logit_scale)
+        pixels = clip_pixels(images, **pipe.clip_preprocessing).to(pipe.clip.logit_scale)
         nearest = (pipe.clip.encode_image(pixels).float() @ text.T).argmax(1)
         right += [index == number for index in nearest.tolist()]
     return share(f"CLIP, right one of {captions} captions", right, asked=90.0)

@@ -131,15 +131,9 @@ class RRDBPart:
         """Restoration of a batch of 64-px crops from 16-px degraded ones, in [0, 1]."""
         device = next(self.net.parameters()).device
         images = self.data.crops(self.recipe.batch, 64, generator) / 2 + 0.5
-        with torch.autocast(
-            "cpu", enabled=False
-        ):  # the degradation is data: in float32 whatever the net runs in
-            small = torch.cat(
-                [
-                    apply(image, sample_parameters(generator, strength=RRDB_STRENGTH))
-                    for image in images[:, None]
-                ]
-            )
+        drawn = [sample_parameters(generator, strength=RRDB_STRENGTH) for _ in images]
+        with torch.autocast("cpu", enabled=False):  # data, so in float32 whatever the net runs in
+            small = torch.cat([apply(x[None], each) for x, each in zip(images, drawn, strict=True)])
         error = self.net(small.to(device)).float() - images.to(device)
         psnr = -10 * torch.log10(error.square().mean())
         return error.abs().mean(), {"psnr": psnr.item()}

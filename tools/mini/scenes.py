@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from .shapes import OBJECTS, Array, Surface, fbm, smoothstep
+from .shapes import OBJECTS, Array, Surface, coverage, fbm, smoothstep
 
 COLOURS: dict[str, tuple[float, float, float]] = {
     "red": (0.80, 0.11, 0.12),
@@ -181,12 +181,12 @@ def _sky(scene: Scene, x: Array, y: Array, pixel: float, rng: np.random.Generato
     distant = 0.55 * sky + 0.45 * np.array(LIGHTS[scene.time], np.float32) * np.array(
         [0.36, 0.42, 0.46], np.float32
     )
-    return sky + _coverage(y - hill, pixel)[..., None] * (distant - sky)
+    return sky + coverage(y - hill, pixel)[..., None] * (distant - sky)
 
 
 def _ground(scene: Scene, x: Array, y: Array, pixel: float, rng: np.random.Generator) -> tuple[Array, Array]:
     """Ground colour (H, W, 3) and how much of each pixel is ground."""
-    edge = _coverage(y - scene.horizon, pixel)
+    edge = coverage(y - scene.horizon, pixel)
     depth = np.clip(scene.horizon - y, 0.02, None)  # nearer to the viewer: larger
     stretch = 3.0 if scene.ground in ("sand", "snow") else 1.6  # seen at a low angle, texture is flattened
     contrast = {"grass": 0.26, "sand": 0.13, "snow": 0.07, "stone": 0.22}[scene.ground]
@@ -196,7 +196,7 @@ def _ground(scene: Scene, x: Array, y: Array, pixel: float, rng: np.random.Gener
     for _ in range(rng.integers(3, 9)):  # clutter: pebbles and tufts
         px, py, r = rng.uniform(-2.0, 2.0), scene.horizon - rng.uniform(0.05, 1.2), rng.uniform(0.015, 0.05)
         d = np.hypot(x - px, 1.8 * (y - py)) - r
-        level *= 1 - rng.uniform(-0.25, 0.5) * _coverage(d, max(pixel, 0.01))
+        level *= 1 - rng.uniform(-0.25, 0.5) * coverage(d, max(pixel, 0.01))
     return base * level[..., None].astype(np.float32), edge
 
 
@@ -204,8 +204,3 @@ def _contact_shadow(scene: Scene, x: Array, y: Array, side: float) -> Array:
     width = OBJECTS[scene.kind].size[0]
     d = np.hypot((x - side * 0.22 * width) / (0.72 * width), y / 0.13)
     return np.exp(-(d**2) * 1.6).astype(np.float32)
-
-
-def _coverage(distance: Array, pixel: float) -> Array:
-    """How much of a pixel lies where the signed distance is negative."""
-    return np.clip(0.5 - distance / pixel, 0, 1).astype(np.float32)

@@ -84,8 +84,9 @@ def _wedge(x: Array, y: Array, half: float, height: float) -> Array:
     return np.maximum(slope, -y)
 
 
-def _cover(d: Array, pixel: float) -> Array:
-    return np.clip(0.5 - d / pixel, 0, 1).astype(np.float32)
+def coverage(distance: Array, pixel: float) -> Array:
+    """How much of a pixel lies where the signed distance is negative."""
+    return np.clip(0.5 - distance / pixel, 0, 1).astype(np.float32)
 
 
 def _plain(x: Array) -> tuple[Array, Array]:
@@ -107,7 +108,7 @@ def _ball(x: Array, y: Array, pixel: float, side: float, seed: int) -> Surface:
     gloss = smoothstep(0.955, 0.995, lit) * 0.6
     _detail(tint, other, gloss, np.ones(3, np.float32))
     return Surface(
-        _cover(np.hypot(x, y - 0.5) - 0.5, pixel), (0.52 + 0.62 * lit).astype(np.float32), tint, other
+        coverage(np.hypot(x, y - 0.5) - 0.5, pixel), (0.52 + 0.62 * lit).astype(np.float32), tint, other
     )
 
 
@@ -116,16 +117,16 @@ def _house(x: Array, y: Array, pixel: float, side: float, seed: int) -> Surface:
     tint, other = _plain(x)
     rng = np.random.default_rng([seed, 11])
     door = rng.choice([-0.22, 0.0, 0.22])
-    _detail(tint, other, _cover(_box(x - door, y - 0.14, 0.075, 0.14), pixel), _WOOD)
+    _detail(tint, other, coverage(_box(x - door, y - 0.14, 0.075, 0.14), pixel), _WOOD)
     for wx in (-0.26, 0.26):
         if abs(wx - door) > 0.15:
-            _detail(tint, other, _cover(_box(x - wx, y - 0.33, 0.075, 0.075), pixel), _GLASS)
+            _detail(tint, other, coverage(_box(x - wx, y - 0.33, 0.075, 0.075), pixel), _GLASS)
     shade = 1.02 - 0.16 * side * x
     under = smoothstep(0.0, 0.10, 0.57 - y)  # the eaves' shadow
     shade = np.where(y > 0.55, 0.74 - 0.10 * side * np.sign(x), shade * (0.78 + 0.22 * under))
     tiles = 1 + 0.05 * np.sign(np.sin(2 * np.pi * y / 0.06))
     shade = np.where(y > 0.55, shade * (tiles if pixel < 0.02 else 1.0), shade)
-    return Surface(_cover(np.minimum(body, roof), pixel), shade.astype(np.float32), tint, other)
+    return Surface(coverage(np.minimum(body, roof), pixel), shade.astype(np.float32), tint, other)
 
 
 def _tree(x: Array, y: Array, pixel: float, side: float, seed: int) -> Surface:
@@ -142,11 +143,11 @@ def _tree(x: Array, y: Array, pixel: float, side: float, seed: int) -> Surface:
     crown = np.minimum(crown, np.hypot(x, y - 0.70) - 0.24)
     crown = crown + 0.022 * fbm(x, y, pixel, 9.0, seed + 21, octaves=5, persistence=0.7)
     trunk = _box(x, y - 0.25, 0.055 - 0.02 * np.clip(y, 0, 0.5), 0.25)
-    leaves = _cover(crown, pixel)
+    leaves = coverage(crown, pixel)
     tint, other = leaves.copy(), (1 - leaves)[..., None] * _WOOD
     mottle = 0.16 * fbm(x, y, pixel, 9.0, seed + 22, octaves=6, persistence=0.75)
     shade = np.where(leaves > 0, 0.97 + 0.22 * light + mottle, 1.0 - 4 * side * x)
-    return Surface(np.maximum(leaves, _cover(trunk, pixel)), shade.astype(np.float32), tint, other)
+    return Surface(np.maximum(leaves, coverage(trunk, pixel)), shade.astype(np.float32), tint, other)
 
 
 def _car(x: Array, y: Array, pixel: float, side: float, seed: int) -> Surface:
@@ -156,26 +157,25 @@ def _car(x: Array, y: Array, pixel: float, side: float, seed: int) -> Surface:
     tint, other = _plain(x)
     pane = np.maximum(np.maximum(_wedge(x + 0.06, y - 0.30, 0.44, 0.44), y - 0.55), 0.40 - y)
     pane = np.maximum(pane, 0.022 - np.abs(x + 0.06))
-    _detail(tint, other, _cover(pane, pixel), _GLASS * np.float32(0.6))
-    cover = _cover(np.minimum(body, cabin), pixel)
+    _detail(tint, other, coverage(pane, pixel), _GLASS * np.float32(0.6))
+    cover = coverage(np.minimum(body, cabin), pixel)
     for wx in (-0.36, 0.36):
-        tyre = _cover(np.hypot(x - wx, y - 0.13) - 0.13, pixel)
+        tyre = coverage(np.hypot(x - wx, y - 0.13) - 0.13, pixel)
         _detail(tint, other, tyre, _DARK)
-        _detail(tint, other, _cover(np.hypot(x - wx, y - 0.13) - 0.06, pixel), np.full(3, 0.62, np.float32))
+        _detail(tint, other, coverage(np.hypot(x - wx, y - 0.13) - 0.06, pixel), np.full(3, 0.62, np.float32))
         cover = np.maximum(cover, tyre)
-    _detail(
-        tint, other, _cover(np.hypot(x - 0.57, y - 0.29) - 0.035, pixel), np.array([1, 0.95, 0.7], np.float32)
-    )
+    lamp = coverage(np.hypot(x - 0.57, y - 0.29) - 0.035, pixel)
+    _detail(tint, other, lamp, np.array([1, 0.95, 0.7], np.float32))
     shade = 0.80 + 0.42 * smoothstep(0.12, 0.42, y)
     return Surface(cover, shade, tint, other)
 
 
 def _tent(x: Array, y: Array, pixel: float, side: float, seed: int) -> Surface:
     tint, other = _plain(x)
-    _detail(tint, other, _cover(_wedge(x, y, 0.13, 0.46), pixel), _DARK)
+    _detail(tint, other, coverage(_wedge(x, y, 0.13, 0.46), pixel), _DARK)
     folds = 0.07 * np.sin(16 * x / (1.02 - y).clip(0.2, None))
     shade = 1.0 - 0.17 * side * np.sign(x) + folds + 0.12 * (y - 0.4)
-    return Surface(_cover(_wedge(x, y, 0.62, 0.85), pixel), shade.astype(np.float32), tint, other)
+    return Surface(coverage(_wedge(x, y, 0.62, 0.85), pixel), shade.astype(np.float32), tint, other)
 
 
 def _bottle(x: Array, y: Array, pixel: float, side: float, seed: int) -> Surface:
@@ -186,10 +186,10 @@ def _bottle(x: Array, y: Array, pixel: float, side: float, seed: int) -> Surface
     lit = np.clip(-0.5 * side * u + 0.85 * np.sqrt(1 - u * u), 0, 1)
     tint, other = _plain(x)
     label = np.array([0.93, 0.90, 0.80], np.float32)
-    _detail(tint, other, _cover(np.maximum(np.abs(y - 0.27) - 0.07, np.abs(x) - 0.239), pixel), label)
-    _detail(tint, other, _cover(np.maximum(0.93 - y, d), pixel), _WOOD)
+    _detail(tint, other, coverage(np.maximum(np.abs(y - 0.27) - 0.07, np.abs(x) - 0.239), pixel), label)
+    _detail(tint, other, coverage(np.maximum(0.93 - y, d), pixel), _WOOD)
     _detail(tint, other, 0.55 * smoothstep(0.05, 0.0, np.abs(u + 0.45 * side) - 0.05), np.ones(3, np.float32))
-    return Surface(_cover(d, pixel), (0.58 + 0.52 * lit).astype(np.float32), tint, other)
+    return Surface(coverage(d, pixel), (0.58 + 0.52 * lit).astype(np.float32), tint, other)
 
 
 OBJECTS: dict[str, Shape] = {
