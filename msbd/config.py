@@ -42,9 +42,7 @@ class EditConfig:
     repaint_steps: int = 5  # R: repeats of each step after its first evaluation; 0: Blended Diffusion
     repaint_jump: int = 1  # steps each repeat goes back
     start_timestep: float = 1.0  # fraction of the schedule to start from
-    start_from: Literal["source", "noise"] = (
-        "source"  # q(x_T | x~) as in algorithm 1, or pure noise (whole runs)
-    )
+    start_from: Literal["source", "noise"] = "source"  # q(x_T | x~), line 4, or pure noise (whole runs only)
     clip_reranking: bool = True  # choose by CLIP; otherwise the first candidate
     rerank_area: Literal["crop", "mask"] = "crop"  # what CLIP looks at
     # Later stages

@@ -40,6 +40,11 @@ class Box:
         """(height, width)."""
         return self.height, self.width
 
+    @property
+    def window(self) -> tuple[slice, slice]:
+        """Rows and columns, to index a picture with: `image[..., *box.window]`."""
+        return slice(self.top, self.bottom), slice(self.left, self.right)
+
     def contains(self, other: "Box") -> bool:
         """Whether `other` lies wholly inside this box."""
         return (

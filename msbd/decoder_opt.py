@@ -67,8 +67,10 @@ def optimize_decoder(
         try:
             return _fit(vae, segments, steps, lr, background_weight, on_step)
         except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
             smaller = [half for segment in segments for half in _halves(segment)]
-            if len(smaller) == len(segments) or not is_out_of_memory(error):
+            if len(smaller) == len(segments):
                 raise
         segments = smaller  # tried outside the clause, so that the failed step's memory is free by then
         if on_split is not None:

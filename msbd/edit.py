@@ -164,7 +164,7 @@ class EditPipeline:
         size = edit.plan.stages[0].size
         box = mask_box(resize_mask(edit.mask, size)) if edit.config.rerank_area == "mask" else None
         scores = clip_scores(self.clip, ids, candidates, box=box, **self.clip_preprocessing)
-        edit.report("first stage", "rerank", 1, 1)
+        edit.report(edit.plan.stages[0].name, "rerank", 1, 1)
         return scores, int(scores.argmax())
 
     def _in_tiles_that_fit(self, edit: _Edit, stage: Stage, previous: Tensor) -> Tensor:

@@ -182,8 +182,7 @@ def composite(source: np.ndarray, edited: Tensor, mask: Tensor) -> np.ndarray:
     if not bool((mask > 0).any()):
         return result
     # In floating point only where it matters: a photograph of 24 megapixels is 300 MB as floats.
-    box = mask_box(mask > 0)
-    window = (slice(box.top, box.bottom), slice(box.left, box.right))
+    window = mask_box(mask > 0).window
     weight = mask[..., *window].float().cpu()
     blended = torch.lerp(
         to_image(source[window]), edited[..., *window].detach().float().cpu().clamp(-1, 1), weight

@@ -36,7 +36,7 @@ def noise_windows(
             candidate = 0 if site in shared else candidate
             if candidate not in fields:
                 fields[candidate] = _field((seed, stage, candidate, site, step), (shape[1], *size))
-            parts.append(fields[candidate][:, box.top : box.bottom, box.left : box.right])
+            parts.append(fields[candidate][:, *box.window])
         return torch.stack(parts)
 
     return noise

@@ -76,7 +76,7 @@ def take(image: Tensor, box: Box) -> Tensor:
     height, width = image.shape[-2:]
     inside = box.top >= 0 and box.left >= 0 and box.bottom <= height and box.right <= width
     if inside:
-        return image[..., box.top : box.bottom, box.left : box.right]
+        return image[..., *box.window]
     rows = reflected_indices(box.top, box.bottom, height).to(image.device)
     cols = reflected_indices(box.left, box.right, width).to(image.device)
     return image.index_select(-2, rows).index_select(-1, cols)

@@ -50,15 +50,14 @@ def tile_weights(boxes: Sequence[Box], height: int, width: int) -> list[Tensor]:
 
 def touches(box: Box, mask: Tensor) -> bool:
     """Whether anything under `box` is set in `mask` (1, 1, H, W); if not, the tile need not be computed."""
-    return bool((mask[..., box.top : box.bottom, box.left : box.right] > 0).any())
+    return bool((mask[..., *box.window] > 0).any())
 
 
 def covered(mask: Tensor, boxes: Sequence[Box]) -> Tensor:
     """`mask` (1, 1, H, W) under any of `boxes`, and 0 elsewhere."""
     kept = torch.zeros_like(mask)
     for box in boxes:
-        window = (..., slice(box.top, box.bottom), slice(box.left, box.right))
-        kept[window] = mask[window]
+        kept[..., *box.window] = mask[..., *box.window]
     return kept
 
 
@@ -86,9 +85,8 @@ class TileBlend:
             self._sum = patch.new_zeros((*patch.shape[:2], self.height, self.width), dtype=torch.float32)
             self._weight = patch.new_zeros((1, 1, self.height, self.width), dtype=torch.float32)
         weight = _outer(self._rows[box.top, box.height], self._columns[box.left, box.width]).to(patch.device)
-        window = (..., slice(box.top, box.bottom), slice(box.left, box.right))
-        self._sum[window] += weight * patch.float()
-        self._weight[window] += weight
+        self._sum[..., *box.window] += weight * patch.float()
+        self._weight[..., *box.window] += weight
 
     def result(self, fill: Tensor) -> Tensor:
         """The blended picture, in float32; where no tile was added, `fill` (broadcastable to it) shows."""

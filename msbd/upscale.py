@@ -39,11 +39,8 @@ def super_resolve(
             raise ValueError(
                 "upscaling_mode is rrdb, but this model has no upscaler; use bilinear, or load one"
             )
-        asked = (
-            torch.ones_like(image[:, :1])
-            if needed is None
-            else resize_mask(needed, (image.shape[-2], image.shape[-1]))
-        )
+        needed = torch.ones_like(image[:, :1]) if needed is None else needed
+        asked = resize_mask(needed, (image.shape[-2], image.shape[-1]))
         return resize(_in_pieces(upscaler, image / 2 + 0.5, asked) * 2 - 1, size).clamp(-1, 1)
     if mode in ("bilinear", "bicubic"):
         return resize(image, size, mode).clamp(-1, 1)
@@ -86,7 +83,7 @@ def _in_pieces(upscaler: Callable[[Tensor], Tensor], image: Tensor, asked: Tenso
                 result = resize(image, (height * scale, width * scale)) if scale > 1 else image.clone()
             outer, edge = inner.times(scale), scale * _CONTEXT
             piece = large[..., edge : edge + outer.height, edge : edge + outer.width]
-            result[..., outer.top : outer.bottom, outer.left : outer.right] = piece
+            result[..., *outer.window] = piece
     return result
 
 

@@ -33,6 +33,11 @@ def test_mask_box_is_exact() -> None:
     assert (expected.bottom, expected.right) == (21, 60)
 
 
+def test_window_takes_the_box_out_of_a_picture() -> None:
+    picture = torch.arange(2 * 5 * 7).reshape(2, 5, 7)
+    assert torch.equal(picture[..., *Box(1, 2, 3, 4).window], picture[:, 1:4, 2:6])
+
+
 def test_mask_box_of_an_empty_mask_is_refused() -> None:
     with pytest.raises(ValueError, match="empty"):
         mask_box(torch.zeros(1, 1, 8, 9))
