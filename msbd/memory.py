@@ -16,9 +16,8 @@ def tiles_at_once(device: torch.device, cells: float) -> int:
     """
     if device.type != "cuda":
         return 4
-    cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(
-        device
-    )  # PyTorch's own, free again
+    # What PyTorch has reserved and does not use is free as well.
+    cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     free = torch.cuda.mem_get_info(device)[0] + cached
     return max(1, int(free / 2 / (cells * _BYTES_PER_CELL)))
 

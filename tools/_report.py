@@ -11,6 +11,7 @@ from torch import Tensor
 
 from msbd.images import save_image, to_pixels
 from msbd.metrics import bootstrap_interval, wilson_interval
+from weights.files import whole_file
 
 
 @dataclass(frozen=True)
@@ -79,9 +80,8 @@ def table(lines: Sequence[Sequence[str]]) -> str:
 def write_json(path: Path, figures: Sequence[Figure], **more: Any) -> None:
     """The figures (those that were measured), and whatever else belongs to the run, as JSON."""
     entries = [asdict(figure) | {"reached": figure.reached} for figure in figures if figure.count]
-    unfinished = path.with_name(f".{path.name}.tmp")
-    unfinished.write_text(json.dumps({**more, "figures": entries}, indent=1) + "\n")
-    unfinished.replace(path)  # whole or not at all
+    with whole_file(path) as unfinished:
+        unfinished.write_text(json.dumps({**more, "figures": entries}, indent=1) + "\n")
 
 
 def write_sheet(

@@ -8,7 +8,8 @@ Copying  this file stands alone: torch, safetensors
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,6 @@ def write_safetensors(
 ) -> None:
     """Write `tensors` and `metadata` (strings) as a safetensors file: complete, or not at all.
 
-    The bytes go to a temporary file beside `path` that takes its place at the end, so a crash leaves the old file.
     The same content gives the same bytes; the library's own writer shuffles the metadata, which changes the sha256.
     `format: pt` is added to the metadata, since Hugging Face's loaders ask for it. Raises ValueError for what the
     format cannot hold.
@@ -76,17 +76,23 @@ def write_safetensors(
     # Wide dtypes first keeps every tensor aligned to its item size.
     ordered = sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0]))
     header = _make_header(ordered, {"format": "pt", **(metadata or {})})
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with whole_file(path) as unfinished, open(unfinished, "xb") as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        for _, tensor in ordered:
+            file.write(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path` to write to; it takes `path`'s place at the end, so that a failure leaves the old file."""
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(temporary, "xb") as file:
-            file.write(len(header).to_bytes(8, "little") + header)
-            for _, tensor in ordered:
-                file.write(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        yield unfinished
+        os.replace(unfinished, path)
     finally:
-        temporary.unlink(missing_ok=True)  # gone already when all went well
+        unfinished.unlink(missing_ok=True)  # gone already when all went well
 
 
 def sha256(path: str | Path) -> str:

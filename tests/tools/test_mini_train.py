@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tools.mini import __main__, parts
 from tools.mini.train import Recipe, train, trained
 
 CPU = torch.device("cpu")
@@ -33,6 +34,10 @@ class Line:
             raise KeyboardInterrupt
         x = torch.randn(self.recipe.batch, 1, generator=generator)
         return (self.net(x) - 2 * x - 1).square().mean(), {}
+
+
+def test_the_command_offers_every_part() -> None:
+    assert tuple(parts.PARTS) == __main__.PARTS  # named there too, so that --help need not import torch
 
 
 def test_train_learns_and_logs(tmp_path: Path) -> None:

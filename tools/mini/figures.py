@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from msbd.degrade import apply, sample_parameters
 from msbd.edit import EditPipeline
+from msbd.latents import decode
 from msbd.metrics import psnr
 from msbd.rerank import clip_pixels
 from msbd.resize import resize
@@ -197,8 +198,7 @@ def draw_captions(pipe: EditPipeline, captions: Sequence[str], *, steps: int, se
     latents = ddim_sample(
         denoise, torch.stack(noise).to(weight.device), leading_timesteps(steps), pipe.alphas_cumprod
     )
-    unscaled = (latents / pipe.vae.config.scaling_factor).to(next(pipe.vae.parameters()))
-    return to_8_bits(pipe.vae.decode(unscaled).cpu())
+    return to_8_bits(decode(pipe.vae, latents).cpu())
 
 
 def sample_figures(samples: Sequence[Sample], sheet: Path | None = None) -> list[Figure]:

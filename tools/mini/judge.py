@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from msbd.resize import resize
+from weights.files import whole_file
 
 from .data import runs_folder
 from .scenes import COLOURS, lit_palette, random_scene, render
@@ -122,9 +123,8 @@ def load_judge(folder: Path | None = None) -> Judge:
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         judge = train_judge()
-        partial = path.with_suffix(".partial")
-        torch.save({"net": judge.net.state_dict(), "figures": judge.figures}, partial)
-        partial.replace(path)
+        with whole_file(path) as unfinished:
+            torch.save({"net": judge.net.state_dict(), "figures": judge.figures}, unfinished)
     stored = torch.load(path, map_location="cpu", weights_only=True)
     net = JudgeNet().eval().requires_grad_(False)
     net.load_state_dict(stored["net"])

@@ -16,6 +16,7 @@ from nets.rrdb import RRDBConfig, RRDBNet
 from nets.unet import UNet, UNetConfig
 from nets.vae import AutoencoderKL, VAEConfig
 from samplers.schedule import make_alphas_cumprod, make_betas, q_sample
+from weights.files import whole_file
 from weights.tokenizer import PromptTokenizer, train_tokenizer
 
 from .data import NATIVE, Pictures, abstract_pictures, runs_folder, stage_pictures, training_pictures
@@ -236,7 +237,8 @@ def encoded(name: str, pictures: Callable[[], Pictures]) -> Any:
             batches.append(
                 np.stack([vae.encode(side).mean.half().numpy() for side in (images, images.flip(-1))])
             )
-        np.save(stored, np.concatenate(batches, axis=1))
+        with whole_file(stored) as unfinished, open(unfinished, "wb") as file:
+            np.save(file, np.concatenate(batches, axis=1))
     return np.load(stored)
 
 

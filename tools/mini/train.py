@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
+from weights.files import whole_file
+
 from .data import runs_folder
 
 
@@ -135,6 +137,5 @@ def _save(
         "optimizer": optimizer.state_dict(),
         "step": step,
     }
-    partial = checkpoint.with_suffix(".partial")
-    torch.save(state, partial)
-    partial.replace(checkpoint)  # never a half-written checkpoint
+    with whole_file(checkpoint) as unfinished:
+        torch.save(state, unfinished)
