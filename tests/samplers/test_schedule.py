@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from goldens import load_golden, relative_error
@@ -59,6 +60,13 @@ def test_spacings_give_exactly_the_steps_asked_for(spacing, num_steps: int) -> N
     assert timesteps.dtype == torch.int64 and len(timesteps) == num_steps
     assert timesteps[-1] >= 0 and timesteps[0] <= 999 and bool((timesteps.diff() < 0).all())
     assert timesteps[0] >= 999 - 1000 / num_steps  # never starts late
+
+
+@pytest.mark.parametrize("drop_zero", [False, True])
+def test_linspace_timesteps_are_numpys_for_every_count(drop_zero: bool) -> None:
+    for num_steps in range(2, 1000):
+        points = np.linspace(0, 999, num_steps + drop_zero).round()[::-1][:num_steps]
+        assert linspace_timesteps(num_steps, drop_zero=drop_zero).tolist() == points.tolist()
 
 
 def test_spacings_refuse_impossible_counts() -> None:
