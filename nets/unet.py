@@ -8,8 +8,9 @@ Copying  this file stands alone: torch only
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -17,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 _TRANSFORMER_NORM_EPS = 1e-6  # of the GroupNorm that leads into a transformer, whatever norm_eps is
+Timestep = Tensor | float  # of the training schedule, 0 to 999; (B,) or a scalar, any real number
 Added = tuple[Tensor, Tensor] | None  # SDXL: pooled text (B, 1280), sizes and crop (B, 6) in pixels
 
 # Kinds of blocks as config.json names them; "CrossAttn" in a name means attention.
@@ -69,12 +71,15 @@ class UNetConfig:
         """One number per level, of a field that may hold a single one for all."""
         return (value,) * len(self.block_out_channels) if isinstance(value, int) else tuple(value)
 
+    def skip_channels(self) -> list[int]:
+        """Channels of the skips, in the order in which the way down makes them."""
+        widths, layers = self.block_out_channels, self.layers_per_block
+        skips = [widths[0]] + [width for width in widths for _ in range(layers + 1)]
+        return skips[:-1]  # the coarsest level has no halving
+
 
 class Control(Protocol):
-    """What a ControlNet hands to the U-Net, already scaled.
-
-    `down` has a residual for each skip, in the order the way down makes them; `mid` is for the middle.
-    """
+    """A ControlNet's residuals, already scaled: one for each skip, in their order, and the middle's."""
 
     @property
     def down(self) -> Sequence[Tensor]: ...
@@ -193,28 +198,29 @@ class TransformerBlock(nn.Module):
 class Transformer(nn.Module):
     """Transformer over the cells of one level's feature map, added to it."""
 
-    def __init__(self, level: int, config: UNetConfig) -> None:
+    def __init__(self, level: int, config: UNetConfig, block: Callable[..., nn.Module] | None = None) -> None:
+        """`block(width=..., heads=...)` makes one layer; by default one that attends to the text."""
         super().__init__()
         width, linear = config.block_out_channels[level], config.use_linear_projection
         heads = config.per_level(config.attention_head_dim)[level]
         depth = config.per_level(config.transformer_layers_per_block)[level]
         self.norm = nn.GroupNorm(config.norm_num_groups, width, eps=_TRANSFORMER_NORM_EPS)
         self.proj_in = nn.Linear(width, width) if linear else nn.Conv2d(width, width, 1)
-        blocks = (TransformerBlock(width, config.cross_attention_dim, heads) for _ in range(depth))
-        self.transformer_blocks = nn.ModuleList(blocks)
+        block = block or partial(TransformerBlock, context_width=config.cross_attention_dim)
+        self.transformer_blocks = nn.ModuleList(block(width=width, heads=heads) for _ in range(depth))
         self.proj_out = nn.Linear(width, width) if linear else nn.Conv2d(width, width, 1)
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
         """x (B, C, h, w), context (B, M, context_width) -> (B, C, h, w)."""
         tokens = self.norm(x).flatten(2).transpose(1, 2)  # (B, N, C)
-        tokens = _project(self.proj_in, tokens)
+        tokens = project(self.proj_in, tokens)
         for block in self.transformer_blocks:
             tokens = block(tokens, context)
-        tokens = _project(self.proj_out, tokens)
+        tokens = project(self.proj_out, tokens)
         return x + tokens.transpose(1, 2).unflatten(2, x.shape[2:])
 
 
-def _project(layer: nn.Linear | nn.Conv2d, tokens: Tensor) -> Tensor:
+def project(layer: nn.Linear | nn.Conv2d, tokens: Tensor) -> Tensor:
     """A linear layer, or a 1x1 convolution taken as one: the same sums, and the tokens stay contiguous."""
     return F.linear(tokens, layer.weight.flatten(1), layer.bias)
 
@@ -287,10 +293,13 @@ class UpBlock(nn.Module):
         self.attentions = nn.ModuleList(Transformer(level, config) for _ in range(count))
         self.upsamplers = nn.ModuleList([Resize(width, stride=1)] if level else [])
 
-    def forward(self, x: Tensor, skips: list[Tensor], temb: Tensor, context: Tensor) -> Tensor:
-        """x (B, in_channels, h, w) -> (B, C, h', w'); takes its skips off the end of `skips`."""
+    def forward(
+        self, x: Tensor, skips: list[Tensor], temb: Tensor, context: Tensor, residuals: list[Tensor] | None
+    ) -> Tensor:
+        """x (B, in_channels, h, w) -> (B, C, h', w'); takes skips and residuals off the lists' ends."""
         for i, resnet in enumerate(self.resnets):
-            x = resnet(torch.cat((x, skips.pop()), dim=1), temb)
+            skip = skips.pop() if residuals is None else skips.pop() + residuals.pop()
+            x = resnet(torch.cat((x, skip), dim=1), temb)
             if self.attentions:
                 x = self.attentions[i](x, context)
         for upsample in self.upsamplers:
@@ -312,7 +321,7 @@ class UNetEncoder(nn.Module):
         self.down_blocks = nn.ModuleList(DownBlock(i, config) for i in range(len(config.block_out_channels)))
         self.mid_block = MidBlock(config)
 
-    def embed_time(self, x: Tensor, t: Tensor | float, added: Added = None) -> Tensor:
+    def embed_time(self, x: Tensor, t: Timestep, added: Added = None) -> Tensor:
         """The time embedding (B, D) after its SiLU, in x's dtype; t (B,) or scalar, any real number.
 
         ValueError unless `added` is there exactly when the config's addition_embed_type is "text_time".
@@ -342,45 +351,38 @@ class UNetEncoder(nn.Module):
 class UNet(UNetEncoder):
     """The noise predictor."""
 
+    up_block = UpBlock  # what the way up is made of
+
     def __init__(self, config: UNetConfig) -> None:
         super().__init__(config)
-        widths, layers = config.block_out_channels, config.layers_per_block
-        skips = [widths[0]]  # channels of the skips, in the order in which the way down makes them
-        for level, width in enumerate(widths):
-            skips += [width] * (layers + (level < len(widths) - 1))
+        widths, skips = config.block_out_channels, config.skip_channels()
         blocks, inner = [], widths[-1]
         for level in reversed(range(len(widths))):
-            blocks.append(UpBlock(level, inner, [skips.pop() for _ in range(layers + 1)], config))
+            own = [skips.pop() for _ in range(config.layers_per_block + 1)]
+            blocks.append(self.up_block(level, inner, own, config))
             inner = widths[level]
         self.up_blocks = nn.ModuleList(blocks)
         self.conv_norm_out = nn.GroupNorm(config.norm_num_groups, widths[0], eps=config.norm_eps)
         self.conv_out = nn.Conv2d(widths[0], config.out_channels, 3, padding=1)
 
     def forward(
-        self,
-        x: Tensor,
-        t: Tensor | float,
-        context: Tensor,
-        control: Control | None = None,
-        added: Added = None,
+        self, x: Tensor, t: Timestep, context: Tensor, control: Control | None = None, added: Added = None
     ) -> Tensor:
         """Noise (B, out_channels, h, w) in x (B, in_channels, h, w), any h, w.
 
-        t is (B,) or a scalar, integer or float, of the training schedule (0 to 999); context is
-        (B, M, cross_attention_dim); `added` as in `embed_time`. ValueError for a wrong number of residuals.
+        context is (B, M, cross_attention_dim); `added` as in `embed_time`.
+        ValueError for a wrong number of residuals.
         """
         temb = self.embed_time(x, t, added)  # (B, D)
         skips, x = self.encode(self.conv_in(x), temb, context)
+        residuals = None
         if control is not None:
-            if len(control.down) != len(skips):
-                found, expected = len(control.down), len(skips)
-                raise ValueError(
-                    f"UNet: control has {found} residuals, expected {expected}: wrong ControlNet?"
-                )
-            skips = [skip + residual for skip, residual in zip(skips, control.down, strict=True)]
-            x = x + control.mid
+            residuals, x = list(control.down), x + control.mid
+            if len(residuals) != len(skips):
+                found = f"{len(residuals)} residuals, expected {len(skips)}"
+                raise ValueError(f"UNet: control has {found}: wrong ControlNet?")
         for block in self.up_blocks:
-            x = block(x, skips, temb, context)
+            x = block(x, skips, temb, context, residuals)
         return self.conv_out(F.silu(self.conv_norm_out(x)))
 
 

@@ -153,6 +153,20 @@ TINY = {
         "net = m.RRDBNet(m.RRDBConfig(num_feat=8, num_block=1, num_grow_ch=4))\n"
         "assert net(torch.zeros(1, 3, 5, 6)).shape == (1, 3, 20, 24)"
     ),
+    "controlnet": (
+        "c = m.ControlNetConfig(block_out_channels=(8, 8), layers_per_block=1, cross_attention_dim=8, attention_head_dim=2, norm_num_groups=4,"
+        " down_block_types=('CrossAttnDownBlock2D', 'DownBlock2D'), up_block_types=('UpBlock2D', 'CrossAttnUpBlock2D'), use_rrdb=True)\n"
+        "control = m.ControlNet(c)(torch.zeros(1, 4, 8, 8), torch.tensor([5]), torch.zeros(1, 7, 8), torch.zeros(1, 3, 64, 64))\n"
+        "assert [r.shape for r in (*control.down, control.mid)] == [(1, 8, s, s) for s in (8, 8, 4, 4, 4)]"
+    ),
+    "pasd_unet": (
+        "from types import SimpleNamespace\n"
+        "c = m.PASDUNetConfig(block_out_channels=(8, 8), layers_per_block=1, cross_attention_dim=8, attention_head_dim=2, norm_num_groups=4,"
+        " down_block_types=('CrossAttnDownBlock2D', 'DownBlock2D'), up_block_types=('UpBlock2D', 'CrossAttnUpBlock2D'))\n"
+        "down = [torch.zeros(1, 8, s, s) for s in (8, 8, 4, 4)]\n"
+        "control = SimpleNamespace(down=down, mid=down[-1])\n"
+        "assert m.PASDUNet(c)(torch.zeros(1, 4, 8, 8), torch.tensor([5]), torch.zeros(1, 7, 8), control).shape == (1, 4, 8, 8)"
+    ),
 }  # fmt: skip
 
 # Run with -I: neither the current folder nor PYTHONPATH is looked at, so only what was copied can be found.

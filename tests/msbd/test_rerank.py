@@ -30,7 +30,7 @@ def coloured(*colours: tuple[float, float, float], size: tuple[int, int] = (40, 
     return torch.tensor(colours).view(-1, 3, 1, 1).expand(-1, -1, *size) * 2 - 1
 
 
-@pytest.mark.parametrize("case", ["portrait_170x260", "small_97x64"])
+@pytest.mark.parametrize("case", ["landscape_300x200", "portrait_170x260", "small_97x64"])
 def test_clip_pixels_match_golden(case: str) -> None:
     golden = load_golden("clip_preprocess", case)
     image = golden["in.image_uint8_hwc"].permute(2, 0, 1)[None].float() / 127.5 - 1

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from goldens import GOLDEN, Golden, load_golden, relative_error
-from seeded_weights import kind_of, load_seeded, read_manifest, seeded_input, seeded_state_dict, shapes_of
-from torch import nn
+from goldens import GOLDEN, load_golden, relative_error
+from seeded_nets import seeded_clip, seeded_text
+from seeded_weights import load_seeded, read_manifest, seeded_input, shapes_of
 
 from nets.clip import (
     CLIP_VIT_L14,
@@ -38,42 +38,6 @@ VISION = CLIPVisionConfig(
 SMALL = CLIPConfig(TEXT, VISION, projection_dim=8)
 
 
-def pick(config: type, reference: dict[str, Any]) -> dict[str, Any]:
-    """The fields of `config` that a reference's constructor arguments name."""
-    return {
-        field.name: reference[field.name] for field in dataclasses.fields(config) if field.name in reference
-    }
-
-
-def fill(net: nn.Module, weights: dict[str, Any]) -> None:
-    shapes = weights.get("shapes") or read_manifest(str(GOLDEN / weights["manifest"]))
-    state = seeded_state_dict(shapes, weights["seed"])
-    factor = weights.get("then_multiply_weight_and_bias_kinds_by", 1.0)
-    for name in list(state):
-        if kind_of(name, state[name].shape) in ("weight", "bias"):
-            state[name] *= factor
-        if name.endswith("position_ids"):
-            del state[name]
-    net.load_state_dict(state, strict=True, assign=True)
-    net.eval()
-
-
-def seeded_text(golden: Golden) -> CLIPTextModel:
-    with torch.device("meta"):
-        model = CLIPTextModel(CLIPTextConfig(**pick(CLIPTextConfig, golden.meta["config"])))
-    fill(model, golden.meta["weights"])
-    return model
-
-
-def seeded_clip(golden: Golden) -> CLIPModel:
-    text = CLIPTextConfig(**pick(CLIPTextConfig, golden.meta["text_config"]))
-    vision = CLIPVisionConfig(**pick(CLIPVisionConfig, golden.meta["vision_config"]))
-    with torch.device("meta"):
-        model = CLIPModel(CLIPConfig(text, vision, golden.meta["text_config"]["projection_dim"]))
-    fill(model, golden.meta["weights"])
-    return model
-
-
 def small_text(**changes: Any) -> CLIPTextModel:
     model = CLIPTextModel(dataclasses.replace(TEXT, **changes)).eval()
     load_seeded(model, seed=3)
@@ -89,7 +53,7 @@ def no_grad():
 
 def compare_text(case: str, tolerance: float) -> None:
     golden = load_golden("clip_text", case)
-    model, ids = seeded_text(golden), golden["in.ids"]
+    model, ids = seeded_text(golden.meta), golden["in.ids"]
     assert relative_error(model(ids), golden["out.last_hidden_state"]) <= tolerance
     assert relative_error(model(ids, clip_skip=1), golden["out.penultimate_ln"]) <= tolerance
     assert relative_error(model.pooled(ids), golden["out.pooled"]) <= tolerance
@@ -106,13 +70,13 @@ def test_clip_text_equals_reference_at_full_size() -> None:
 
 def test_clip_text_has_the_reference_epsilon() -> None:
     golden = load_golden("clip_text", "tiny_eps_sensitive")
-    out = seeded_text(golden)(golden["in.ids"])
+    out = seeded_text(golden.meta)(golden["in.ids"])
     torch.testing.assert_close(out, golden["out.last_hidden_state"], rtol=0, atol=2e-6)
 
 
 def test_clip_equals_reference_when_tiny() -> None:
     golden = load_golden("clip_full", "tiny")
-    model = seeded_clip(golden)
+    model = seeded_clip(golden.meta)
     image = F.normalize(model.encode_image(golden["in.pixel_values"]))
     text = F.normalize(model.encode_text(golden["in.ids"]))
     assert relative_error(image, golden["out.image_embeds_normed"]) <= 1e-5
@@ -123,19 +87,21 @@ def test_clip_equals_reference_when_tiny() -> None:
 @pytest.mark.full
 def test_clip_equals_reference_at_full_size() -> None:
     golden = load_golden("clip_full", "vitl14_a")
-    model = seeded_clip(golden)
-    # The second of its two pictures, one being enough: each is 0.7 MB, and the items of a batch do not mix.
-    family, case = golden.meta["pixel_values_from"][1].split("/")
-    pixels = load_golden(family, case)["out.pixel_values"]
+    model = seeded_clip(golden.meta)
+    cases = [name.split("/") for name in golden.meta["pixel_values_from"]]
+    pixels = torch.cat([load_golden(family, case)["out.pixel_values"] for family, case in cases])
     image, text = model.encode_image(pixels), model.encode_text(golden["in.ids"])
-    cosine = F.normalize(image) @ F.normalize(text).T
-    states, pooled = model.vision_model(pixels), model.vision_model.pooled(pixels)
+    image_normed, text_normed = F.normalize(image), F.normalize(text)
+    cosine = image_normed @ text_normed.T
     assert relative_error(text, golden["out.text_features"]) <= 1e-4
-    assert relative_error(image, golden["out.image_features"][1:]) <= 1e-4
-    assert relative_error(cosine, golden["out.cosine"][1:]) <= 1e-4
-    assert relative_error(model.logit_scale.exp() * cosine, golden["out.logits_per_image"][1:]) <= 1e-4
-    assert relative_error(pooled, golden["out.vision_pooled"][1:]) <= 1e-4
-    assert relative_error(states[:, :8], golden["out.vision_last_hidden_slice"][1:]) <= 1e-4
+    assert relative_error(image, golden["out.image_features"]) <= 1e-4
+    assert relative_error(text_normed, golden["out.text_embeds_normed"]) <= 1e-4
+    assert relative_error(image_normed, golden["out.image_embeds_normed"]) <= 1e-4
+    assert relative_error(cosine, golden["out.cosine"]) <= 1e-4
+    assert relative_error(model.logit_scale.exp() * cosine, golden["out.logits_per_image"]) <= 1e-4
+    states, pooled = model.vision_model(pixels), model.vision_model.pooled(pixels)
+    assert relative_error(pooled, golden["out.vision_pooled"]) <= 1e-4
+    assert relative_error(states[:, :8], golden["out.vision_last_hidden_slice"]) <= 1e-4
 
 
 @pytest.mark.parametrize(

@@ -6,10 +6,13 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from goldens import GOLDEN, load_golden, relative_error
-from seeded_weights import load_seeded, read_manifest, seeded_input, seeded_state_dict, shapes_of
+from seeded_nets import seeded_rrdb
+from seeded_weights import load_seeded, read_manifest, seeded_input, shapes_of
 from torch import Tensor, nn
 
+from msbd import upscale
 from nets.rrdb import (
     REALESRGAN_X2PLUS,
     REALESRGAN_X4PLUS,
@@ -17,15 +20,6 @@ from nets.rrdb import (
     RRDBConfig,
     RRDBNet,
 )
-
-
-def seeded_net(meta: dict[str, Any]) -> RRDBNet:
-    with torch.device("meta"):
-        net = RRDBNet(RRDBConfig(**meta["config"]))
-    weights = meta["weights"]
-    shapes = weights.get("shapes") or read_manifest(str(GOLDEN / weights["manifest"]))
-    net.load_state_dict(seeded_state_dict(shapes, weights["seed"]), strict=True, assign=True)
-    return net.eval()
 
 
 def small_net(scale: int = 4) -> RRDBNet:
@@ -44,7 +38,7 @@ def recorder(seen: dict[str, Tensor], name: str) -> Callable[[nn.Module, Any, Te
 @torch.no_grad()
 def compare(case: str, tolerance: float) -> None:
     golden = load_golden("rrdbnet", case)
-    net = seeded_net(golden.meta)
+    net = seeded_rrdb(golden.meta)
     seen: dict[str, Tensor] = {}
     for name in ("conv_first", "body.0", "body"):
         net.get_submodule(name).register_forward_hook(recorder(seen, name))
@@ -64,6 +58,39 @@ def test_rrdb_equals_reference_when_tiny(case: str) -> None:
 @pytest.mark.parametrize("case", ["full_x2plus_24x20", "full_x4plus_24x20"])
 def test_rrdb_equals_reference_at_full_size(case: str) -> None:
     compare(case, 1e-4)
+
+
+def wrapper_case(case: str) -> tuple[RRDBNet, Tensor, Tensor]:
+    """The net, the picture that RealESRGANer got and what it gave: RGB (1, 3, H, W), 0 to 255."""
+    golden = load_golden("rrdbnet", case)
+    net = seeded_rrdb(load_golden(*golden.meta["weights"]["same_as"].split("/")).meta)
+    pictures = golden["in.image_rgb_uint8"], golden["out.image_bgr_uint8"].flip(-1)
+    x, y = (picture.permute(2, 0, 1)[None].float() for picture in pictures)
+    return net, x, y
+
+
+def test_rrdb_equals_the_official_wrapper() -> None:
+    """Its `pre_pad` reflects 10 pixels below and to the right; the result is rounded to 8 bits."""
+    net, x, y = wrapper_case("esrganer_notile")
+    out = net(F.pad(x / 255, (0, 10, 0, 10), mode="reflect"))[..., : y.shape[-2], : y.shape[-1]]
+    assert ((out.clamp(0, 1) * 255).round() - y).abs().max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("case", "piece", "context", "inside"),
+    [
+        ("esrganer_notile", 256, 16, slice(16, None)),  # pads above and to the left with zeros
+        ("esrganer_tile24", 24, 4, slice(16, -16)),  # and all around; tiles of 24 pixels and 4 around
+    ],
+)
+def test_upscaling_equals_the_official_wrapper_away_from_where_it_pads_with_zeros(
+    case: str, piece: int, context: int, inside: slice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net, x, y = wrapper_case(case)
+    monkeypatch.setattr(upscale, "_PIECE", piece)
+    monkeypatch.setattr(upscale, "_CONTEXT", context)
+    out = upscale.super_resolve(x / 127.5 - 1, (y.shape[-2], y.shape[-1]), "rrdb", net)
+    assert (((out + 1) * 127.5).round() - y)[..., inside, inside].abs().max() <= 1
 
 
 @pytest.mark.parametrize(

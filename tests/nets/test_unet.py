@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 from goldens import GOLDEN, Golden, load_golden, relative_error
-from seeded_weights import kind_of, load_seeded, read_manifest, seeded_input, seeded_state_dict, shapes_of
+from seeded_nets import seeded_unet
+from seeded_weights import load_seeded, read_manifest, seeded_input, shapes_of
 from torch import Tensor, nn
 
 from nets.unet import SD15_INPAINT_UNET, SD15_UNET, SDXL_UNET, UNet, UNetConfig, timestep_embedding
@@ -30,30 +31,6 @@ TEXT_TIME = dataclasses.replace(
     addition_time_embed_dim=8,
     projection_class_embeddings_input_dim=10 + 6 * 8,
 )
-
-
-def config_of(reference: dict[str, Any]) -> UNetConfig:
-    """The fields of UNetConfig that a reference's constructor arguments name."""
-    named: dict[str, Any] = {}
-    for field in dataclasses.fields(UNetConfig):
-        if field.name in reference:
-            value = reference[field.name]
-            named[field.name] = tuple(value) if isinstance(value, list) else value
-    return UNetConfig(**named)
-
-
-def seeded_unet(meta: dict[str, Any]) -> UNet:
-    with torch.device("meta"):
-        unet = UNet(config_of(meta["config"]))
-    weights = meta["weights"]
-    shapes = weights.get("shapes") or read_manifest(str(GOLDEN / weights["manifest"]))
-    state = seeded_state_dict(shapes, weights["seed"])
-    factor = weights.get("then_multiply_weight_and_bias_kinds_by", 1.0)
-    for name, tensor in state.items():
-        if kind_of(name, tensor.shape) in ("weight", "bias"):
-            tensor *= factor
-    unet.load_state_dict(state, strict=True, assign=True)
-    return unet.eval()
 
 
 def small_unet(config: UNetConfig = SMALL) -> UNet:

@@ -2,38 +2,16 @@
 
 import gc
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from goldens import GOLDEN, load_golden, relative_error
-from seeded_weights import kind_of, load_seeded, read_manifest, seeded_input, seeded_state_dict, shapes_of
+from seeded_nets import seeded_vae
+from seeded_weights import load_seeded, read_manifest, seeded_input, shapes_of
 
 from nets.vae import AutoencoderKL, DiagonalGaussian, IdentityAutoencoder, VAEConfig
 
 SMALL = VAEConfig(block_out_channels=(8, 16, 16), layers_per_block=1, norm_num_groups=4, mid_attention=False)
-FIELDS = ("in_channels", "out_channels", "layers_per_block", "latent_channels", "norm_num_groups")
-
-
-def config_of(reference: dict[str, Any]) -> VAEConfig:
-    return VAEConfig(
-        block_out_channels=tuple(reference["block_out_channels"]),
-        **{name: reference[name] for name in FIELDS},
-    )
-
-
-def seeded_vae(meta: dict[str, Any]) -> AutoencoderKL:
-    with torch.device("meta"):
-        vae = AutoencoderKL(config_of(meta["config"]))
-    weights = meta["weights"]
-    shapes = weights.get("shapes") or read_manifest(str(GOLDEN / weights["manifest"]))
-    state = seeded_state_dict(shapes, weights["seed"])
-    factor = weights.get("then_multiply_weight_and_bias_kinds_by", 1.0)
-    for name, tensor in state.items():
-        if kind_of(name, tensor.shape) in ("weight", "bias"):
-            tensor *= factor
-    vae.load_state_dict(state, strict=True, assign=True)
-    return vae.eval()
 
 
 def small_vae(config: VAEConfig = SMALL) -> AutoencoderKL:
