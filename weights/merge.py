@@ -1,0 +1,140 @@
+"""Whole state dicts put together: two models blended, PASD's tensors put on another base, or kept as a file of their own.
+
+Paper    Yang et al. 2023, arXiv:2308.14469 (PASD), section 3.5: another base under what PASD adds
+Tensors  {key: tensor} on the CPU; results may share tensors with what they were made of, which are never written to
+Weights  canonical (diffusers) names; in a delta file the U-Net's added tensors after "unet.", the ControlNet after "controlnet."
+Copying  this file and files.py (for WeightsError); torch, safetensors through it
+"""
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor
+
+from .files import WeightsError
+
+State = Mapping[str, Tensor]
+
+# What PASD adds to a U-Net: the first in the full model, the others in the light one.
+ADDED = (".pixel_attentions.", ".norm2_plus.", ".attn2_plus.", ".proj_in_plus.")
+UNET, CONTROLNET = "unet.", "controlnet."  # the two halves of a delta file
+
+
+def blend(base: State, other: State, weight: float) -> dict[str, Tensor]:
+    """(1 - weight) * base + weight * other, `weight` from 0 to 1: PASD's `blending_alpha`, `other` the personal model.
+
+    Computed in float32 (float64 for a float64 base), one tensor at a time, in base's dtype; 0 gives base itself and 1 gives
+    `other`. Raises WeightsError where the two have not the same keys and shapes.
+    """
+    if not 0 <= weight <= 1:
+        raise ValueError(f"the blending weight is {weight}: expected 0 (the base) to 1 (the other model)")
+    _require_layout(other, base, "the model to blend in")
+    return {key: _mix(tensor, other[key], weight) for key, tensor in base.items()}
+
+
+def added_tensors(state: State) -> dict[str, Tensor]:
+    """The tensors that PASD adds to a U-Net: 312 in the full model for SD 1.x, 81 in the light one."""
+    return {key: tensor for key, tensor in state.items() if _is_added(key)}
+
+
+def base_tensors(state: State) -> dict[str, Tensor]:
+    """The tensors that PASD's U-Net has from its base."""
+    return {key: tensor for key, tensor in state.items() if not _is_added(key)}
+
+
+def put_on_base(pasd_unet_state: State, base_unet_state: State) -> dict[str, Tensor]:
+    """The base's tensors with those that PASD adds, in PASD's order of keys, each in its own dtype.
+
+    Raises WeightsError where PASD's own base has not exactly the keys and shapes of the other one.
+    """
+    added = added_tensors(pasd_unet_state)
+    if not added:
+        raise WeightsError(
+            "PASD's U-Net has none of the tensors that PASD adds; expected keys with .pixel_attentions. or .attn2_plus."
+        )
+    _require_layout(base_unet_state, base_tensors(pasd_unet_state), "the base for PASD")
+    return {key: added[key] if key in added else base_unet_state[key] for key in pasd_unet_state}
+
+
+def pack_delta(
+    unet_state: State, controlnet_state: State, dtype: torch.dtype = torch.float16
+) -> dict[str, Tensor]:
+    """PASD without its base: the tensors it adds to the U-Net and the whole ControlNet, in `dtype`.
+
+    Raises WeightsError for a U-Net without added tensors, an empty ControlNet, and numbers that `dtype` cannot hold.
+    """
+    halves = {UNET: added_tensors(unet_state), CONTROLNET: controlnet_state}
+    for prefix, half in halves.items():
+        if not half:
+            raise WeightsError(f"nothing to pack under {prefix!r}: expected PASD's U-Net and its ControlNet")
+    return {
+        prefix + key: _narrow(tensor, dtype, prefix + key)
+        for prefix, half in halves.items()
+        for key, tensor in half.items()
+    }
+
+
+def unpack_delta(state: State) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The added tensors and the ControlNet of a delta file, under their canonical keys.
+
+    Raises WeightsError where there is anything else in it, or one of the two is missing.
+    """
+    halves: dict[str, dict[str, Tensor]] = {UNET: {}, CONTROLNET: {}, "": {}}
+    for key, tensor in state.items():
+        half = _half(key)
+        halves[half][key.removeprefix(half)] = tensor
+    added, controlnet, others = halves.values()
+    if not added or not controlnet or others:
+        first = f" (first {min(others)[:80]!r})" if others else ""
+        raise WeightsError(
+            f"not a PASD delta: {len(added)} tensors added to a U-Net, {len(controlnet)} of a ControlNet, {len(others)} "
+            f"others{first}; expected some, some and none"
+        )
+    return added, controlnet
+
+
+def is_delta(keys: Iterable[str]) -> bool:
+    """Whether these are the keys of a delta file."""
+    return {_half(key) for key in keys} == {UNET, CONTROLNET}
+
+
+def _half(key: str) -> str:
+    """The prefix of the half of a delta file that `key` belongs to, "" for none."""
+    if key.startswith(CONTROLNET):
+        return CONTROLNET
+    return UNET if key.startswith(UNET) and _is_added(key) else ""
+
+
+def _is_added(key: str) -> bool:
+    return any(mark in key for mark in ADDED)
+
+
+def _mix(base: Tensor, other: Tensor, weight: float) -> Tensor:
+    if weight == 0:
+        return base
+    if weight == 1:
+        return other.to(base.dtype)
+    wide = torch.promote_types(base.dtype, torch.float32)
+    return torch.lerp(base.to(wide), other.to(wide), weight).to(base.dtype)
+
+
+def _narrow(tensor: Tensor, dtype: torch.dtype, key: str) -> Tensor:
+    narrow = tensor.to(dtype)
+    if not narrow.isfinite().all():
+        raise WeightsError(f"{key!r} has numbers that are not finite in {dtype}; pack it in float32")
+    return narrow
+
+
+def _require_layout(state: State, expected: State, what: str) -> None:
+    """WeightsError unless both have the same keys and shapes."""
+    missing, unknown = expected.keys() - state.keys(), state.keys() - expected.keys()
+    if missing or unknown:
+        raise WeightsError(
+            f"{what} lacks {len(missing)} keys and has {len(unknown)} that do not belong, first "
+            f"{min(missing | unknown)[:80]!r}; expected a net of the same kind"
+        )
+    for key, tensor in expected.items():
+        if state[key].shape != tensor.shape:
+            raise WeightsError(
+                f"{what} has {key[:80]!r} of shape {tuple(state[key].shape)}, expected {tuple(tensor.shape)}"
+            )
