@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import random
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,11 @@ import torch
 from hypothesis import settings
 
 ROOT = Path(__file__).resolve().parent.parent
+
+# No test may see the weights that this machine happens to have. Before huggingface_hub is imported, which reads it once.
+NO_WEIGHTS = Path(tempfile.gettempdir()) / "msbd-tests-have-no-weights"
+os.environ["HF_HUB_CACHE"] = str(NO_WEIGHTS / "hub")
+os.environ["MSBD_WEIGHTS"] = str(NO_WEIGHTS)
 
 # No deadline: the first example of a property pays for torch's warm-up. In CI the same examples on every run.
 settings.register_profile("msbd", deadline=None, derandomize="CI" in os.environ)

@@ -18,6 +18,7 @@ State = Mapping[str, Tensor]
 
 # Keys that only this family has, all of them needed. The fuller CLIP comes before its halves.
 FAMILIES = {
+    "controlnet": ("controlnet_cond_embedding.conv_in.weight", "controlnet_down_blocks.0.weight", "conv_in.weight"),
     "unet": ("conv_in.weight", "time_embedding.linear_1.weight", "up_blocks.0.resnets.0.conv1.weight"),
     "vae": ("encoder.conv_in.weight", "decoder.conv_in.weight", "encoder.down_blocks.0.resnets.0.conv1.weight"),
     "clip": ("text_projection.weight", "visual_projection.weight", "text_model.embeddings.token_embedding.weight"),
@@ -26,13 +27,18 @@ FAMILIES = {
     "rrdb": ("conv_first.weight", "body.0.rdb1.conv1.weight"),
 }  # fmt: skip
 
+PASD_MARKS = (".pixel_attentions.", ".attn2_plus.")  # in keys of a U-Net that PASD added to, full and light
+
 _CLIP_FREE = {"num_attention_heads": "count", "hidden_act": "name", "layer_norm_eps": "number"}
 
 # What no shape tells, and what kind of value it has; the file's `config` metadata may say it. Where it does not, the
 # config class's default holds (SD 1.x, ViT-L/14).
+_UNET_FREE = {"attention_head_dim": "count or one per level", "norm_num_groups": "count", "norm_eps": "number", "flip_sin_to_cos": "flag",
+              "freq_shift": "index", "addition_time_embed_dim": "count"}  # fmt: skip
 FREE_FIELDS = {
-    "unet": {"attention_head_dim": "count", "norm_num_groups": "count", "norm_eps": "number", "flip_sin_to_cos": "flag",
-             "freq_shift": "index", "addition_time_embed_dim": "count"},
+    "unet": _UNET_FREE,
+    "pasd_unet": _UNET_FREE,
+    "controlnet": _UNET_FREE,
     "vae": {"norm_num_groups": "count", "scaling_factor": "number"},
     "clip": {},
     "clip_text": _CLIP_FREE | {"eos_token_id": "index"},
@@ -41,49 +47,48 @@ FREE_FIELDS = {
 }  # fmt: skip
 _KINDS: dict[str, Callable[[Any], bool]] = {
     "count": lambda value: type(value) is int and value >= 1,
+    "count or one per level": lambda value: all(
+        map(_KINDS["count"], value if isinstance(value, tuple) else (value,))
+    ),
     "index": lambda value: type(value) is int and value >= 0,
-    "number": lambda value: type(value) in (int, float) and 0 < value < float("inf"),
+    "number": lambda value: type(value) in (int, float) and 0 < value < 1e30,
     "flag": lambda value: type(value) is bool,
     "name": lambda value: type(value) is str,
 }
 
-_LATER = (
-    "this layout loads from the next release; the names expected now are those of a diffusers folder's files"
-)
 _NO_PIPELINE = "no pipeline here runs it; use a Stable Diffusion 1.x model"
-_ESRGAN_LATER = "these names load from the next release; RealESRGAN_x4plus has the names expected now"
+_OPENAI = "CLIP in OpenAI's layout; use the Hugging Face layout (openai/clip-vit-large-patch14)"
+_EMBEDDING = "a textual inversion embedding, not a model; nothing here applies it"
 
 # Part of a key ("\n" marks its beginning) -> what it gives away, and the way out. The first that is found counts.
 FOREIGN = (
-    (".lora_", "a LoRA: a change to a model, not a model; this release does not apply it"),
-    ("\nlora_", "a LoRA: a change to a model, not a model; this release does not apply it"),
-    ("\nstring_to_param", "a textual inversion embedding, not a model; this release does not apply it"),
-    ("\nemb_params", "a textual inversion embedding, not a model; this release does not apply it"),
+    ("\nstring_to_param", _EMBEDDING),
+    ("\nemb_params", _EMBEDDING),
     ("joint_blocks.", f"Stable Diffusion 3; {_NO_PIPELINE}"),
     ("double_blocks.", f"FLUX; {_NO_PIPELINE}"),
     ("\nconditioner.embedders.", f"an SDXL single file; {_NO_PIPELINE}"),
     ("\nadd_embedding.", f"an SDXL U-Net; {_NO_PIPELINE}"),
+    ("diffusion_model.label_emb.", f"an SDXL single file; {_NO_PIPELINE}"),
     ("\ncond_stage_model.model.", f"a Stable Diffusion 2.x single file; {_NO_PIPELINE}"),
-    ("\ncontrol_model.", f"a ControlNet single file; {_NO_PIPELINE}"),
-    ("\ncontrolnet_down_blocks.", "a ControlNet; it loads from the next release"),
-    (".pixel_attentions.", "the U-Net of PASD; it loads from the next release"),
-    (".attn2_plus.", "the U-Net of PASD light; it loads from the next release"),
-    ("\nmodel.diffusion_model.", f"a Stable Diffusion 1.x single file (LDM layout); {_LATER}"),
-    ("\nfirst_stage_model.", f"an autoencoder in LDM layout; {_LATER}"),
-    ("\nencoder.down.0.block.", f"an autoencoder in LDM layout; {_LATER}"),
-    (".mid_block.attentions.0.query.", "an autoencoder with the attention names of old diffusers files; they load from the next release"),
-    ("\ntransformer.resblocks.", "CLIP in OpenAI's layout; use the Hugging Face layout (openai/clip-vit-large-patch14)"),
-    ("\nvisual.transformer.resblocks.", "CLIP in OpenAI's layout; use the Hugging Face layout (openai/clip-vit-large-patch14)"),
-    ("\nRRDB_trunk.", f"an ESRGAN net with its first names; {_ESRGAN_LATER}"),
-    ("\nmodel.1.sub.", f"an ESRGAN net with its oldest names; {_ESRGAN_LATER}"),
+    ("\ncontrol_model.", f"a ControlNet in its authors' layout; {_NO_PIPELINE}, or the diffusers files of the ControlNet"),
+    ("\nmotion_modules.", f"AnimateDiff's motion modules; {_NO_PIPELINE}"),
+    (".motion_modules.", f"AnimateDiff's motion modules; {_NO_PIPELINE}"),
+    ("\ntransformer.resblocks.", _OPENAI),
+    ("\nvisual.transformer.resblocks.", _OPENAI),
+    ("\nbody.0.weight", "a compact Real-ESRGAN (SRVGGNet, as realesr-general-x4v3); use RealESRGAN_x4plus"),
+    ("\nquantize.embedding.", f"a VQ autoencoder; {_NO_PIPELINE}"),
 )  # fmt: skip
 
 
-def detect_family(state: State, source: object = "the state dict") -> str:
-    """One of FAMILIES. `source` (a path) begins the message of the WeightsError raised for anything else."""
-    # First, because these models have the keys of ordinary ones, in either layout.
-    for key in ("conv_in.weight", "model.diffusion_model.input_blocks.0.0.weight"):
-        if key in state and state[key].ndim == 4 and state[key].shape[1] == 9:
+def refuse_foreign(state: State, source: object = "the state dict") -> None:
+    """WeightsError, beginning with `source`, for a model that is known but that nothing here runs; in any layout."""
+    # First, because these models have the keys of ordinary ones.
+    for key, tensor in state.items():
+        if (
+            key.endswith(("conv_in.weight", "input_blocks.0.0.weight"))
+            and tensor.ndim == 4
+            and tensor.shape[1] == 9
+        ):
             raise WeightsError(
                 f"{source}: a 9-channel inpainting model; {_NO_PIPELINE} that is not for inpainting"
             )
@@ -91,12 +96,19 @@ def detect_family(state: State, source: object = "the state dict") -> str:
     for mark, what in FOREIGN:
         if mark in keys:
             raise WeightsError(f"{source}: {what}")
+    context = next((state[key] for key in state if key.endswith(".attn2.to_k.weight")), None)
+    if context is not None and context.shape[-1:] in ((1024,), (2048,)):
+        family = {1024: "Stable Diffusion 2.x", 2048: "SDXL"}[context.shape[-1]]
+        raise WeightsError(f"{source}: a U-Net of {family}; {_NO_PIPELINE}")
+
+
+def detect_family(state: State, source: object = "the state dict") -> str:
+    """One of FAMILIES, from canonical keys. `source` (a path) begins the message of the WeightsError raised for anything else."""
+    refuse_foreign(state, source)
     for family, needed in FAMILIES.items():
         if all(key in state for key in needed):
-            context = next((state[key] for key in state if key.endswith(".attn2.to_k.weight")), None)
-            if family == "unet" and context is not None and context.shape[-1] == 1024:
-                raise WeightsError(f"{source}: a Stable Diffusion 2.x U-Net; {_NO_PIPELINE}")
-            return family
+            added = family == "unet" and any(mark in key for key in state for mark in PASD_MARKS)
+            return "pasd_unet" if added else family
     first = f", first {min(state)[:80]!r}" if state else ""
     raise WeightsError(
         f"{source}: no family known here ({len(state):,} keys{first}); expected one of {', '.join(FAMILIES)}"
@@ -104,20 +116,48 @@ def detect_family(state: State, source: object = "the state dict") -> str:
 
 
 def net_config(
-    state: State, metadata: Mapping[str, str] | None = None, source: object = "the state dict"
+    state: State,
+    metadata: Mapping[str, str] | None = None,
+    source: object = "the state dict",
+    beside: Mapping[str, Any] | None = None,
 ) -> tuple[str, dict[str, Any]]:
     """Family, and the keyword arguments of its config class: sizes from shapes, the rest from `metadata["config"]`.
 
-    For "clip" the arguments are {"text": {...}, "vision": {...}, "projection_dim": n}. Fields that neither shapes nor
-    metadata tell are left out. Raises WeightsError where the family is not one of ours, a key is missing that the sizes
-    hang on, or the metadata contradicts the shapes.
+    What that leaves open comes from `beside`, the content of a config.json; its sizes are not looked at, since such a file
+    may be another net's (PASD's are). For "clip" the arguments are {"text": {...}, "vision": {...}, "projection_dim": n}.
+    Fields that nothing tells are left out. Raises WeightsError where the family is not one of ours, a key is missing that
+    the sizes hang on, or the metadata contradicts the shapes.
     """
     family = detect_family(state, source)
     try:
         sizes = _SIZES[family](state)
-        return family, _complete(family, sizes, stored_config(metadata))
+        _check_blocks(state, sizes)
+        said = _free(family, beside or {}) | stored_config(metadata)
+        return family, _complete(family, sizes, said)
     except WeightsError as error:
         raise WeightsError(f"{source}: {error}") from None
+
+
+def _check_blocks(state: State, sizes: Mapping[str, Any]) -> None:
+    """WeightsError where there are too few tensors for the blocks: building a net of made-up sizes would fill the memory."""
+    levels, layers = len(sizes.get("block_out_channels", ())), sizes.get("layers_per_block", 0)
+    depths = sizes.get("transformer_layers_per_block", 1)
+    blocks = layers * (sum(depths) if isinstance(depths, tuple) else levels * depths)
+    if 8 * blocks > len(state):  # a residual block has 8 tensors or more, a transformer's 20
+        raise WeightsError(
+            f"{len(state):,} tensors for {levels} levels of {layers} layers; the file is incomplete or of another kind"
+        )
+
+
+def _free(family: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a config.json that no shape tells, those that say null left out."""
+    halves = {}
+    if family == "clip":
+        for half in ("text", "vision"):
+            inner = config.get(f"{half}_config")
+            halves[half] = _free(f"clip_{half}", inner if isinstance(inner, Mapping) else {})
+    named = {name: config[name] for name in FREE_FIELDS[family] if config.get(name) is not None}
+    return _with_tuples(named | halves)
 
 
 def stored_config(metadata: Mapping[str, str] | None) -> dict[str, Any]:
@@ -149,7 +189,7 @@ def _complete(family: str, sizes: dict[str, Any], stored: dict[str, Any]) -> dic
             complete[name] = _complete(f"clip_{name}", sizes[name], value)
         elif name in FREE_FIELDS[family]:
             kind = FREE_FIELDS[family][name]
-            if not all(map(_KINDS[kind], value if isinstance(value, tuple) else (value,))):
+            if not _KINDS[kind](value):
                 raise WeightsError(f"the metadata says {name} = {value!r}, expected a {kind}")
             complete[name] = value
         elif name in sizes and _per_level(value) != _per_level(sizes[name]):
@@ -180,41 +220,90 @@ def _count(state: State, template: str) -> int:
     return count
 
 
-def _unet_sizes(state: State) -> dict[str, Any]:
+def _encoder_sizes(state: State) -> dict[str, Any]:
+    """Of what U-Net and ControlNet share: the way down and the middle."""
     _shape(state, "down_blocks.0.resnets.0.conv1.weight", 4)  # at least one level
     levels = range(_count(state, "down_blocks.{}.resnets.0.conv1.weight"))
+    places = [f"down_blocks.{i}.attentions.0" for i in levels]
     mid = "mid_block.attentions.0"
-    # Transformers of each level: on its way down, on its way up, and for the coarsest in the middle too.
-    places = [[f"down_blocks.{i}.attentions.0", f"up_blocks.{levels[-1] - i}.attentions.0"] for i in levels]
-    places[-1].append(mid)
-    depths = [
-        max(_count(state, place + ".transformer_blocks.{}.norm1.weight") for place in level) or 1
-        for level in places
-    ]
-    present = [place for level in places for place in level if f"{place}.proj_in.weight" in state]
+    present = [place for place in (*places, mid) if f"{place}.proj_in.weight" in state]
     sizes: dict[str, Any] = {
         "in_channels": _shape(state, "conv_in.weight", 4)[1],
-        "out_channels": _shape(state, "conv_out.weight", 4)[0],
         "block_out_channels": tuple(
             _shape(state, f"down_blocks.{i}.resnets.0.conv1.weight", 4)[0] for i in levels
         ),
         "layers_per_block": _count(state, "down_blocks.0.resnets.{}.conv1.weight"),
-        "transformer_layers_per_block": _per_level(tuple(depths)),
+        "transformer_layers_per_block": _depths(state, [[place] for place in places]),
         "down_block_types": tuple(
-            "CrossAttnDownBlock2D" if places[i][0] in present else "DownBlock2D" for i in levels
+            "CrossAttnDownBlock2D" if place in present else "DownBlock2D" for place in places
         ),
         "mid_block_type": "UNetMidBlock2DCrossAttn" if mid in present else "UNetMidBlock2D",
+    }
+    return sizes | _attention_sizes(state, present)
+
+
+def _unet_sizes(state: State) -> dict[str, Any]:
+    sizes = _encoder_sizes(state)
+    levels = range(len(sizes["block_out_channels"]))
+    ups = [f"up_blocks.{levels[-1] - i}.attentions.0" for i in levels]  # fine to coarse
+    present = [place for place in ups if f"{place}.proj_in.weight" in state]
+    sizes |= {
+        "out_channels": _shape(state, "conv_out.weight", 4)[0],
+        "transformer_layers_per_block": _depths(
+            state, [[f"down_blocks.{i}.attentions.0", ups[i]] for i in levels]
+        ),
         "up_block_types": tuple(
-            "CrossAttnUpBlock2D" if places[i][1] in present else "UpBlock2D" for i in reversed(levels)
+            "CrossAttnUpBlock2D" if place in present else "UpBlock2D" for place in reversed(ups)
         ),
     }
-    if present:
-        context = _shape(state, f"{present[0]}.transformer_blocks.0.attn2.to_k.weight", 2)
-        sizes |= {
-            "cross_attention_dim": context[1],
-            "use_linear_projection": state[f"{present[0]}.proj_in.weight"].ndim == 2,
-        }
-    return sizes
+    return _attention_sizes(state, present) | sizes
+
+
+def _pasd_sizes(state: State) -> dict[str, Any]:
+    keys = "\n".join(state)
+    variant = (
+        "full"
+        if ".pixel_attentions.0.transformer_blocks." in keys
+        else "light"
+        if ".attn2_plus." in keys
+        else "eq2"
+    )
+    return _unet_sizes(state) | {"variant": variant}
+
+
+def _controlnet_sizes(state: State) -> dict[str, Any]:
+    sizes = _encoder_sizes(state)
+    picture = "controlnet_cond_embedding."
+    width, channels, _, _ = _shape(state, picture + "conv_in.weight", 4)
+    # Of the pairs of convolutions the second halves, and widens to the next entry.
+    halvings = range(1, _count(state, picture + "blocks.{}.weight"), 2)
+    widths = [_shape(state, f"{picture}blocks.{i}.weight", 4)[0] for i in halvings]
+    up = {"CrossAttnDownBlock2D": "CrossAttnUpBlock2D", "DownBlock2D": "UpBlock2D"}
+    return sizes | {
+        "up_block_types": tuple(up[kind] for kind in reversed(sizes["down_block_types"])),
+        "conditioning_channels": channels,
+        "conditioning_embedding_out_channels": (width, *widths),
+        "use_rrdb": any(key.startswith(picture + "preprocesser.") for key in state),
+        "to_rgb": any(key.startswith(picture + "to_rgbs.") for key in state),
+    }
+
+
+def _depths(state: State, places: list[list[str]]) -> Any:
+    """Blocks per transformer of each level, one number where all are alike; the coarsest level's may stand in the middle alone."""
+    places[-1].append("mid_block.attentions.0")
+    depths = [
+        max(_count(state, place + ".transformer_blocks.{}.norm1.weight") for place in level) or 1
+        for level in places
+    ]
+    return _per_level(tuple(depths))
+
+
+def _attention_sizes(state: State, places: list[str]) -> dict[str, Any]:
+    if not places:
+        return {}
+    context = _shape(state, f"{places[0]}.transformer_blocks.0.attn2.to_k.weight", 2)
+    linear = state[f"{places[0]}.proj_in.weight"].ndim == 2
+    return {"cross_attention_dim": context[1], "use_linear_projection": linear}
 
 
 def _vae_sizes(state: State) -> dict[str, Any]:
@@ -289,7 +378,9 @@ def _rrdb_sizes(state: State) -> dict[str, Any]:
 
 
 _SIZES = {
+    "controlnet": _controlnet_sizes,
     "unet": _unet_sizes,
+    "pasd_unet": _pasd_sizes,
     "vae": _vae_sizes,
     "clip": _clip_sizes,
     "clip_text": _clip_text_sizes,

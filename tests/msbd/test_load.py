@@ -2,23 +2,40 @@
 
 import json
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tiny_bundle import RRDB, UNET, VAE, clip_config, write_part, write_tiny_bundle
+from tiny_bundle import (
+    RRDB,
+    UNET,
+    VAE,
+    base_parts,
+    clip_config,
+    write_hub_folder,
+    write_ldm_file,
+    write_part,
+    write_pasd_folder,
+    write_tiny_bundle,
+)
+from torch import Tensor
 
 from msbd.config import EditConfig, Measures
 from msbd.edit import EditPipeline
-from msbd.load import edit_planner, load_edit_pipeline, model_hash, model_parts
+from msbd.load import edit_planner, load_edit_pipeline, load_net, load_pasd_nets, model_hash
 from msbd.rerank import CLIP_MEAN
-from nets.clip import CLIPModel
+from nets.clip import CLIPModel, CLIPTextModel, CLIPVisionModel
+from nets.controlnet import ControlNet
+from nets.pasd_unet import PASDUNet
 from nets.rrdb import RRDBNet
 from nets.unet import UNet
 from nets.vae import AutoencoderKL
 from samplers.schedule import eps_from_velocity, make_alphas_cumprod, make_betas
 from weights.files import WeightsError, read_metadata, read_state_dict, write_safetensors
+from weights.ldm import to_ldm
+from weights.merge import added_tensors, base_tensors, pack_delta
 from weights.tokenizer import train_tokenizer
 
 
@@ -170,10 +187,27 @@ def test_mixed_up_files_are_refused(copy: Path, one: str, other: str) -> None:
         assert "expected" in refusal(copy)
 
 
-@pytest.mark.parametrize("file", ["unet.safetensors", "rrdb.safetensors", "tokenizer.json"])
-def test_a_missing_file_is_named(copy: Path, file: str) -> None:
-    (copy / file).unlink()
-    assert str(copy / file) in refusal(copy) and "no such file" in refusal(copy)
+@pytest.mark.parametrize("part", ["unet", "vae"])
+def test_a_missing_part_is_named(copy: Path, part: str) -> None:
+    (copy / f"{part}.safetensors").unlink()
+    assert f"{copy}: no {part} there" in refusal(copy) and f"Add {part}.safetensors" in refusal(copy)
+
+
+def test_a_missing_tokenizer_is_named_with_where_to_get_it(copy: Path) -> None:
+    (copy / "tokenizer.json").unlink()
+    assert "no tokenizer with it; `python -m tools.models fetch clip-vit-l14`" in refusal(copy)
+
+
+def test_ranking_and_enlarging_are_optional(copy: Path) -> None:
+    (copy / "rrdb.safetensors").unlink()
+    clip = read_state_dict(copy / "clip.safetensors")
+    text = {key: tensor for key, tensor in clip.items() if key.startswith("text_model.")}
+    config = json.loads(read_metadata(copy / "clip.safetensors")["config"])["text"]
+    write_safetensors(copy / "text_encoder.safetensors", text, {"config": json.dumps(config)})
+    (copy / "clip.safetensors").unlink()
+    pipeline = load_edit_pipeline(copy)
+    assert pipeline.clip is None and pipeline.upscaler is None
+    assert edit_planner(copy).upscaler is None
 
 
 def spoil(copy: Path, key: str, value: torch.Tensor | None) -> None:
@@ -239,15 +273,11 @@ def test_parts_of_different_models_are_refused(copy: Path) -> None:
 
 
 def test_names_that_do_not_load_are_refused(tmp_path: Path) -> None:
-    assert "next release" in refusal("sd-v1-5")
+    assert "python -m tools.models fetch sd-v1-5" in refusal("sd-v1-5")
     assert "known: mini" in refusal("no-such-model")
     (tmp_path / "model.ckpt").write_bytes(b"x")
-    assert "expected a folder" in refusal(tmp_path / "model.ckpt")
-    assert "no such file" in refusal(tmp_path)
-
-
-def test_model_parts_gives_every_file(bundle: Path) -> None:
-    assert set(model_parts(bundle)) == {"unet", "vae", "clip", "rrdb", "tokenizer"}
+    assert "not a weights file" in refusal(tmp_path / "model.ckpt")
+    assert "no model's folder" in refusal(tmp_path)
 
 
 def test_model_hash_changes_with_any_part(bundle: Path, copy: Path) -> None:
@@ -261,3 +291,399 @@ def test_model_hash_changes_with_any_part(bundle: Path, copy: Path) -> None:
         write_part(copy, part, net)
         seen.add(model_hash(copy))
     assert len(seen) == 4
+
+
+# ---- other layouts of the same model ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def layouts(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The bundle as it is, as an LDM file, and as a diffusers folder."""
+    root = tmp_path_factory.mktemp("layouts")
+    single = write_ldm_file(bundle, root / "ldm" / "model.safetensors")
+    return {"flat": bundle, "ldm": single, "hub": write_hub_folder(bundle, root / "hub")}
+
+
+def put_companions(bundle: Path, weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bundle's CLIP and enlarger as this machine's, in the places and formats of the official ones."""
+    monkeypatch.setenv("MSBD_WEIGHTS", str(weights))
+    clip = weights / "openai" / "clip-vit-large-patch14"
+    clip.mkdir(parents=True)
+    shutil.copy(bundle / "clip.safetensors", clip / "model.safetensors")
+    rrdb = {key: tensor.clone() for key, tensor in read_state_dict(bundle / "rrdb.safetensors").items()}
+    torch.save({"params_ema": rrdb}, weights / "RealESRGAN_x4plus.pth")
+
+
+@pytest.mark.parametrize("kind", ["ldm", "hub"])
+def test_every_layout_gives_the_same_nets(layouts: dict[str, Path], kind: str) -> None:
+    flat, other = load_edit_pipeline(layouts["flat"]), load_edit_pipeline(layouts[kind])
+    x, t, context = torch.randn(2, 4, 5, 6), torch.tensor([981, 3]), torch.randn(2, 77, 16)
+    assert torch.equal(flat.unet(x, t, context), other.unet(x, t, context))
+    assert torch.equal(flat.vae.decode(x), other.vae.decode(x))
+    ids = flat.tokenizer(["a red house", "snow"])
+    assert torch.equal(ids, other.tokenizer(["a red house", "snow"]))
+    assert torch.equal(flat.text_encoder(ids), other.text_encoder(ids))
+    assert other.vae.config == flat.vae.config and other.clip is None and other.upscaler is None
+
+
+def test_settings_come_from_the_metadata_or_the_folders_json(layouts: dict[str, Path]) -> None:
+    single, folder = load_edit_pipeline(layouts["ldm"]), load_edit_pipeline(layouts["hub"])
+    assert single.measures == Measures(32, 16, 3.0) and folder.measures == Measures(native=128)
+    assert torch.equal(single.alphas_cumprod, make_alphas_cumprod(make_betas()))
+    assert torch.equal(folder.alphas_cumprod, make_alphas_cumprod(make_betas(beta_start=0.001)))
+
+
+def test_a_single_file_edits_as_the_flat_folder_with_what_this_machine_has(
+    layouts: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_companions(layouts["flat"], tmp_path, monkeypatch)
+    image, mask = torch.rand(1, 3, 48, 48) * 2 - 1, torch.zeros(1, 1, 48, 48)
+    mask[..., 8:40, 10:36] = 1
+    config = EditConfig(num_steps=2, first_stage_batch=2, repaint_steps=0, decoderopt_steps=1)
+
+    def edit(model: Path) -> Tensor:
+        pipeline = load_edit_pipeline(model)
+        assert pipeline.clip is not None and pipeline.upscaler is not None
+        generator = torch.Generator().manual_seed(4)
+        return pipeline(image, mask, "a red house", config=config, generator=generator).image
+
+    assert torch.equal(edit(layouts["flat"]), edit(layouts["ldm"]))
+
+
+@pytest.mark.parametrize("kind", ["ldm", "hub"])
+def test_a_planner_plans_like_the_pipeline_in_every_layout(layouts: dict[str, Path], kind: str) -> None:
+    mask = torch.zeros(1, 1, 200, 180)
+    mask[..., 20:190, 20:170] = 1
+    pipeline, planner = load_edit_pipeline(layouts[kind]), edit_planner(layouts[kind])
+    config = EditConfig(upscaling_mode="bilinear")
+    assert planner.plan(mask, config) == pipeline.plan(mask, config)
+    assert planner.measures == pipeline.measures and planner.clip is planner.upscaler is None
+
+
+def test_a_planner_reads_no_weights_of_a_diffusers_folder(layouts: dict[str, Path], tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(layouts["hub"], tmp_path / "hub"))
+    for part in ("unet", "vae"):
+        path = folder / part / "diffusion_pytorch_model.safetensors"
+        write_safetensors(path, {"a": torch.zeros(1)}, {})
+    assert edit_planner(folder).measures == Measures(native=128)
+
+
+def test_a_single_file_may_be_a_checkpoint_with_averaged_weights(
+    layouts: dict[str, Path], tmp_path: Path
+) -> None:
+    state = {key: tensor.clone() for key, tensor in read_state_dict(layouts["ldm"]).items()}
+    unet = {key: tensor for key, tensor in state.items() if key.startswith("model.")}
+    averages = {"model_ema." + key.removeprefix("model.").replace(".", ""): t for key, t in unet.items()}
+    raw = {key: torch.full_like(tensor, float("nan")) for key, tensor in unet.items()}  # not looked at
+    torch.save({"state_dict": {**state, **raw, **averages}}, tmp_path / "model.ckpt")
+    (tmp_path / "config.json").write_text(
+        '{"attention_head_dim": 2, "norm_num_groups": 4}'
+    )  # as beside any net
+    check_net(load_net(tmp_path / "model.ckpt", "unet"), UNet, base_parts(layouts["flat"])["unet"])
+
+
+def test_model_hash_of_other_layouts(layouts: dict[str, Path], tmp_path: Path) -> None:
+    assert len({model_hash(path) for path in layouts.values()}) == 3
+    folder = Path(shutil.copytree(layouts["hub"], tmp_path / "hub"))
+    assert model_hash(folder) == model_hash(layouts["hub"])
+    (folder / "tokenizer" / "tokenizer.json").write_text("{}")
+    assert model_hash(folder) != model_hash(layouts["hub"])
+
+
+# ---- LoRAs ------------------------------------------------------------------------------------------------------------------
+
+CHANGED = {
+    "unet": ("down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_q", "lora_unet", 8),
+    "text_encoder": ("text_model.encoder.layers.0.self_attn.v_proj", "lora_te", 16),
+}
+
+
+def write_lora(path: Path, *parts: str) -> dict[str, Tensor]:
+    """A LoRA of rank 2 and alpha 1 in kohya's names; {part: what it adds at weight 1}."""
+    tensors, changes = {}, {}
+    for part in parts:
+        module, prefix, width = CHANGED[part]
+        name = f"{prefix}_{module.replace('.', '_')}"
+        down, up = torch.randn(2, width), torch.randn(width, 2)
+        tensors |= {f"{name}.lora_down.weight": down, f"{name}.lora_up.weight": up, f"{name}.alpha": torch.tensor(1.0)}  # fmt: skip
+        changes[part] = 0.5 * up @ down
+    write_safetensors(path, tensors)
+    return changes
+
+
+@pytest.mark.parametrize("kind", ["flat", "ldm", "hub"])
+def test_a_lora_changes_unet_and_text_encoder_and_nothing_else(
+    layouts: dict[str, Path], kind: str, tmp_path: Path
+) -> None:
+    changes = write_lora(tmp_path / "style.safetensors", "unet", "text_encoder")
+    plain = load_edit_pipeline(layouts[kind])
+    styled = load_edit_pipeline(layouts[kind], loras=[(tmp_path / "style.safetensors", 0.7)])
+    for part in ("unet", "vae", "text_encoder", "clip", "upscaler"):
+        before, after = getattr(plain, part), getattr(styled, part)
+        if before is None:
+            assert after is None and kind != "flat"
+            continue
+        before, after = before.state_dict(), after.state_dict()
+        changed = {key for key, tensor in before.items() if not torch.equal(tensor, after[key])}
+        assert changed == ({f"{CHANGED[part][0]}.weight"} if part in CHANGED else set())
+        for key in changed:
+            torch.testing.assert_close(after[key], before[key] + 0.7 * changes[part], rtol=2e-3, atol=2e-3)
+
+
+def test_several_loras_add_up_and_weight_0_is_none(bundle: Path, tmp_path: Path) -> None:
+    write_lora(tmp_path / "a.safetensors", "unet")
+    write_lora(tmp_path / "b.safetensors", "unet", "text_encoder")
+
+    def weight(**loras: float) -> Tensor:
+        pipeline = load_edit_pipeline(
+            bundle, loras=[(tmp_path / f"{name}.safetensors", at) for name, at in loras.items()]
+        )
+        return pipeline.unet.get_parameter(f"{CHANGED['unet'][0]}.weight")
+
+    assert torch.equal(weight(a=0, b=0), weight())
+    both = weight(a=1) + weight(b=-0.5) - weight()
+    torch.testing.assert_close(weight(a=1, b=-0.5), both, rtol=2e-3, atol=5e-3)
+
+
+def test_what_is_no_lora_of_this_model_is_refused(bundle: Path, tmp_path: Path) -> None:
+    write_lora(tmp_path / "style.safetensors", "unet")
+    with pytest.raises(WeightsError, match=r"unet.safetensors: one net \(unet\), expected a LoRA$"):
+        load_edit_pipeline(bundle, loras=[(bundle / "unet.safetensors", 1.0)])
+    assert "style.safetensors: no unet there; it has lora" in refusal(tmp_path / "style.safetensors")
+    other = {"lora_unet_conv_in.lora_up.weight": torch.ones(8, 1, 1, 1), "lora_unet_conv_in.lora_down.weight": torch.ones(1, 9, 3, 3)}  # fmt: skip
+    write_safetensors(tmp_path / "other.safetensors", other)
+    with pytest.raises(WeightsError, match=r"other.safetensors: .*is it a LoRA of another model"):
+        load_edit_pipeline(bundle, loras=[(tmp_path / "other.safetensors", 1.0)])
+
+
+# ---- one net ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def pasd(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("pasd")
+    return {variant: write_pasd_folder(root / variant, variant) for variant in ("full", "light", "eq2")}
+
+
+def net_files(folder: Path) -> dict[str, Tensor]:
+    return read_state_dict(folder / "diffusion_pytorch_model.safetensors")
+
+
+def check_net(net: Any, kind: type, state: dict[str, Tensor]) -> None:
+    assert type(net) is kind and not net.training and not any(p.requires_grad for p in net.parameters())
+    found = net.state_dict()
+    assert found.keys() == state.keys()
+    for key, tensor in state.items():
+        assert found[key].dtype == tensor.dtype and torch.equal(found[key], tensor), key
+
+
+@pytest.mark.parametrize(
+    ("part", "kind"), [("unet", UNet), ("vae", AutoencoderKL), ("clip", CLIPModel), ("rrdb", RRDBNet)]
+)
+def test_load_net_of_a_file_of_one_net(bundle: Path, part: str, kind: type) -> None:
+    path = bundle / f"{part}.safetensors"
+    check_net(load_net(path), kind, read_state_dict(path))
+    check_net(load_net(path, part), kind, read_state_dict(path))
+
+
+@pytest.mark.parametrize(
+    ("part", "kind"), [("unet", UNet), ("vae", AutoencoderKL), ("text_encoder", CLIPTextModel)]
+)
+def test_load_net_of_a_single_file_and_of_a_nets_folder(
+    layouts: dict[str, Path], part: str, kind: type
+) -> None:
+    state = base_parts(layouts["flat"])[part]
+    check_net(load_net(str(layouts["ldm"]), part), kind, state)
+    net = load_net(layouts["hub"] / part)
+    check_net(net, kind, state)
+    assert net.config == load_net(layouts["ldm"], part).config or part == "text_encoder"
+
+
+@pytest.mark.parametrize("variant", ["full", "light", "eq2"])
+def test_load_net_of_pasds_nets(pasd: dict[str, Path], variant: str) -> None:
+    unet, controlnet = load_net(pasd[variant] / "unet"), load_net(pasd[variant] / "controlnet")
+    check_net(unet, PASDUNet, net_files(pasd[variant] / "unet"))
+    check_net(controlnet, ControlNet, net_files(pasd[variant] / "controlnet"))
+    assert unet.config.variant == variant and unet.config.block_out_channels == (8, 8)
+    assert unet.config.attention_head_dim == controlnet.config.attention_head_dim == 2
+
+
+@pytest.mark.parametrize(
+    "changes", [{"use_rrdb": True}, {"to_rgb": False}, {"use_rrdb": True, "to_rgb": False}]
+)
+def test_load_net_of_a_controlnet_with_rrdb_or_without_heads(
+    tmp_path: Path, changes: dict[str, bool]
+) -> None:
+    folder = write_pasd_folder(tmp_path, "light", **changes) / "controlnet"
+    net = load_net(folder)
+    check_net(net, ControlNet, net_files(folder))
+    assert {name: getattr(net.config, name) for name in changes} == changes
+
+
+def test_load_net_of_clips_vision_half_and_an_old_esrgan(bundle: Path, tmp_path: Path) -> None:
+    clip = {key: tensor.clone() for key, tensor in read_state_dict(bundle / "clip.safetensors").items()}
+    vision = {key: tensor for key, tensor in clip.items() if key.startswith("vision_model.")}
+    write_safetensors(tmp_path / "vision.safetensors", vision, {"config": '{"num_attention_heads": 2}'})
+    check_net(load_net(tmp_path / "vision.safetensors"), CLIPVisionModel, vision)
+    rrdb = {key: tensor.clone() for key, tensor in read_state_dict(bundle / "rrdb.safetensors").items()}
+    second = {"body.0.rdb": "RRDB_trunk.0.RDB", "conv_body": "trunk_conv", "conv_up": "upconv", "conv_hr": "HRconv"}  # fmt: skip
+    old = {}
+    for key, tensor in rrdb.items():
+        start = next((start for start in second if key.startswith(start)), "")
+        old[second.get(start, "") + key.removeprefix(start)] = tensor
+    torch.save(old, tmp_path / "old.pth")
+    check_net(load_net(tmp_path / "old.pth"), RRDBNet, rrdb)
+
+
+def net_refusal(path: Path, part: str | None = None) -> str:
+    with pytest.raises(WeightsError) as refused:
+        load_net(path, part)
+    line = str(refused.value)
+    assert "\n" not in line and line.startswith(str(path))
+    return line
+
+
+def test_load_net_refuses_what_is_not_one_net(layouts: dict[str, Path], tmp_path: Path) -> None:
+    assert net_refusal(layouts["ldm"]).endswith("has unet, vae, text_encoder; say which part to load")
+    assert "has no controlnet; it has unet, vae, text_encoder" in net_refusal(layouts["ldm"], "controlnet")
+    assert "one net (unet), has no vae; it has unet" in net_refusal(layouts["flat"] / "unet.safetensors", "vae")  # fmt: skip
+    assert "no weights here" in net_refusal(layouts["hub"])
+    write_lora(tmp_path / "lora.safetensors", "unet")
+    net_refusal(tmp_path / "lora.safetensors")
+    with_stray = dict(read_state_dict(layouts["ldm"])) | {"extra": torch.zeros(1)}
+    write_safetensors(tmp_path / "stray.safetensors", with_stray)
+    assert "1 tensors belong to no net" in net_refusal(tmp_path / "stray.safetensors", "unet")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float8_e5m2])
+@pytest.mark.parametrize("value", [None, float("nan"), float("inf")])
+def test_numbers_that_are_not_finite_are_refused(
+    bundle: Path, tmp_path: Path, dtype: torch.dtype, value: float | None
+) -> None:
+    state = {key: tensor.to(dtype) for key, tensor in read_state_dict(bundle / "unet.safetensors").items()}
+    path, key = tmp_path / "unet.safetensors", "mid_block.resnets.0.conv1.weight"
+    if value is not None:
+        spoilt = state[key].float()
+        spoilt[0, 0, 0, 0] = value
+        state[key] = spoilt.to(dtype)
+    write_safetensors(path, state, read_metadata(bundle / "unet.safetensors"))
+    if value is None:
+        assert dtype_of(load_net(path)) == dtype
+    else:
+        assert f"{key!r} holds values that are not finite; the file is damaged" in net_refusal(path)
+
+
+@pytest.mark.parametrize("part", ["unet", "vae", "clip", "rrdb"])
+def test_a_pipeline_of_a_damaged_part_is_refused(copy: Path, part: str) -> None:
+    path = copy / f"{part}.safetensors"
+    state = {key: tensor.clone() for key, tensor in read_state_dict(path).items()}
+    key = sorted(state)[len(state) // 2]
+    state[key].view(-1)[-1] = float("nan")
+    write_safetensors(path, state, read_metadata(path))
+    assert refusal(copy).startswith(f"{path}: {key!r} holds values that are not finite")
+
+
+def test_a_single_file_with_a_damaged_part_is_refused(layouts: dict[str, Path], tmp_path: Path) -> None:
+    state = {key: tensor.clone() for key, tensor in read_state_dict(layouts["ldm"]).items()}
+    state["first_stage_model.quant_conv.bias"][0] = float("inf")
+    write_safetensors(tmp_path / "x.safetensors", state, read_metadata(layouts["ldm"]))
+    assert "'quant_conv.bias' holds values that are not finite" in refusal(tmp_path / "x.safetensors")
+
+
+# ---- PASD -------------------------------------------------------------------------------------------------------------------
+
+
+def same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> bool:
+    return found.keys() == expected.keys() and all(torch.equal(found[key], expected[key]) for key in expected)
+
+
+@pytest.mark.parametrize("variant", ["full", "light", "eq2"])
+def test_pasds_nets_load_and_run_together(pasd: dict[str, Path], variant: str) -> None:
+    unet, controlnet = load_pasd_nets(pasd[variant])
+    check_net(unet, PASDUNet, net_files(pasd[variant] / "unet"))
+    check_net(controlnet, ControlNet, net_files(pasd[variant] / "controlnet"))
+    x, t, context = torch.randn(1, 4, 4, 6), torch.tensor([500]), torch.randn(1, 77, 16)
+    control = controlnet(x, t, context, torch.rand(1, 3, 32, 48))
+    assert not torch.allclose(unet(x, t, context, control), unet(x, t, context))
+
+
+@pytest.mark.parametrize(("variant", "kind"), [("full", "flat"), ("light", "ldm"), ("full", "hub")])
+def test_pasd_on_another_base_has_its_own_additions_and_the_bases_rest(
+    pasd: dict[str, Path], layouts: dict[str, Path], variant: str, kind: str
+) -> None:
+    unet, controlnet = load_pasd_nets(pasd[variant], layouts[kind])
+    assert type(unet) is PASDUNet and asdict(unet.config)["variant"] == variant
+    assert unet.config.attention_head_dim == 2
+    found, own = unet.state_dict(), net_files(pasd[variant] / "unet")
+    assert same(base_tensors(found), base_parts(layouts["flat"])["unet"])
+    assert same(added_tensors(found), added_tensors(own)) and added_tensors(own)
+    check_net(controlnet, ControlNet, net_files(pasd[variant] / "controlnet"))
+
+
+@pytest.mark.parametrize("variant", ["full", "light"])
+def test_a_compact_export_needs_a_base(
+    pasd: dict[str, Path], layouts: dict[str, Path], tmp_path: Path, variant: str
+) -> None:
+    own = net_files(pasd[variant] / "unet")
+    compact = pack_delta(own, net_files(pasd[variant] / "controlnet"), torch.bfloat16)
+    path = tmp_path / "compact.safetensors"
+    write_safetensors(path, compact, {"config": '{"norm_num_groups": 4, "attention_head_dim": 2}'})
+    with pytest.raises(WeightsError) as refused:
+        load_pasd_nets(path)
+    assert str(refused.value) == (
+        f"{path}: what PASD adds to a U-Net, without the U-Net; give a Stable Diffusion 1.x model as base"
+    )
+    unet, controlnet = load_pasd_nets(path, layouts["ldm"])
+    added = {key: tensor.bfloat16() for key, tensor in added_tensors(own).items()}
+    assert asdict(unet.config)["variant"] == variant and same(added_tensors(unet.state_dict()), added)
+    assert same(base_tensors(unet.state_dict()), base_parts(layouts["flat"])["unet"])
+    control = net_files(pasd[variant] / "controlnet")
+    check_net(controlnet, ControlNet, {key: tensor.bfloat16() for key, tensor in control.items()})
+
+
+def pasd_refusal(model: Path, base: Path | str | None = None) -> str:
+    with pytest.raises(WeightsError) as refused:
+        load_pasd_nets(model, base)
+    assert "\n" not in str(refused.value)
+    return str(refused.value)
+
+
+def test_pasd_refuses_what_does_not_go_together(
+    pasd: dict[str, Path], layouts: dict[str, Path], tmp_path: Path
+) -> None:
+    assert "no controlnet there; it has unet, vae, text_encoder" in pasd_refusal(layouts["hub"])
+    assert "no model is called 'nowhere'" in pasd_refusal(pasd["full"], "nowhere")
+    folder = Path(shutil.copytree(pasd["full"], tmp_path / "plain"))
+    shutil.copy(layouts["hub"] / "unet" / "diffusion_pytorch_model.safetensors", folder / "unet")
+    assert "a U-Net without what PASD adds; expected one of PASD's" in pasd_refusal(folder, layouts["hub"])
+    wide = UNet(type(UNET)(**{**vars(UNET), "block_out_channels": (8, 16)}))
+    (tmp_path / "wide").mkdir()
+    write_part(tmp_path / "wide", "unet", wide)
+    line = pasd_refusal(pasd["full"], tmp_path / "wide")
+    assert line.startswith(str(tmp_path / "wide" / "unet.safetensors")) and "has shape" in line
+
+
+def test_pasd_with_numbers_that_are_not_finite_is_refused(pasd: dict[str, Path], tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(pasd["light"], tmp_path / "pasd"))
+    path = folder / "controlnet" / "diffusion_pytorch_model.safetensors"
+    state = {key: tensor.clone() for key, tensor in read_state_dict(path).items()}
+    state["controlnet_mid_block.bias"][0] = float("nan")
+    write_safetensors(path, state)
+    assert "'controlnet_mid_block.bias' holds values that are not finite" in pasd_refusal(folder)
+
+
+def test_a_spoilt_ldm_file_is_refused_by_key(layouts: dict[str, Path], tmp_path: Path) -> None:
+    """Strictly, under canonical names: one tensor less, one too many, one of another shape."""
+    parts = base_parts(layouts["flat"])
+    shutil.copy(layouts["flat"] / "tokenizer.json", tmp_path)
+    key = "mid_block.resnets.0.conv1.bias"
+    less = {name: tensor for name, tensor in parts["unet"].items() if name != key}
+    said = read_metadata(layouts["ldm"])
+    for unet, more, reason in (
+        (less, {}, f"1 tensors are missing, first {key!r}"),
+        (parts["unet"], {"model.diffusion_model.extra.weight": torch.zeros(1)}, "1 tensors are unknown, first 'extra.weight'"),
+        (parts["unet"] | {key: torch.zeros(3)}, {}, f"{key!r} has shape (3,), expected (8,)"),
+        (parts["unet"], {"extra": torch.zeros(1)}, "1 tensors belong to no net"),
+    ):  # fmt: skip
+        write_safetensors(tmp_path / "x.safetensors", to_ldm(parts | {"unet": unet}) | more, said)
+        assert reason in refusal(tmp_path / "x.safetensors")

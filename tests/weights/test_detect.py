@@ -1,7 +1,9 @@
 """weights/detect.py: a net's own state dict gives back its config; foreign and damaged ones give one line."""
 
 import json
-from dataclasses import asdict, is_dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, is_dataclass, replace
+from functools import cache
 from typing import Any
 
 import pytest
@@ -9,10 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from nets.clip import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVisionModel
+from nets.controlnet import PASD_CONTROLNET, PASD_RRDB_CONTROLNET, ControlNet, ControlNetConfig
+from nets.pasd_unet import PASD_LIGHT_UNET, PASD_UNET, PASDUNet, PASDUNetConfig
 from nets.rrdb import RRDBConfig, RRDBNet
-from nets.unet import UNet, UNetConfig
+from nets.unet import SDXL_UNET, UNet, UNetConfig
 from nets.vae import AutoencoderKL, VAEConfig
-from weights.detect import FAMILIES, detect_family, net_config, stored_config
+from weights.detect import FAMILIES, FOREIGN, FREE_FIELDS, detect_family, net_config, stored_config
 from weights.files import WeightsError
 
 TEXT = CLIPTextConfig(
@@ -45,11 +49,32 @@ PLAIN_UNET = UNetConfig(
     block_out_channels=(8, 8), layers_per_block=1, norm_num_groups=4, mid_block_type="UNetMidBlock2D",
     down_block_types=("DownBlock2D",) * 2, up_block_types=("UpBlock2D",) * 2,
 )  # fmt: skip
+TINY_CONTROLNET = ControlNetConfig(
+    **vars(replace(TINY_UNET, up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"))),
+    conditioning_channels=1, conditioning_embedding_out_channels=(4, 8, 12),
+)  # fmt: skip
+
+
+def tiny_pasd(variant: str, unet: UNetConfig = TINY_UNET) -> PASDUNetConfig:
+    return PASDUNetConfig(**vars(unet), variant=variant)
+
+
 CASES: dict[str, tuple[str, type[nn.Module], Any]] = {
     "sd15 unet": ("unet", UNet, UNetConfig()),
     "tiny unet": ("unet", UNet, TINY_UNET),
     "deep unet": ("unet", UNet, DEEP_UNET),
     "unet without attention": ("unet", UNet, PLAIN_UNET),
+    "pasd": ("pasd_unet", PASDUNet, PASD_UNET),
+    "pasd light": ("pasd_unet", PASDUNet, PASD_LIGHT_UNET),
+    "tiny pasd full": ("pasd_unet", PASDUNet, tiny_pasd("full")),
+    "tiny pasd light": ("pasd_unet", PASDUNet, tiny_pasd("light")),
+    "tiny pasd eq2": ("pasd_unet", PASDUNet, tiny_pasd("eq2")),
+    "tiny pasd full, deep": ("pasd_unet", PASDUNet, tiny_pasd("full", DEEP_UNET)),
+    "controlnet": ("controlnet", ControlNet, PASD_CONTROLNET),
+    "controlnet rrdb": ("controlnet", ControlNet, PASD_RRDB_CONTROLNET),
+    "tiny controlnet": ("controlnet", ControlNet, TINY_CONTROLNET),
+    "tiny controlnet rrdb": ("controlnet", ControlNet, replace(TINY_CONTROLNET, use_rrdb=True)),
+    "tiny controlnet, no heads": ("controlnet", ControlNet, replace(TINY_CONTROLNET, to_rgb=False)),
     "sd15 vae": ("vae", AutoencoderKL, VAEConfig()),
     "mini vae": (
         "vae", AutoencoderKL,
@@ -65,6 +90,7 @@ CASES: dict[str, tuple[str, type[nn.Module], Any]] = {
 }  # fmt: skip
 
 
+@cache  # building a full-size net takes tenths of a second, and no test changes what it gets
 def meta_state(net: type[nn.Module], config: Any) -> dict[str, Tensor]:
     with torch.device("meta"):
         return net(config).state_dict()
@@ -96,7 +122,10 @@ def test_shapes_and_metadata_give_back_the_config(case: str) -> None:
     assert (found, build(config, kwargs)) == (family, config)
 
 
-@pytest.mark.parametrize("case", ["sd15 unet", "sd15 vae", "vit-l/14", "x4"])
+OFFICIAL = ["sd15 unet", "sd15 vae", "vit-l/14", "x4", "pasd", "pasd light", "controlnet", "controlnet rrdb"]
+
+
+@pytest.mark.parametrize("case", OFFICIAL)
 def test_official_sizes_need_no_metadata(case: str) -> None:
     family, net, config = CASES[case]
     found, kwargs = net_config(meta_state(net, config))
@@ -148,39 +177,134 @@ def keys(*names: str, **shaped: tuple[int, ...]) -> dict[str, Tensor]:
     }
 
 
-SD_1 = keys(
-    "model.diffusion_model.input_blocks.0.0.weight", "first_stage_model.encoder.conv_in.weight", "betas"
+# ---- config.json beside the file ------------------------------------------------------------------------------------------
+
+
+def free_fields(config: Any, family: str) -> dict[str, Any]:
+    """What a config.json of this net has to say; the rest its tensors say."""
+    if family == "clip":
+        halves = {
+            f"{half}_config": free_fields(getattr(config, half), f"clip_{half}")
+            for half in ("text", "vision")
+        }
+        return halves | {"projection_dim": 5, "text_config_dict": None}
+    return {name: getattr(config, name) for name in FREE_FIELDS[family]}
+
+
+LIES: Mapping[str, Any] = {
+    "_class_name": "UNet2DConditionModel", "in_channels": 9, "out_channels": 1, "block_out_channels": [320], "layers_per_block": 7,
+    "cross_attention_dim": 1280, "down_block_types": ["AttnDownBlock2D"], "up_block_types": None, "use_linear_projection": "yes",
+    "latent_channels": 16, "hidden_size": 3, "num_hidden_layers": 99, "vocab_size": 1, "transformer_layers_per_block": [1, 2, 10],
+    "addition_embed_type": "text_time", "num_feat": 1, "variant": "none", "use_rrdb": "perhaps", "sample_size": 64,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if not case.startswith(("sd15", "vit"))])
+def test_a_config_json_fills_in_what_shapes_leave_open_and_its_sizes_are_not_followed(case: str) -> None:
+    family, net, config = CASES[case]
+    state, beside = meta_state(net, config), {**LIES, **free_fields(config, family)}
+    found, kwargs = net_config(state, None, "x", json.loads(json.dumps(beside)))
+    assert (found, build(config, kwargs)) == (family, config)
+    assert net_config(state, None, "x", {}) == net_config(
+        state, None, "x", dict.fromkeys(FREE_FIELDS[family])
+    )
+
+
+def test_the_metadata_go_before_the_config_json() -> None:
+    state = meta_state(UNet, TINY_UNET)
+    _, kwargs = net_config(state, metadata({"norm_eps": 1e-3}), "x", {"norm_eps": 1e-4, "norm_num_groups": 2})
+    assert (kwargs["norm_eps"], kwargs["norm_num_groups"]) == (1e-3, 2)
+
+
+@pytest.mark.parametrize(
+    "free",
+    [
+        {"attention_head_dim": 0},
+        {"norm_eps": {}},
+        {"norm_eps": [[1]]},
+        {"freq_shift": 10.5},
+        {"norm_eps": [1e-5, 1e-5]},
+        {"flip_sin_to_cos": []},
+        {"attention_head_dim": [4, [4]]},
+    ],
 )
-FOREIGN = {
-    "single file": (SD_1, "Stable Diffusion 1.x single file"),
-    "SD 2 single file": (SD_1 | keys("cond_stage_model.model.ln_final.weight"), "2.x single file"),
-    "SDXL single file": (SD_1 | keys("conditioner.embedders.0.transformer.x"), "SDXL single file"),
-    "SD 3": (keys("model.diffusion_model.joint_blocks.0.x"), "Stable Diffusion 3"),
-    "inpainting single file": (SD_1 | {"model.diffusion_model.input_blocks.0.0.weight": torch.empty(320, 9, 3, 3, device="meta")}, "9-channel"),
+def test_a_config_json_with_impossible_values_gives_one_line(free: dict[str, Any]) -> None:
+    with pytest.raises(WeightsError, match=f"^x: .*{next(iter(free))} = .*, expected a") as caught:
+        net_config(meta_state(UNet, TINY_UNET), None, "x", free)
+    assert "\n" not in str(caught.value)
+
+
+# ---- models that nothing here runs ------------------------------------------------------------------------------------------
+
+U, V = "model.diffusion_model.", "first_stage_model."
+REFUSED = {
+    "SD 2 single file": (keys(f"{U}out.2.bias", "cond_stage_model.model.ln_final.weight"), "2.x single file"),
+    "SDXL single file": (keys(f"{U}out.2.bias", "conditioner.embedders.0.transformer.x"), "SDXL single file"),
+    "SDXL U-Net, LDM": (keys(f"{U}label_emb.0.0.weight"), "SDXL single file"),
+    "SD 3": (keys(f"{U}joint_blocks.0.x_block.attn.qkv.weight"), "Stable Diffusion 3"),
+    "FLUX": (keys("double_blocks.0.img_attn.norm.key_norm.scale"), "FLUX"),
+    "inpainting single file": (keys(**{f"{U}input_blocks.0.0.weight": (320, 9, 3, 3)}), "9-channel"),
     "inpainting U-Net": (meta_state(UNet, UNetConfig(in_channels=9)), "9-channel"),
-    "SD 2 U-Net": (meta_state(UNet, UNetConfig(cross_attention_dim=1024, use_linear_projection=True)), "2.x U-Net"),
-    "SDXL U-Net": (meta_state(UNet, UNetConfig(addition_embed_type="text_time")), "SDXL U-Net"),
-    "LoRA": (keys("lora_unet_down_blocks_0.alpha"), "LoRA"),
-    "peft LoRA": (keys("unet.down_blocks.0.to_q.lora_A.weight"), "LoRA"),
-    "ControlNet": (meta_state(UNet, TINY_UNET) | keys("controlnet_down_blocks.0.weight"), "ControlNet"),
-    "PASD": (meta_state(UNet, TINY_UNET) | keys("up_blocks.0.pixel_attentions.0.norm.weight"), "PASD"),
-    "old VAE": (meta_state(AutoencoderKL, VAEConfig()) | keys("encoder.mid_block.attentions.0.query.weight"), "old diffusers"),
-    "old ESRGAN": (keys("conv_first.weight", "RRDB_trunk.0.RDB1.conv1.weight"), "ESRGAN"),
+    "SD 2 U-Net": (meta_state(UNet, UNetConfig(cross_attention_dim=1024, use_linear_projection=True)), "Stable Diffusion 2.x"),
+    "SD 2 U-Net, LDM": (keys(**{f"{U}input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight": (320, 1024)}), "Stable Diffusion 2.x"),
+    "SDXL U-Net": (meta_state(UNet, SDXL_UNET), "SDXL U-Net"),
+    "SDXL U-Net without its embedding": (meta_state(UNet, replace(SDXL_UNET, addition_embed_type=None)), "U-Net of SDXL"),
+    "ControlNet single file": (keys("control_model.input_blocks.0.0.weight"), "ControlNet in its authors' layout"),
+    "AnimateDiff": (keys("down_blocks.0.motion_modules.0.temporal_transformer.norm.weight"), "AnimateDiff"),
     "OpenAI CLIP": (keys("visual.transformer.resblocks.0.ln_1.weight"), "OpenAI's layout"),
+    "OpenAI CLIP text": (keys("transformer.resblocks.0.ln_1.weight"), "OpenAI's layout"),
+    "embedding": (keys("emb_params"), "textual inversion"),
+    "old embedding": (keys("string_to_param", "string_to_token"), "textual inversion"),
+    "SRVGGNet": (keys("body.0.weight", "body.0.bias", "body.1.weight", "body.2.weight"), "SRVGGNet"),
+    "SRVGGNet, sorted": (keys("body.0.bias", "body.0.weight", "body.1.weight", "body.2.bias"), "SRVGGNet"),
+    "VQ autoencoder": (keys("encoder.conv_in.weight", "quantize.embedding.weight"), "VQ autoencoder"),
+    "LDM names": (keys(f"{U}input_blocks.0.0.weight", f"{V}encoder.conv_in.weight", "betas"), "no family known here .3 keys"),
+    "LoRA": (keys("lora_unet_down_blocks_0.alpha"), "no family known here"),
+    "old ESRGAN": (keys("conv_first.weight", "RRDB_trunk.0.RDB1.conv1.weight"), "no family known here"),
     "something else": (keys("layer.weight"), "no family known here .1 keys, first 'layer.weight'"),
     "nothing": ({}, "no family known here .0 keys"),
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("case", FOREIGN)
+@pytest.mark.parametrize("case", REFUSED)
 def test_foreign_families_are_named_in_one_line(case: str) -> None:
-    state, message = FOREIGN[case]
+    state, message = REFUSED[case]
     with pytest.raises(WeightsError, match=f"^x.ckpt: .*{message}") as caught:
         detect_family(state, "x.ckpt")
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 250
 
 
-@pytest.mark.parametrize("case", ["tiny unet", "mini vae", "tiny clip", "clip vision", "x4"])
+@pytest.mark.parametrize(("mark", "what"), FOREIGN)
+def test_every_foreign_mark_is_found_at_the_beginning_of_a_key(mark: str, what: str) -> None:
+    state = keys("a.weight", f"{mark.removeprefix(chr(10))}0.weight", "z.weight")
+    with pytest.raises(WeightsError) as caught:
+        detect_family(state, "x.ckpt")
+    assert str(caught.value) == f"x.ckpt: {what}"
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_none_of_ours_is_taken_for_a_foreign_one(case: str) -> None:
+    family, net, config = CASES[case]
+    for prefix in ("", "x."):  # whatever stands before the keys
+        state = {prefix + key: tensor for key, tensor in meta_state(net, config).items()}
+        if not prefix:
+            assert detect_family(state) == family
+        else:
+            with pytest.raises(WeightsError, match="no family known here"):
+                detect_family(state)
+
+
+def test_a_plain_unet_with_pasds_residuals_is_a_plain_unet() -> None:
+    assert detect_family(meta_state(PASDUNet, tiny_pasd("none"))) == "unet"
+
+
+# ---- damage -----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "case",
+    ["tiny unet", "mini vae", "tiny clip", "clip vision", "x4", "tiny pasd full", "tiny pasd light", "tiny controlnet"],
+)  # fmt: skip
 def test_incomplete_or_misshapen_states_raise_nothing_else(case: str) -> None:
     _, net, config = CASES[case]
     state = meta_state(net, config)
@@ -188,10 +312,26 @@ def test_incomplete_or_misshapen_states_raise_nothing_else(case: str) -> None:
         for damaged in (
             {k: v for k, v in state.items() if k != key},
             state | keys(**{key: (0,)}),
+            state | keys(**{key: ()}),
             state | keys(**{key: (7, 11, 2, 2)}),
         ):
             try:
                 family, _ = net_config(damaged, metadata(config))
-                assert family in FAMILIES
+                assert family in (*FAMILIES, "pasd_unet")
             except WeightsError as error:
                 assert "\n" not in str(error)
+
+
+def test_made_up_sizes_are_refused_before_a_net_is_built() -> None:
+    """300 levels of 300 layers would be gigabytes, on the meta device too."""
+    unet, vae = meta_state(UNet, TINY_UNET), meta_state(AutoencoderKL, CASES["mini vae"][2])
+    width = torch.empty(16, 16, 3, 3, device="meta")
+    for state, place in ((unet, "down_blocks"), (vae, "encoder.down_blocks")):
+        claimed = [f"{place}.{i}.resnets.0" for i in range(300)] + [
+            f"{place}.0.resnets.{i}" for i in range(300)
+        ]
+        with pytest.raises(WeightsError, match=r"^x: \d+ tensors for 300 levels of 300 layers"):
+            net_config(state | {f"{path}.conv1.weight": width for path in claimed}, None, "x")
+    deep = {f"down_blocks.1.attentions.0.transformer_blocks.{i}.norm1.weight": width for i in range(300)}
+    with pytest.raises(WeightsError, match=r"^x: \d+ tensors for 2 levels"):
+        net_config(unet | deep, None, "x")

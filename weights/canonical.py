@@ -1,0 +1,124 @@
+"""Any weights file's tensors under canonical names, part by part, whatever layout the file has.
+
+Tensors  {key in the file: tensor} -> {part: {canonical key: tensor}}, views of the same memory
+Parts    unet, vae, text_encoder, clip, clip_vision, controlnet, rrdb; lora (names as in the file); pasd_added (PASD's own
+         tensors without their base)
+Copying  this file, keymap.py, ldm.py, hub.py, esrgan.py, lora.py, merge.py, detect.py and files.py; torch, safetensors
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from .detect import detect_family, refuse_foreign
+from .esrgan import esrgan_map
+from .files import WeightsError
+from .hub import hub_map
+from .keymap import KeyMap
+from .ldm import IGNORED, ema_name, find_parts, linear, map_of
+from .lora import is_lora
+from .merge import is_delta
+
+State = Mapping[str, Tensor]
+_PARTS = {"clip_text": "text_encoder", "pasd_unet": "unet"}  # family -> part, where they differ
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a file holds: each of its keys is in `names`, `ignored` or `unknown`."""
+
+    source: str  # where the tensors come from, for messages
+    layout: str  # in words
+    state: State  # the tensors under the file's own keys
+    names: Mapping[str, tuple[str, str]]  # key in the file -> part, canonical key
+    ignored: tuple[str, ...] = ()  # no weights of any net: schedule, counters, positions, training's losses
+    unknown: tuple[str, ...] = ()  # of no part
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The parts there are, in the file's order."""
+        return tuple(dict.fromkeys(part for part, _ in self.names.values()))
+
+    def tensors(self, part: str) -> dict[str, Tensor]:
+        """One part's tensors under canonical keys. WeightsError if the file has no such part, or tensors of no part at all."""
+        if self.unknown:
+            raise WeightsError(
+                f"{self.source}: {len(self.unknown)} tensors belong to no net of {self.layout}, first {self.unknown[0][:80]!r}"
+            )
+        if not (found := self.renamed(part)):
+            raise WeightsError(f"{self.source}: {self.layout}, has no {part}; it has {', '.join(self.parts)}")
+        return found
+
+    def renamed(self, part: str) -> dict[str, Tensor]:
+        """One part's tensors under canonical keys, whatever else the file has; {} if it has no such part."""
+        return {name: linear(name, self.state[key]) for key, (of, name) in self.names.items() if of == part}
+
+
+def read_contents(state: State, source: object = "the state dict") -> Contents:
+    """Which nets these tensors are, and their canonical names. `source` (a path) begins the messages.
+
+    Raises WeightsError for the models that nothing here runs, and for what is no model known here.
+    """
+    if state and all(key.startswith("module.") for key in state):  # saved from DataParallel
+        state = {key.removeprefix("module."): tensor for key, tensor in state.items()}
+    refuse_foreign(state, source)
+    if is_lora(state):
+        return Contents(str(source), "a LoRA", state, {key: ("lora", key) for key in state})
+    if is_delta(state):
+        return _delta(state, str(source))
+    if prefixes := find_parts(state):
+        return _ldm(state, str(source), prefixes)
+    return _one_net(state, str(source))
+
+
+def _one_net(state: State, source: str) -> Contents:
+    ignored = tuple(key for key in state if IGNORED.fullmatch(key))
+    keys = [key for key in state if not IGNORED.fullmatch(key)]
+    old = hub_map(keys) or esrgan_map(keys)
+    renamed = _renamed(old, keys, source)
+    family = detect_family({new: state[key] for key, new in renamed.items()}, source)
+    names = {key: (_PARTS.get(family, family), new) for key, new in renamed.items()}
+    return Contents(source, f"one net ({family}{', older names' if old else ''})", state, names, ignored)
+
+
+def _ldm(state: State, source: str, prefixes: Mapping[str, str]) -> Contents:
+    """A file of the latent diffusion code: the nets by their prefixes, averaged weights instead of the last ones."""
+    names: dict[str, tuple[str, str]] = {}
+    layout = "LDM's autoencoder" if list(prefixes) == ["vae"] else "a Stable Diffusion 1.x single file"
+    for part, prefix in prefixes.items():
+        keys = [key for key in state if key.startswith(prefix) and not IGNORED.fullmatch(key)]
+        inner = [key.removeprefix(prefix) for key in keys]
+        old = hub_map(inner) if part == "text_encoder" else map_of(part, inner)
+        renamed = _renamed(old, inner, source)
+        averages = {key: ema_name(key) for key in keys} if part == "unet" else {}
+        averaged = bool(averages) and all(name in state for name in averages.values())
+        if averaged:
+            layout += " with averaged (EMA) weights, which are taken"
+        for key, name in zip(keys, renamed.values(), strict=True):
+            names[averages[key] if averaged else key] = (part, name)
+    rest = [key for key in state if key not in names]
+    passed_over = {key for key in rest if ema_name(key) in names}
+    ignored = {key: None for key in rest if IGNORED.fullmatch(key) or key in passed_over}  # a set in order
+    unknown = tuple(key for key in rest if key not in ignored)
+    return Contents(source, layout, state, names, tuple(ignored), unknown)
+
+
+def _delta(state: State, source: str) -> Contents:
+    names = {}
+    for key in state:
+        head, _, name = key.partition(".")
+        names[key] = ("pasd_added" if head == "unet" else "controlnet", name)
+    return Contents(source, "PASD without its base (compact export)", state, names)
+
+
+def _renamed(old: KeyMap | None, keys: Iterable[str], source: str) -> dict[str, str]:
+    """key -> canonical key, in order; what the map does not know keeps its name, for strict loading to find."""
+    keys = list(keys)
+    known = old.there(keys).renamed if old else {}
+    renamed = {key: known.get(key, key) for key in keys}
+    if len(set(renamed.values())) < len(keys):
+        raise WeightsError(
+            f"{source}: two of its tensors are the same one of the net, under different names; a damaged merge"
+        )
+    return renamed

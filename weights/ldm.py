@@ -1,0 +1,210 @@
+"""The layout of CompVis's latent diffusion code: one file with U-Net, autoencoder and text encoder under prefixes.
+
+Paper    Rombach et al. 2022, arXiv:2112.10752; its names are those of every SD 1.x file that is not a diffusers folder
+Tensors  {LDM key: tensor} <-> {canonical key: tensor}; 1x1 convolutions of the autoencoder's attention <-> linear layers
+Copying  this file and keymap.py; torch
+"""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence, Sized
+
+from torch import Tensor
+
+from .keymap import KeyMap, count, expand, within
+
+# Part -> the prefixes of its keys in an LDM file, the usual one first; "" where the file holds nothing else.
+PREFIXES = {
+    "unet": ("model.diffusion_model.", "diffusion_model.", ""),
+    "vae": ("first_stage_model.", ""),
+    "text_encoder": ("cond_stage_model.transformer.",),
+}
+_MARKS = {
+    "unet": "input_blocks.0.0.weight",
+    "vae": "encoder.down.0.block.0.norm1.weight",
+    "text_encoder": "embeddings.token_embedding.weight",
+}
+
+# What lies beside the nets and is no part of them: the noise schedule, the moving average's counters, training's losses.
+IGNORED = re.compile(
+    r"(betas|(sqrt_|log_)?(one_minus_|recip_|recipm1_)?alphas_cumprod(_prev)?|posterior_\w+|lvlb_weights|logvar|scale_factor"
+    r"|model_ema\..+|(.*\.)?position_ids|(.*\.)?loss\..+)"
+)  # fmt: skip
+
+# ---- the maps, as data: (LDM, canonical) ------------------------------------------------------------------------------------
+
+_RESNET = (
+    ("in_layers.0", "norm1"),
+    ("in_layers.2", "conv1"),
+    ("emb_layers.1", "time_emb_proj"),
+    ("out_layers.0", "norm2"),
+    ("out_layers.3", "conv2"),
+    ("skip_connection", "conv_shortcut"),
+)
+_UNET_ENDS = (
+    ("time_embed.0", "time_embedding.linear_1"),
+    ("time_embed.2", "time_embedding.linear_2"),
+    ("input_blocks.0.0", "conv_in"),
+    ("out.0", "conv_norm_out"),
+    ("out.2", "conv_out"),
+    *within(("middle_block.0", "mid_block.resnets.0"), _RESNET),
+    ("middle_block.1", "mid_block.attentions.0"),
+    *within(("middle_block.2", "mid_block.resnets.1"), _RESNET),
+)
+# n counts LDM's flat lists of blocks; level i and layer j are diffusers'.
+_UNET_DOWN = (
+    *within(("input_blocks.{n}.0", "down_blocks.{i}.resnets.{j}"), _RESNET),
+    ("input_blocks.{n}.1", "down_blocks.{i}.attentions.{j}"),
+)
+_UNET_HALVING = (("input_blocks.{n}.0.op", "down_blocks.{i}.downsamplers.0.conv"),)
+_UNET_UP = within(("output_blocks.{n}.0", "up_blocks.{i}.resnets.{j}"), _RESNET)
+_UNET_UP_ATTENTION = (("output_blocks.{n}.1", "up_blocks.{i}.attentions.{j}"),)
+# An enlargement follows the attention where there is one.
+_UNET_DOUBLING = (("output_blocks.{n}.{m}.conv", "up_blocks.{i}.upsamplers.0.conv"),)
+
+
+def unet_map(levels: int, layers: int, up_attention: Sequence[bool]) -> KeyMap:
+    """The U-Net of `levels` resolutions and `layers` residual blocks each; `up_attention`: has it attention on the way up, coarse to fine?"""
+    step = layers + 1  # blocks per level: down, the residual ones and a halving; up, one residual block more
+    down = [{"n": 1 + step * i + j, "i": i, "j": j} for i in range(levels) for j in range(layers)]
+    halving = [{"n": step * (i + 1), "i": i} for i in range(levels - 1)]
+    up = [{"n": step * i + j, "i": i, "j": j} for i in range(levels) for j in range(step)]
+    attention = [place for place in up if up_attention[place["i"]]]
+    doubling = [{"n": step * i + layers, "m": 1 + up_attention[i], "i": i} for i in range(levels - 1)]
+    return KeyMap(
+        (
+            *_UNET_ENDS,
+            *expand(_UNET_DOWN, down),
+            *expand(_UNET_HALVING, halving),
+            *expand(_UNET_UP, up),
+            *expand(_UNET_UP_ATTENTION, attention),
+            *expand(_UNET_DOUBLING, doubling),
+        )
+    )
+
+
+_VAE_HALF = (
+    ("{half}.conv_in", "{half}.conv_in"),
+    ("{half}.conv_out", "{half}.conv_out"),
+    ("{half}.norm_out", "{half}.conv_norm_out"),
+    ("{half}.mid.block_1", "{half}.mid_block.resnets.0"),
+    ("{half}.mid.block_2", "{half}.mid_block.resnets.1"),
+    ("{half}.mid.attn_1.norm", "{half}.mid_block.attentions.0.group_norm"),
+    ("{half}.mid.attn_1.q", "{half}.mid_block.attentions.0.to_q"),
+    ("{half}.mid.attn_1.k", "{half}.mid_block.attentions.0.to_k"),
+    ("{half}.mid.attn_1.v", "{half}.mid_block.attentions.0.to_v"),
+    ("{half}.mid.attn_1.proj_out", "{half}.mid_block.attentions.0.to_out.0"),
+)
+_VAE_BLOCK = (
+    ("norm1", "norm1"),
+    ("conv1", "conv1"),
+    ("norm2", "norm2"),
+    ("conv2", "conv2"),
+    ("nin_shortcut", "conv_shortcut"),
+)
+# The decoder's levels are counted from the finest here (k) and from the coarsest there (i).
+_VAE_DOWN = within(("encoder.down.{i}.block.{j}", "encoder.down_blocks.{i}.resnets.{j}"), _VAE_BLOCK)
+_VAE_UP = within(("decoder.up.{k}.block.{j}", "decoder.up_blocks.{i}.resnets.{j}"), _VAE_BLOCK)
+_VAE_HALVING = (("encoder.down.{i}.downsample.conv", "encoder.down_blocks.{i}.downsamplers.0.conv"),)
+_VAE_DOUBLING = (("decoder.up.{k}.upsample.conv", "decoder.up_blocks.{i}.upsamplers.0.conv"),)
+
+
+def vae_map(levels: int, layers: int) -> KeyMap:
+    """The autoencoder of `levels` resolutions and `layers` residual blocks each in the encoder."""
+    halves = [
+        (theirs.format(half=half), ours.format(half=half))
+        for half in ("encoder", "decoder")
+        for theirs, ours in _VAE_HALF
+    ]
+    down = [{"i": i, "j": j} for i in range(levels) for j in range(layers)]
+    up = [{"k": levels - 1 - i, "i": i, "j": j} for i in range(levels) for j in range(layers + 1)]
+    return KeyMap(
+        (
+            ("quant_conv", "quant_conv"),
+            ("post_quant_conv", "post_quant_conv"),
+            *halves,
+            *expand(_VAE_DOWN, down),
+            *expand(_VAE_HALVING, ({"i": i} for i in range(levels - 1))),
+            *expand(_VAE_UP, up),
+            *expand(_VAE_DOUBLING, ({"k": levels - 1 - i, "i": i} for i in range(levels - 1))),
+        )
+    )
+
+
+# ---- reading -----------------------------------------------------------------------------------------------------------------
+
+
+def find_parts(keys: Iterable[str]) -> dict[str, str]:
+    """Part -> prefix of its keys, for the parts that a file with these keys has in LDM's layout; {} if it has another."""
+    keys = set(keys)
+    found = {}
+    for part, prefixes in PREFIXES.items():
+        for prefix in prefixes:
+            if {prefix + _MARKS[part], prefix + "text_model." + _MARKS[part]} & keys:
+                found.setdefault(part, prefix)
+    return found
+
+
+def map_of(part: str, keys: Iterable[str]) -> KeyMap:
+    """The map of "unet" or "vae" for a net with these LDM keys (without prefix), of any number of levels and layers."""
+    keys = set(keys)
+    if part == "vae":
+        levels = count(keys, "encoder.down.{}.")
+        return vae_map(levels, _layers(levels, count(keys, "encoder.down.0.block.{}."), keys))
+    blocks = count(
+        keys, "input_blocks.{}."
+    )  # conv_in, then per level its layers, and between levels a halving
+    levels = 1 + sum(key.endswith(".op.weight") for key in keys)
+    layers = max(blocks // levels - 1, 0)
+    attention = [f"output_blocks.{i * (layers + 1)}.1.norm.weight" in keys for i in range(levels)]
+    return unet_map(levels, layers, attention)
+
+
+def map_to(part: str, keys: Iterable[str]) -> KeyMap:
+    """The map of "unet" or "vae" for a net with these canonical keys, to be used backwards."""
+    keys = set(keys)
+    if part == "vae":
+        levels = count(keys, "encoder.down_blocks.{}.")
+        return vae_map(levels, _layers(levels, count(keys, "encoder.down_blocks.0.resnets.{}."), keys))
+    levels = count(keys, "down_blocks.{}.")
+    attention = [f"up_blocks.{i}.attentions.0.norm.weight" in keys for i in range(levels)]
+    return unet_map(levels, _layers(levels, count(keys, "down_blocks.0.resnets.{}."), keys), attention)
+
+
+def _layers(levels: int, found: int, keys: Sized) -> int:
+    """`found` layers, but no more blocks than there are keys: a file that only claims sizes shall not fill the memory."""
+    return min(found, len(keys) // max(levels, 1))
+
+
+def ema_name(key: str) -> str:
+    """Where the moving average of `key` ("model.diffusion_model....") lies: without its dots, as LDM registers it."""
+    return "model_ema." + key.removeprefix("model.").replace(".", "")
+
+
+def linear(key: str, tensor: Tensor) -> Tensor:
+    """The autoencoder's attention weights (C, C, 1, 1) as (C, C), a view; other tensors as they are. `key` is canonical."""
+    if ".mid_block.attentions." in key and tensor.ndim == 4 and tensor.shape[2:] == (1, 1):
+        return tensor[:, :, 0, 0]
+    return tensor
+
+
+def to_ldm(parts: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """One LDM file of canonical "unet", "vae" and "text_encoder": the way back, for tools that read nothing else.
+
+    Raises ValueError for a part or key that the layout has no name for.
+    """
+    state: dict[str, Tensor] = {}
+    for part, tensors in parts.items():
+        if part not in PREFIXES:
+            raise ValueError(f"{part}: LDM's layout has no place for it; expected {', '.join(PREFIXES)}")
+        renamed = dict(zip(tensors, tensors, strict=True))
+        if part != "text_encoder":
+            coverage = map_to(part, tensors).back(tensors)
+            if coverage.unknown:
+                raise ValueError(f"{part}: LDM's layout has no name for {coverage.unknown[0]!r}")
+            renamed = coverage.renamed
+        for key, name in renamed.items():
+            tensor = tensors[key]
+            if ".attn_1." in name and tensor.ndim == 2:
+                tensor = tensor[:, :, None, None]
+            state[PREFIXES[part][0] + name] = tensor
+    return state

@@ -1,0 +1,119 @@
+"""A model, by name or path, to where each of its parts lies on this machine. Nothing is downloaded.
+
+Model    a name of registry.py; a folder of files named by their part, as weights/mini/ and `tools.models convert` write it;
+         a diffusers or PASD folder; one file with several nets
+Copying  this file, canonical.py, detect.py, esrgan.py, fetch.py, files.py, hub.py, keymap.py, ldm.py, lora.py, merge.py and
+         registry.py; torch, safetensors, huggingface_hub
+"""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from .canonical import read_contents
+from .fetch import find_local, local_files
+from .files import WeightsError
+from .hub import Source, find_sources, read_json, read_source, source_files, source_of
+from .registry import MODELS, find_model
+
+PARTS = (
+    "unet",
+    "vae",
+    "text_encoder",
+    "clip",
+    "rrdb",
+    "controlnet",
+)  # of files in a flat folder: <part>.safetensors
+_TOKENIZERS = ("tokenizer.json", "tokenizer/tokenizer.json", "vocab.json", "tokenizer/vocab.json")
+_COMPANIONS = (
+    "clip-vit-l14",
+    "realesrgan-x4plus",
+)  # what editing with Stable Diffusion needs besides its own files
+
+
+@dataclass(frozen=True)
+class Located:
+    """Where a model's parts lie."""
+
+    name: str  # as it was asked for
+    nets: Mapping[str, Source]  # part -> tensors; several parts may lie in one file
+    tokenizer: Path | None = None
+    scheduler: Mapping[str, Any] = field(default_factory=dict)  # scheduler_config.json's content
+
+    def net(self, part: str) -> Source:
+        """The source of one part. Raises WeightsError naming what the model has."""
+        if part not in self.nets:
+            raise WeightsError(
+                f"{self.name}: no {part} there; it has {', '.join(self.nets) or 'no net at all'}. Add {part}.safetensors to a folder "
+                "of its parts (`python -m tools.models convert` makes one)"
+            )
+        return self.nets[part]
+
+    def files(self) -> dict[str, list[Path]]:
+        """Part -> every file that it is read from."""
+        files = {part: source_files(source) for part, source in self.nets.items()}
+        return files | ({"tokenizer": [self.tokenizer]} if self.tokenizer else {})
+
+
+def locate(model: str | Path) -> Located:
+    """Where the parts of `model` lie. A name wins over a file or folder of that name (write ./name).
+
+    Raises WeightsError for an unknown name, a model that is not on this machine (it says how to fetch it), and a folder
+    without any net.
+    """
+    path = Path(model)
+    if str(model) in MODELS or not os.path.exists(path):  # which takes any string, unlike Path.exists
+        return _named(str(model))  # refuses an unknown name and names the known ones
+    if path.is_file():
+        return _with_companions(Located(str(model), _one_file(path), _tokenizer(path.parent)))
+    if (path / "unet").is_dir():
+        return _with_companions(_hub_folder(path))
+    flat = {part: path / f"{part}.safetensors" for part in PARTS}
+    nets = {part: Source(file) for part, file in flat.items() if file.is_file()}
+    if not nets:
+        raise WeightsError(
+            f"{path}: no model's folder; expected a diffusers folder (unet/, vae/, text_encoder/), or files named "
+            f"{', '.join(file.name for file in flat.values())}"
+        )
+    return Located(str(model), nets, _tokenizer(path))
+
+
+def _named(name: str) -> Located:
+    files = local_files(find_model(name))  # with those of the models it needs
+    nets = {part: Source(files[part], read_json(files[f"{part}_config"]) if f"{part}_config" in files else {})
+            for part in PARTS if part in files}  # fmt: skip
+    if "all" in files:
+        nets = _one_file(files["all"]) | nets
+    scheduler = read_json(files["scheduler"]) if "scheduler" in files else {}
+    return Located(name, nets, files.get("tokenizer"), scheduler)
+
+
+def _one_file(path: Path) -> dict[str, Source]:
+    source = source_of(path)
+    return dict.fromkeys(read_contents(read_source(source), path).parts, source)
+
+
+def _hub_folder(path: Path) -> Located:
+    scheduler = read_json(path / "scheduler" / "scheduler_config.json")
+    return Located(str(path), find_sources(path), _tokenizer(path), scheduler)
+
+
+def _tokenizer(folder: Path) -> Path | None:
+    return next((folder / name for name in _TOKENIZERS if (folder / name).is_file()), None)
+
+
+def _with_companions(located: Located) -> Located:
+    """With CLIP, the enlarger and CLIP's tokenizer added where the model has none and this machine has them."""
+    nets, tokenizer = dict(located.nets), located.tokenizer
+    if "unet" not in nets:
+        return located
+    for name in _COMPANIONS:
+        for file in MODELS[name].files:
+            path = find_local(file)
+            if path and file.part == "tokenizer":
+                tokenizer = tokenizer or path
+            elif path:
+                nets.setdefault(file.part, Source(path))
+    return replace(located, nets=nets, tokenizer=tokenizer)

@@ -1,0 +1,112 @@
+"""What a model's files say besides its tensors: the noise schedule it was trained on, its native size, its pictures' normalisation.
+
+Reads    the safetensors metadata (JSON under `config`), config.json's sample_size, scheduler_config.json; what is absent is as in
+         Stable Diffusion 1.x and in CLIP
+Copying  this file, detect.py, files.py, hub.py and keymap.py; torch, safetensors
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .detect import stored_config
+from .files import WeightsError, read_metadata
+from .hub import Source
+
+_CELL = 8  # pixels per latent cell of Stable Diffusion, in which config.json counts
+_CELLS = 16  # a native size is a multiple of this many cells, so that 3/2 of it is one of 64 pixels
+
+
+@dataclass(frozen=True)
+class Training:
+    """How a U-Net was trained; the defaults are Stable Diffusion 1.x's. What is None its user decides."""
+
+    prediction_type: str = "epsilon"  # or v_prediction
+    beta_schedule: str = "scaled_linear"
+    beta_start: float = 0.00085
+    beta_end: float = 0.012
+    rescale_betas_zero_snr: bool = (
+        False  # the last timestep is pure noise (Lin et al. 2023, arXiv:2305.08891)
+    )
+    native: int | None = None  # side of its pictures in pixels
+    multiple: int | None = None  # sizes it takes are multiples of this many pixels
+    guidance_scale: float | None = None
+
+
+def read_training(source: Source, scheduler: Mapping[str, Any]) -> Training:
+    """Of the U-Net at `source`, beside which `scheduler` is scheduler_config.json's content. Raises WeightsError."""
+    path, said = source.path, {**scheduler, **_native(source), **read_config(source)}
+    training = Training(
+        prediction_type=said.get("prediction_type", Training.prediction_type),
+        beta_schedule=said.get("beta_schedule", Training.beta_schedule),
+        beta_start=_number(path, said, "beta_start", Training.beta_start),
+        beta_end=_number(path, said, "beta_end", Training.beta_end),
+        rescale_betas_zero_snr=_flag(path, said, "rescale_betas_zero_snr"),
+        native=_count(path, said, "native"),
+        multiple=_count(path, said, "multiple"),
+        guidance_scale=_number(path, said, "guidance_scale") if "guidance_scale" in said else None,
+    )
+    if training.prediction_type not in ("epsilon", "v_prediction"):
+        raise WeightsError(
+            f"{path}: configured for prediction_type = {training.prediction_type!r}, expected epsilon or v_prediction"
+        )
+    if not training.beta_start < training.beta_end < 1:
+        raise WeightsError(
+            f"{path}: configured for betas from {training.beta_start} to {training.beta_end}, expected 0 < start < end < 1"
+        )
+    if said.get("num_train_timesteps", 1000) != 1000 or said.get("trained_betas") is not None:
+        raise WeightsError(
+            f"{path}: configured for a noise schedule of its own; expected 1000 timesteps between two betas"
+        )
+    return training
+
+
+def read_normalisation(
+    source: Source, mean: tuple[float, ...], std: tuple[float, ...]
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation, RGB in [0, 1], of the pictures that the CLIP at `source` was trained on, or those given."""
+    said = {"image_mean": mean, "image_std": std} | read_config(source)
+    for name in ("image_mean", "image_std"):
+        values = said[name]
+        numbers = isinstance(values, tuple) and all(type(a) in (int, float) and abs(a) < 1e30 for a in values)
+        if not numbers or len(values) != 3 or (name == "image_std" and min(values) <= 0):
+            raise WeightsError(f"{source.path}: configured for {name} = {values!r}, expected three numbers")
+    return said["image_mean"], said["image_std"]
+
+
+def read_config(source: Source) -> dict[str, Any]:
+    """What the metadata of a net's file say; {} for a file without any. Raises WeightsError."""
+    if source.path.name.endswith(".json"):  # the index of shards
+        return {}
+    try:
+        return stored_config(read_metadata(source.path))
+    except WeightsError as error:
+        known = str(error).startswith(str(source.path))
+        raise WeightsError(str(error) if known else f"{source.path}: {error}") from None
+
+
+def _native(source: Source) -> dict[str, int]:
+    cells = source.config.get("sample_size")
+    return {"native": _CELL * cells} if type(cells) is int and cells > 0 and cells % _CELLS == 0 else {}
+
+
+def _number(path: Path, said: Mapping[str, Any], name: str, usual: float = 0.0) -> float:
+    value = said.get(name, usual)
+    if type(value) not in (int, float) or not 0 < value < 1e30:
+        raise WeightsError(f"{path}: configured for {name} = {value!r:.40}, expected a number above 0")
+    return float(value)
+
+
+def _flag(path: Path, said: Mapping[str, Any], name: str) -> bool:
+    value = said.get(name) or False
+    if type(value) is not bool:
+        raise WeightsError(f"{path}: configured for {name} = {value!r:.40}, expected true or false")
+    return value
+
+
+def _count(path: Path, said: Mapping[str, Any], name: str) -> int | None:
+    value = said.get(name)
+    if value is not None and (type(value) is not int or value < 1):
+        raise WeightsError(f"{path}: configured for {name} = {value!r}, expected pixels, 1 or more")
+    return value
