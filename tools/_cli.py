@@ -124,6 +124,13 @@ def finite(text: str) -> float:
     return value
 
 
+def weighted_file(text: str) -> tuple[str, float]:
+    """FILE:WEIGHT for argparse, or FILE alone at weight 1; a colon may be part of the file's name."""
+    file, colon, weight = text.rpartition(":")
+    return (file, finite(weight)) if colon and not Path(text).exists() else (text, 1.0)
+
+
+weighted_file.__name__ = "FILE:WEIGHT"  # argparse: "invalid FILE:WEIGHT value: ..."
 finite.__name__ = "number"  # argparse: "invalid number value: 'nan'"
 
 
@@ -217,6 +224,29 @@ class Progress:
         self._bar.update(at.step - self._bar.n)
 
 
+class Transfer:
+    """A bar of bytes for one download, shown once there is something to download; silent where stderr is not a terminal."""
+
+    def __init__(self, title: str, *, quiet: bool) -> None:
+        self._title, self._quiet = title, quiet
+        self._bar: Any = None
+
+    def __enter__(self) -> "Transfer":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def __call__(self, done: int, total: int) -> None:
+        if self._bar is None:
+            from tqdm import tqdm
+
+            disable = True if self._quiet else None  # None: ask the terminal
+            self._bar = tqdm(total=total, desc=self._title, unit="B", unit_scale=True, disable=disable)
+        self._bar.update(done - self._bar.n)
+
+
 # ---- errors -----------------------------------------------------------------------------------------------------------------
 
 
@@ -238,6 +268,8 @@ def report_errors(*, debug: bool = False) -> Iterator[Outcome]:
             raise
         outcome.exit_code = 130  # 128 + SIGINT, as shells have it
         print("interrupted", file=sys.stderr)
+    except BrokenPipeError:  # whoever reads our output, `head` say, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except Exception as error:
         message = None if debug else _expected(error)
         if message is None:

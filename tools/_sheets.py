@@ -1,11 +1,14 @@
-"""Pictures about pictures: an edit before and after, and its candidates beside each other. All are (H, W, 3) uint8."""
+"""Pictures about pictures: an edit before and after, its candidates beside each other, its stages. Sheets are (H, W, 3) uint8."""
+
+import re
+from pathlib import Path
 
 import numpy as np
 import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from msbd.images import to_pixels
+from msbd.images import save_image, to_pixels
 from msbd.masks import dilate, resize_mask
 
 WIDEST = 1600  # pixels, of a comparison
@@ -61,3 +64,16 @@ def _row(panels: list[np.ndarray]) -> np.ndarray:
 
 def _shrunk(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return np.array(Image.fromarray(pixels).resize((size[1], size[0]), Image.Resampling.LANCZOS))
+
+
+class StagePictures:
+    """Writes every intermediate picture of an edit as a numbered PNG."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(exist_ok=True)
+        self._folder, self._count = folder, 0
+
+    def __call__(self, name: str, picture: Tensor) -> None:
+        self._count += 1
+        words = re.sub(r"[^a-z0-9]+", "-", name.lower())
+        save_image(picture, self._folder / f"{self._count:02}-{words}.png")

@@ -28,6 +28,7 @@ from ._cli import (
     report_errors,
     same_file,
     version,
+    weighted_file,
     wide,
 )
 
@@ -122,7 +123,15 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add("-p", "--prompt", required=True, help="what to paint")
     add("-o", "--output", type=Path, required=True, help="the result: .png, .webp (both lossless) or .jpg")
-    add("--model", default="mini", help="a known model's name, or the folder of one (default: mini)")
+    add("--model", default="mini", help="a known model's name, or a model's folder or file (default: mini)")
+    add(
+        "--lora",
+        type=weighted_file,
+        action="append",
+        default=[],
+        metavar="FILE:WEIGHT",
+        help="add a LoRA to the model; may be repeated",
+    )
     add(
         "--preset",
         choices=PRESETS,
@@ -287,9 +296,9 @@ def run(args: argparse.Namespace, job: Job) -> None:
     from msbd.images import composite, save_image
     from msbd.load import load_edit_pipeline
 
-    from ._sheets import comparison, contact_sheet
+    from ._sheets import StagePictures, comparison, contact_sheet
 
-    pipeline = load_edit_pipeline(args.model, device=job.device, dtype=job.dtype)
+    pipeline = load_edit_pipeline(args.model, device=job.device, dtype=job.dtype, loras=args.lora)
     if not args.quiet:
         warn_of_long_prompts(pipeline, (args.prompt, job.config.negative_prompt))
     facts = None if args.no_metadata else metadata(args, job)
@@ -338,12 +347,15 @@ def metadata(args: argparse.Namespace, job: Job) -> dict[str, Any]:
     import torch
 
     from msbd.load import model_hash
+    from weights.files import sha256
 
     model = Path(args.model).name  # of a folder no more than its own name
     return {
         "prompt": args.prompt,
         "model": model,
         "model_hash": model_hash(args.model),
+        "loras": [f"{Path(path).name}:{weight:g} ({sha256(path)[:10]})" for path, weight in args.lora]
+        or None,
         "preset": args.preset,
         **asdict(job.plan.config),
         "device": job.device.type,
@@ -367,21 +379,6 @@ def warn_of_long_prompts(pipeline: "EditPipeline", prompts: Sequence[str]) -> No
 
 
 # ---- while it runs ----------------------------------------------------------------------------------------------------------
-
-
-class StagePictures:
-    """Writes every intermediate picture of an edit as a numbered PNG."""
-
-    def __init__(self, folder: Path) -> None:
-        folder.mkdir(exist_ok=True)
-        self._folder, self._count = folder, 0
-
-    def __call__(self, name: str, picture: "Tensor") -> None:
-        from msbd.images import save_image
-
-        self._count += 1
-        words = re.sub(r"[^a-z0-9]+", "-", name.lower())
-        save_image(picture, self._folder / f"{self._count:02}-{words}.png")
 
 
 def timings(result: "EditResult") -> list[str]:

@@ -21,6 +21,7 @@ from msbd import official
 from msbd.config import EditConfig
 from tools import _cli
 from tools.edit import FLAGS, HELP, OPTIONS, PRESETS, build_parser, edit_config, main
+from weights.files import write_safetensors
 
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 QUICK = ("--steps", "3", "--repaint-steps", "1", "--first-stage-batch", "2", "--decoderopt-steps", "1")
@@ -227,10 +228,22 @@ def test_a_prompt_that_is_cut_off_is_noted(job: list[str], capsys: pytest.Captur
     assert capsys.readouterr().err == "note: a prompt has 102 tokens, the last 25 are cut off\n"
 
 
+def test_a_lora_changes_the_picture_and_is_named_in_the_file(job: list[str], tmp_path: Path) -> None:
+    layer = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
+    tensors = {f"{layer}.lora_A.weight": torch.ones(2, 8), f"{layer}.lora_B.weight": torch.ones(8, 2)}
+    write_safetensors(tmp_path / "style.safetensors", tensors)
+    assert main(job) == 0
+    before = np.asarray(Image.open(tmp_path / "out.png"))
+    assert main([*job, "--lora", f"{tmp_path / 'style.safetensors'}:0.5"]) == 0
+    after = Image.open(tmp_path / "out.png")
+    assert not np.array_equal(before, np.asarray(after))
+    assert any("style.safetensors:0.5" in str(text) for text in after.info.values())
+
+
 def test_dry_run_counts_and_writes_nothing(
     job: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(msbd.load, "_load_net", None)  # and needs no weights
+    monkeypatch.setattr(msbd.load, "build_net", None)  # and needs no weights
     before = sorted(tmp_path.rglob("*"))
     more = ["--stages", str(tmp_path / "stages"), "--compare", str(tmp_path / "compare.png")]
     assert main([*job, *more, "--dry-run"]) == 0
@@ -260,8 +273,8 @@ def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
         ("-m", "{folder}/small.png", "--resize-mask"),
         ("-m", "{folder}/black.png", "the mask is empty"),
         ("--model", "no-such-model", "known: mini"),
-        ("--model", "sd-v1-5", "next release"),
-        ("--model", "{folder}", "no such file"),
+        ("--model", "sd-v1-5", "python -m tools.models fetch sd-v1-5"),
+        ("--model", "{folder}", "no model's folder"),
         ("-o", "{folder}/none/out.png", "does not exist"),
         ("-o", "{folder}", "a folder"),
         ("-o", "{folder}/out.bmp", "cannot write pictures of type"),

@@ -1,0 +1,216 @@
+"""tools.models: what is known, what a file is, and conversions that load again as the same nets."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_bundle import VOCABULARY, write_tiny_bundle
+
+from msbd.load import load_edit_pipeline, load_net
+from nets.clip import CLIPTextConfig, CLIPTextModel
+from nets.unet import UNet, UNetConfig
+from nets.vae import AutoencoderKL, VAEConfig
+from tools.models import main
+from weights.files import read_metadata, read_state_dict, write_safetensors
+from weights.ldm import to_ldm
+from weights.registry import MODELS
+from weights.tokenizer import train_tokenizer
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_bundle(tmp_path_factory.mktemp("bundle"), native=64, guidance_scale=4.0)
+
+
+SD_UNET = UNetConfig(
+    block_out_channels=(32, 32),
+    layers_per_block=1,
+    cross_attention_dim=16,
+    down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+    up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+)
+SD_VAE = VAEConfig(block_out_channels=(32, 32, 32, 32), layers_per_block=1)
+SD_TEXT = CLIPTextConfig(
+    hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=1, vocab_size=VOCABULARY
+)
+
+
+@pytest.fixture(scope="module")
+def nets() -> dict[str, dict[str, torch.Tensor]]:
+    """U-Net, VAE and text encoder, tiny, with Stable Diffusion's groups and heads, which no single file states."""
+    torch.manual_seed(0)
+    parts = {"unet": UNet(SD_UNET), "vae": AutoencoderKL(SD_VAE), "text_encoder": CLIPTextModel(SD_TEXT)}
+    return {part: net.half().state_dict() for part, net in parts.items()}
+
+
+@pytest.fixture(scope="module")
+def single(nets: dict[str, dict[str, torch.Tensor]], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The three in one pickle, as Stable Diffusion comes, and a tokenizer beside it."""
+    folder = tmp_path_factory.mktemp("single")
+    torch.save({"state_dict": to_ldm(nets), "global_step": 7}, folder / "model.ckpt")
+    train_tokenizer(["a red house on snow at night"], VOCABULARY).save(str(folder / "tokenizer.json"))
+    return folder / "model.ckpt"
+
+
+def printed(capsys: pytest.CaptureFixture[str], *argv: object, code: int = 0) -> str:
+    """What a command prints, on stdout and stderr together."""
+    assert main([str(word) for word in argv]) == code
+    captured = capsys.readouterr()
+    return captured.out + captured.err
+
+
+def states(folder: Path) -> dict[str, dict[str, torch.Tensor]]:
+    return {path.stem: read_state_dict(path) for path in sorted(folder.glob("*.safetensors"))}
+
+
+def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
+# ---- known models -----------------------------------------------------------------------------------------------------------
+
+
+def test_list_names_every_model_its_licence_and_what_is_not_known(capsys: pytest.CaptureFixture[str]) -> None:
+    text = printed(capsys, "list")
+    assert all(f"{name}: " in text for name in MODELS)
+    assert "OpenRAIL-M" in text and "sha256 unknown" in text and "not here" in text and "here, " in text
+
+
+def test_fetch_of_what_is_here_prints_where(capsys: pytest.CaptureFixture[str]) -> None:
+    assert printed(capsys, "fetch", "mini").splitlines()[0].endswith("weights/mini/vae.safetensors")
+    assert printed(capsys, "fetch", "mini", "--quiet") == ""
+    assert printed(capsys, "fetch", "mimi", code=1).startswith("error: no model is called 'mimi'")
+
+
+def test_fetch_says_what_it_would_need(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    text = printed(capsys, "fetch", "sd-v1-5", code=1)
+    assert "4.27 GB" in text or "GB to download. Licence: CreativeML OpenRAIL-M" in text
+    assert "HF_HUB_OFFLINE" in text
+
+
+def test_verify_knows_a_wrong_file_by_its_name(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    wrong = tmp_path / "RealESRGAN_x4plus.pth"
+    wrong.write_bytes(b"not it")
+    text = printed(capsys, "verify", "mini", wrong, code=1)
+    assert "wrong file" in text and "67,040,989" in text and "unknown hash" in text
+    assert "name its files" in printed(capsys, "verify", tmp_path, code=1)
+
+
+# ---- looking into a file ----------------------------------------------------------------------------------------------------
+
+
+def test_keys_of_a_single_file(capsys: pytest.CaptureFixture[str], single: Path) -> None:
+    text = printed(capsys, "keys", single)
+    assert "a Stable Diffusion 1.x single file" in text and "block_out_channels=(32, 32)" in " ".join(
+        text.split()
+    )
+    assert "\nunet: " in text and "\nvae: " in text and "\ntext_encoder: " in text
+    every = printed(capsys, "keys", single, "--all")
+    assert "model.diffusion_model.input_blocks.0.0.weight -> conv_in.weight  (32, 4, 3, 3)" in every
+    assert len(every.splitlines()) > len(text.splitlines())
+
+
+def test_keys_says_what_is_missing(capsys: pytest.CaptureFixture[str], tmp_path: Path, bundle: Path) -> None:
+    state = read_state_dict(bundle / "rrdb.safetensors")
+    del state["conv_hr.bias"]
+    write_safetensors(tmp_path / "rrdb.safetensors", state | {"more.weight": torch.ones(1)})
+    text = printed(capsys, "keys", tmp_path / "rrdb.safetensors", code=1)
+    assert "missing: 1\n        conv_hr.bias" in text and "unknown: 1\n        more.weight" in text
+
+
+# ---- converting -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_pickle_becomes_a_folder_that_edits_as_it_did(
+    capfd: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    single: Path,
+    nets: dict[str, dict[str, torch.Tensor]],
+) -> None:
+    assert main(["convert", str(single), "-o", str(tmp_path / "out")]) == 0  # in a process of its own
+    assert str(tmp_path / "out" / "unet.safetensors") in capfd.readouterr().out
+    found = states(tmp_path / "out")
+    assert found.keys() == nets.keys() and all(equal(found[part], nets[part]) for part in nets)
+    pipeline = load_edit_pipeline(tmp_path / "out")
+    assert pipeline.tokenizer(["a house"]).shape == (1, 77) and pipeline.clip is None
+
+
+def test_settings_go_along(tmp_path: Path, bundle: Path) -> None:
+    assert main(["convert", str(bundle), "-o", str(tmp_path / "out")]) == 0
+    converted, original = load_edit_pipeline(tmp_path / "out"), load_edit_pipeline(bundle)
+    assert converted.measures == original.measures and converted.measures.guidance_scale == 4.0
+    assert converted.clip_preprocessing == original.clip_preprocessing
+    assert converted.vae.config == original.vae.config and converted.clip.config == original.clip.config
+    assert all(equal(states(tmp_path / "out")[part], state) for part, state in states(bundle).items())
+
+
+def test_one_part_as_one_file_in_another_dtype(tmp_path: Path, single: Path) -> None:
+    out = tmp_path / "vae.safetensors"
+    assert (
+        main(["convert", str(single), "-o", str(out), "--part", "vae", "--dtype", "bfloat16", "--in-process"])
+        == 0
+    )
+    assert {tensor.dtype for tensor in read_state_dict(out).values()} == {torch.bfloat16}
+    assert json.loads(read_metadata(out)["config"])["block_out_channels"] == [32, 32, 32, 32]
+    assert load_net(out).config == load_net(single, "vae").config
+
+
+def test_the_ldm_layout_is_the_way_back(tmp_path: Path, single: Path) -> None:
+    out = tmp_path / "sd.safetensors"
+    assert main(["convert", str(single), "-o", str(out), "--layout", "ldm", "--in-process"]) == 0
+    assert equal(read_state_dict(out), read_state_dict(single))
+
+
+def test_blending_and_loras(tmp_path: Path, bundle: Path) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    for part in ("unet", "vae"):
+        state = {
+            key: tensor.flip(0) for key, tensor in read_state_dict(bundle / f"{part}.safetensors").items()
+        }
+        write_safetensors(other / f"{part}.safetensors", state, read_metadata(bundle / f"{part}.safetensors"))
+    key = "down_blocks.0.attentions.0.proj_in"
+    lora = {
+        f"unet.{key}.lora_A.weight": torch.ones(2, 8, 1, 1),
+        f"unet.{key}.lora_B.weight": torch.ones(8, 2, 1, 1),
+    }
+    write_safetensors(tmp_path / "lora.safetensors", lora)
+    command = ["convert", str(bundle), "-o", str(tmp_path / "out"), "--blend", f"{other}:0.25"]
+    assert main([*command, "--lora", f"{tmp_path / 'lora.safetensors'}:0.5"]) == 0
+    before, mixed, after = states(bundle), states(other), states(tmp_path / "out")
+    for part, touched in (("unet", key + ".weight"), ("vae", "")):
+        for name, tensor in after[part].items():
+            expected = torch.lerp(before[part][name].float(), mixed[part][name].float(), 0.25)
+            # Rounded to float16 after the blend, and once more with the LoRA: 0.5 x 2 ones.
+            error = (tensor.float() - expected - (1.0 if name == touched else 0.0)).abs().max()
+            assert error <= 2e-3, name
+    assert equal(after["clip"], before["clip"]) and equal(after["rrdb"], before["rrdb"])
+
+
+@pytest.mark.parametrize(
+    "argv, message",
+    [
+        (["{single}", "-o", "{out}.safetensors"], "name a folder with -o, or one of them with --part"),
+        (["{single}", "-o", "{out}", "--part", "rrdb"], "has no rrdb; it has unet, vae, text_encoder"),
+        (["{bundle}", "-o", "{bundle}"], "would overwrite what is read"),
+        (["{single}", "-o", "{out}", "--lora", "{bundle}/vae.safetensors:1"], "expected a LoRA"),
+        (["{single}", "-o", "{out}", "--lora", "x.safetensors:1"], "x.safetensors: no such file"),
+        (["{bundle}", "-o", "{out}.safetensors", "--pasd-delta"], "no controlnet"),
+        (["nowhere", "-o", "{out}"], "no model is called"),
+    ],
+)
+def test_what_cannot_be_converted_is_said_in_one_line(
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    bundle: Path,
+    single: Path,
+    argv: list[str],
+    message: str,
+) -> None:
+    words = [word.format(single=single, bundle=bundle, out=tmp_path / "out") for word in argv]
+    text = printed(capsys, "convert", *words, "--in-process", code=1)
+    assert message in text and len(text.splitlines()) == 1
