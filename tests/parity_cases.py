@@ -1,8 +1,8 @@
 """Every stored case of the nets in one list, and how far a net is from it anywhere.
 
-For the table (parity_table.py) and the tests on a GPU. To add a family: a builder (sidecar -> net) in seeded_nets.py,
-a function (net, case -> outputs by their stored names), the cases in CASES, the net it comes from in
-parity_oracles.py where that can be installed; then `make parity-table`.
+For the table (parity_table.py) and the tests on a GPU. To add a family: a builder (sidecar -> net) in
+seeded_nets.py, a function (net, case -> outputs by their stored names), the cases in CASES, the net it comes
+from in parity_oracles.py where that can be installed; then `make parity-table`.
 """
 
 import copy
@@ -40,8 +40,7 @@ LOW = {torch.bfloat16: 0.04, torch.float16: 0.01}  # relative, on any device
 class Case:
     """One stored case of one net.
 
-    `outputs(net, case)` gives what the case stores, by its name there, without `out.` in front; what the case does not
-    store is ignored.
+    `outputs(net, case)` gives what the case stores, by its name there without `out.`; the rest is ignored.
     """
 
     family: str  # folder below tests/golden
@@ -167,7 +166,7 @@ def rrdb_outputs(net: Any, case: Golden) -> dict[str, Tensor]:
 
 
 def pasd_outputs(nets: Any, case: Golden) -> dict[str, Tensor]:
-    """Of ControlNet and U-Net: eps at each conditioning scale, toRGB heads, hint and unscaled residuals in samples."""
+    """eps at each conditioning scale, toRGB heads, samples of the hint and of the residuals at scale 1."""
     controlnet, unet = nets
     x, t, context, image = (case[f"in.{name}"] for name in ("x", "t", "context", "cond"))
     out, parts = {}, {"cond_embedding": controlnet.embed(image)}
@@ -183,7 +182,7 @@ def pasd_outputs(nets: Any, case: Golden) -> dict[str, Tensor]:
 
 
 def lora_outputs(nets: Any, case: Golden) -> dict[str, Tensor]:
-    """Of the pairs (U-Net, text encoder): eps and text states, plain and merged."""
+    """eps and text states of the pairs (U-Net, text encoder), plain and merged."""
     given = case.meta["multipliers"]
     merged = [f"merged_{multiplier}" for multiplier in given] if isinstance(given, list) else ["merged"]
     out = {}
@@ -222,10 +221,10 @@ def _lora(name: str) -> Case:
 
 
 VAE_LOW = {torch.bfloat16: 0.04}  # the autoencoder never runs in float16 (DESIGN section 4)
-# The cosine of two random embeddings is small beside what it sums: transformers' own bfloat16 is 0.058 away.
+# The cosine of two random embeddings is small beside what it sums: transformers' own bfloat16 is 0.051 away.
 CLIP_LOW = {torch.bfloat16: 0.1, torch.float16: 0.02}
-# Two nets, one after the other, and a transformer more after each layer of the way up: tiny_rrdb is 0.043 away in bfloat16,
-# 0.020 with float32 sums over weights rounded to it, 0.0043 in float16.
+# Two nets, one after the other, and a transformer more after each layer of the way up: tiny_rrdb is 0.043 in
+# bfloat16, 0.020 in float32 with weights rounded to bfloat16, 0.0043 in float16.
 PASD_LOW = {"pasd": {torch.bfloat16: 0.06, torch.float16: 0.01}, "pasd_light": LOW}
 
 PASD = (("tiny_a", TINY), ("tiny_rrdb", TINY), ("tiny_eps_sensitive", SENSITIVE), ("full_16x16_t21", FULL))

@@ -1,7 +1,7 @@
-"""The libraries of the extra `parity` that stored cases came from, to run once more, behind our nets' interfaces.
+"""The libraries of the extra `parity` that stored cases came from, behind our nets' interfaces.
 
-Each takes a sidecar and our net of the case, whose weights it gets. There is none for the code of LDM, PASD and peft;
-spandrel stands for basicsr, and knows num_grow_ch 32 alone.
+Each class takes a sidecar and our net of the case, whose weights it gets. There is none for the code of LDM,
+PASD and peft; spandrel stands for basicsr, and knows num_grow_ch 32 alone.
 """
 
 import importlib

@@ -1,7 +1,7 @@
-"""`make parity-table`: write docs/parity.md, how far every net is from its reference, by precision and device.
+"""`make parity-table`: write docs/parity.md, how far each net is from its reference, by precision and device.
 
-Columns that need a GPU, or a library of the extra `parity`, stay as they stand in the file where there is none. Exit
-code 1 when an error is above its tolerance.
+Columns that need a GPU, or the extra `parity`, stay as they stand in the file where there is none. Exit code
+1 when an error is above its tolerance.
 """
 
 import datetime
@@ -34,16 +34,20 @@ TEXT = """\
 Written by `make parity-table`; what it measures is listed in `tests/parity_cases.py`.
 
 Our nets beside stored outputs of the official code's, with the same weights and inputs;
-`tests/golden/<net>/<case>.json` says how they were made. A cell is max|difference| / max|reference|, the largest over
-the case's outputs, with its tolerance in brackets; "abs" is max|difference| alone, where weights are so small that a
-wrong epsilon would show. float32 is without TF32.
+`tests/golden/<net>/<case>.json` says how they were made. A cell is max|difference| / max|reference|, the
+largest over the case's outputs, with its tolerance in brackets; "abs" is max|difference| alone, where weights
+are so small that a wrong epsilon would show. float32 is without TF32. The tolerances of bfloat16 and float16
+are ours: 4e-2 and 1e-2, more for CLIP, whose cosine is small beside what it sums, and for the bfloat16 of
+pasd, which is two nets, one after the other.
 
-"reference's own bfloat16" says how much of our bfloat16's error is bfloat16's: the library that the reference came from
-(for RRDBNet, whose reference is basicsr's, spandrel), with the same weights, run in bfloat16 on the CPU and compared in
-the same way with the same stored output; `tests/parity_oracles.py` does it where the extra `parity` is installed.
+"reference's own bfloat16" says how much of our bfloat16's error is bfloat16's: the library that the reference
+came from (spandrel for RRDBNet, whose reference is basicsr's), with the same weights, run in bfloat16 on the
+CPU and compared in the same way with the same stored output; `tests/parity_oracles.py` does it where the
+extra `parity` is installed.
 
-–: not measured. The autoencoder never runs in float16; the small weights are for float32 alone; LDM's and PASD's code
-and peft (the LoRA cases) are in no library of the extra, and spandrel knows the official RRDBNet's growth alone.
+–: not measured. The autoencoder never runs in float16; the small weights are for float32 alone; LDM's and
+PASD's code and peft (the LoRA cases) are in no library of the extra; spandrel knows RRDBNet with the official
+growth (32 channels) alone.
 
 """
 
@@ -51,7 +55,7 @@ Cells = dict[str, dict[str, str]]  # net/case -> column -> what stands there
 
 
 def measure(devices: list[str]) -> Iterator[tuple[Case, str, float]]:
-    """Case, column and error of everything that can run on these devices; one net in memory at a time, and its copy."""
+    """Case, column and error of all that can run on these devices; one net and its copy at a time."""
     for _, group in itertools.groupby(CASES, key=lambda case: case.net):
         cases = list(group)
         net = cases[0].build(cases[0].source.meta)

@@ -142,15 +142,17 @@ def seeded_pasd(meta: Meta) -> nn.ModuleList:
 
 def seeded_lora_file(about: Meta) -> Lora:
     """The LoRA that a sidecar's `lora` describes; a number among the shapes is an alpha."""
-    made = {
-        key: about["scale"] * seeded_tensor(key, value, about["seed"]) if isinstance(value, list) else torch.tensor(value)
-        for key, value in about["keys_shapes_or_alpha"].items()
-    }  # fmt: skip
-    return read_lora(made)
+    state = {}
+    for key, value in about["keys_shapes_or_alpha"].items():
+        if isinstance(value, list):
+            state[key] = about["scale"] * seeded_tensor(key, value, about["seed"])
+        else:
+            state[key] = torch.tensor(value)
+    return read_lora(state)
 
 
 def seeded_lora(meta: Meta) -> nn.ModuleList:
-    """The pairs (U-Net, text encoder) of a case of the family `lora`: plain, and merged with each multiplier."""
+    """The pairs (U-Net, text encoder) of a case of the family `lora`: plain, then by each multiplier."""
     weights, lora = meta["weights"], seeded_lora_file(meta["lora"])
     configs = config_of(UNetConfig, meta["unet_config"]), config_of(CLIPTextConfig, meta["text_config"])
     with torch.device("meta"):

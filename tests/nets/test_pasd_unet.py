@@ -104,7 +104,7 @@ def test_pasd_unet_has_the_reference_epsilons(family: str) -> None:
 
 
 def load_filled(net: nn.Module, seed: int, known: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Load seeded weights into a net on the meta device, on two threads; what `known` has is not made anew."""
+    """Load seeded weights into a net on the meta device, on two threads; what is `known` is not made anew."""
     shapes = shapes_of(net)
     missing = [name for name in shapes if name not in known]
     with ThreadPoolExecutor(2) as pool:

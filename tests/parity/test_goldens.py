@@ -1,4 +1,4 @@
-"""The stored cases in half precision and on a GPU; float32 on the CPU is tested in tests/nets and tests/weights."""
+"""The stored cases in half precision and on a GPU; tests/nets and tests/weights have float32 on the CPU."""
 
 import gc
 from typing import Any

@@ -1,4 +1,4 @@
-"""What stands in for a reference beside our bfloat16 is that reference: in float32 it gives what is stored."""
+"""What gives the reference's own bfloat16 is that reference: in float32 it gives what is stored."""
 
 import pytest
 import torch
