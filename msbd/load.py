@@ -128,9 +128,8 @@ def model_hash(model: str | Path) -> str:
     """Ten hexadecimal digits that tell a model's files from any others': sha256 over the parts' sha256."""
     parts = sorted((part, file) for part, files in locate(model).files().items() for file in files)
     digests = {file: _digest(file) for _, file in parts}  # a file of several parts is read once
-    return hashlib.sha256("".join(f"{part} {digests[file]}\n" for part, file in parts).encode()).hexdigest()[
-        :10
-    ]
+    text = "".join(f"{part} {digests[file]}\n" for part, file in parts)
+    return hashlib.sha256(text.encode()).hexdigest()[:10]
 
 
 def _digest(path: Path) -> str:
@@ -170,11 +169,11 @@ def load_pasd_nets(model: str | Path, base: str | Path | None = None) -> tuple[P
     located = locate(model)
     shelf = Shelf(located)
     controlnet = shelf.net("controlnet")
-    if base is None and "pasd_added" in located.nets:
-        raise WeightsError(
-            f"{model}: what PASD adds to a U-Net, without the U-Net; give a Stable Diffusion 1.x model as base"
-        )
     if base is None:
+        if "pasd_added" in located.nets:
+            raise WeightsError(
+                f"{model}: what PASD adds to a U-Net, without the U-Net; give a Stable Diffusion 1.x model as base"
+            )
         return shelf.net("unet"), controlnet
     state, source = Shelf(locate(base)).tensors("unet")
     return build_net(state | shelf.added(), source), controlnet
@@ -188,9 +187,7 @@ class Fit:
     net: Any  # on the meta device: sizes in `.config`, no weights
     missing: tuple[str, ...]  # keys of the net that the state has not
     unknown: tuple[str, ...]  # keys of the state that the net has not
-    misshapen: tuple[
-        str, ...
-    ]  # "'key' has shape (1, 2), expected (2, 1)", or another dtype than floating point
+    misshapen: tuple[str, ...]  # "'key' has shape (1, 2), expected (2, 1)", or holds no floats
 
 
 def fit_net(state: Mapping[str, Tensor], source: Source) -> Fit:

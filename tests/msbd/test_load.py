@@ -620,6 +620,16 @@ def test_pasd_on_another_base_has_its_own_additions_and_the_bases_rest(
     check_net(controlnet, ControlNet, net_files(pasd[variant] / "controlnet"))
 
 
+def test_pasd_on_a_base_that_is_pasds_itself_keeps_its_own_additions(
+    pasd: dict[str, Path], tmp_path: Path
+) -> None:
+    folder, own = Path(shutil.copytree(pasd["full"], tmp_path / "other")), net_files(pasd["full"] / "unet")
+    halves = {key: tensor / 2 for key, tensor in own.items()}
+    write_safetensors(folder / "unet" / "diffusion_pytorch_model.safetensors", halves)
+    found = load_pasd_nets(pasd["full"], folder)[0].state_dict()
+    assert same(found, base_tensors(halves) | added_tensors(own))
+
+
 @pytest.mark.parametrize("variant", ["full", "light"])
 def test_a_compact_export_needs_a_base(
     pasd: dict[str, Path], layouts: dict[str, Path], tmp_path: Path, variant: str

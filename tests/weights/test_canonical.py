@@ -245,7 +245,7 @@ def test_the_layout_is_said_in_words(state: State, layout: str) -> None:
 
 
 def test_tensors_of_no_net_are_refused_when_a_part_is_taken() -> None:
-    strays = {"embedding_manager.initial": torch.zeros(2), "extra": torch.zeros(2)}
+    strays = {"embedding_manager.initial": torch.zeros(2), "module.extra": torch.zeros(2)}
     contents = read_contents(LDM | strays, "x.ckpt")
     assert contents.unknown == tuple(strays) and contents.parts == ("unet", "vae", "text_encoder")
     line = refusal(lambda: contents.tensors("unet"))

@@ -226,6 +226,7 @@ def test_the_metadata_go_before_the_config_json() -> None:
         {"norm_eps": [1e-5, 1e-5]},
         {"flip_sin_to_cos": []},
         {"attention_head_dim": [4, [4]]},
+        {"attention_head_dim": [4.0, 4]},
     ],
 )
 def test_a_config_json_with_impossible_values_gives_one_line(free: dict[str, Any]) -> None:
