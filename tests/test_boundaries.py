@@ -22,7 +22,7 @@ ALLOWED: dict[str, set[str]] = {
     "msbd": {"samplers"},
     "tools": {"msbd", "samplers", "nets", "weights", "tools"},
 }
-EXTRA = {"msbd/load.py": {"nets", "weights"}}  # the composition root
+EXTRA = {name: {"nets", "weights"} for name in ("msbd/load.py", "msbd/load_nets.py")}  # the composition root
 
 # Folder -> the third-party packages it may import (DESIGN section 7: never diffusers, basicsr, einops, opencv, ...).
 LIBRARIES = {

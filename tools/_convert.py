@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from msbd.load import Shelf, fit_net, read_lora_file
+from msbd.load_nets import Shelf, fit_net, read_lora_file
 from weights.files import WeightsError, is_pickle, write_safetensors
 from weights.hub import Source
 from weights.ldm import to_ldm

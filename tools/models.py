@@ -210,7 +210,7 @@ def _part_keys(contents: "Contents", part: str, source: "Source", *, every: bool
 
         print("    " + read_lora(contents.state, source.path, read_metadata(source.path)).describe())
     elif part != "pasd_added":
-        from msbd.load import fit_net
+        from msbd.load_nets import fit_net
 
         fit = fit_net(contents.renamed(part), source)
         print(textwrap.fill(str(fit.net.config), 120, initial_indent="    ", subsequent_indent="        "))

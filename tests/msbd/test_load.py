@@ -24,7 +24,8 @@ from torch import Tensor
 
 from msbd.config import EditConfig, Measures
 from msbd.edit import EditPipeline
-from msbd.load import edit_planner, load_edit_pipeline, load_net, load_pasd_nets, model_hash
+from msbd.load import edit_planner, load_edit_pipeline, model_hash
+from msbd.load_nets import load_net, load_pasd_nets
 from msbd.rerank import CLIP_MEAN
 from nets.clip import CLIPModel, CLIPTextModel, CLIPVisionModel
 from nets.controlnet import ControlNet

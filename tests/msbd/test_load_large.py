@@ -14,7 +14,7 @@ from goldens import GOLDEN
 from synthetic import fill, manifest, write_lightning, write_shards
 from torch import Tensor, nn
 
-from msbd.load import load_net, load_pasd_nets
+from msbd.load_nets import load_net, load_pasd_nets
 from nets.clip import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel
 from nets.controlnet import ControlNet, ControlNetConfig, ControlOutput
 from nets.pasd_unet import PASDUNet, PASDUNetConfig
@@ -218,7 +218,8 @@ LOAD = """
 import re, sys, time
 from pathlib import Path
 import torch
-from msbd.load import load_edit_pipeline, load_net
+from msbd.load import load_edit_pipeline
+from msbd.load_nets import load_net
 began = time.perf_counter()
 kept = load_edit_pipeline(sys.argv[1], dtype=torch.float16) if sys.argv[2] == "pipeline" else load_net(sys.argv[1], "unet")
 seconds = time.perf_counter() - began

@@ -7,7 +7,8 @@ import pytest
 import torch
 from tiny_bundle import VOCABULARY, write_tiny_bundle
 
-from msbd.load import load_edit_pipeline, load_net
+from msbd.load import load_edit_pipeline
+from msbd.load_nets import load_net
 from nets.clip import CLIPTextConfig, CLIPTextModel
 from nets.unet import UNet, UNetConfig
 from nets.vae import AutoencoderKL, VAEConfig
