@@ -110,20 +110,22 @@ def fit_net(state: Mapping[str, Tensor], source: Source) -> Fit:
     """The net for these canonical tensors, and what does not fit it. WeightsError where the sizes cannot be told."""
     path = source.path
     metadata = {} if path.name.endswith(".json") else read_metadata(path)
-    family, sizes = net_config(state, metadata, path, source.config)
     try:
+        family, sizes = net_config(state, metadata, path, source.config)
         with torch.device("meta"):  # no memory and no random numbers for weights that are replaced at once
             net = _NETS[family](sizes)
-    except (TypeError, ValueError) as error:
-        raise WeightsError(f"{path}: {error}") from None
+    except WeightsError:
+        raise
+    except (TypeError, ValueError, RuntimeError) as error:  # sizes that no tensor can have, configs too deep
+        raise WeightsError(f"{path}: {error!s:.250}") from None
     expected = net.state_dict()
     wrong = []
     for key in expected.keys() & state.keys():
         found, shape = tuple(state[key].shape), tuple(expected[key].shape)
         if found != shape:
-            wrong.append(f"{key!r} has shape {found}, expected {shape}")
+            wrong.append(f"{key!r:.80} has shape {found}, expected {shape}")
         elif not state[key].is_floating_point():
-            wrong.append(f"{key!r} holds {state[key].dtype}, expected floating point")
+            wrong.append(f"{key!r:.80} holds {state[key].dtype}, expected floating point")
     missing, unknown = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
     return Fit(family, net, tuple(missing), tuple(unknown), tuple(sorted(wrong)))
 
@@ -134,7 +136,7 @@ def build_net(state: Mapping[str, Tensor], source: Source) -> Any:
     for keys, what in ((fit.missing, "missing"), (fit.unknown, "unknown")):
         if keys:
             raise WeightsError(
-                f"{source.path}: {len(keys)} tensors are {what}, first {keys[0]!r}; take a complete file of this net"
+                f"{source.path}: {len(keys)} tensors are {what}, first {keys[0]!r:.80}; take a complete file of this net"
             )
     if fit.misshapen:
         raise WeightsError(f"{source.path}: {fit.misshapen[0]}")
@@ -193,5 +195,5 @@ def _check_finite(path: Path, state: Mapping[str, Tensor]) -> None:
         values = tensor if tensor.element_size() > 1 else tensor.float()  # float8 knows no order
         if not torch.stack(values.aminmax()).isfinite().all():
             raise WeightsError(
-                f"{path}: {key!r} holds values that are not finite; the file is damaged, take another"
+                f"{path}: {key!r:.80} holds values that are not finite; the file is damaged, take another"
             )

@@ -127,7 +127,7 @@ def finite(text: str) -> float:
 def weighted_file(text: str) -> tuple[str, float]:
     """FILE:WEIGHT for argparse, or FILE alone at weight 1; a colon may be part of the file's name."""
     file, colon, weight = text.rpartition(":")
-    return (file, finite(weight)) if colon and not Path(text).exists() else (text, 1.0)
+    return (file, finite(weight)) if colon and not os.path.exists(text) else (text, 1.0)
 
 
 weighted_file.__name__ = "FILE:WEIGHT"  # argparse: "invalid FILE:WEIGHT value: ..."

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from msbd.load_nets import Shelf, fit_net, read_lora_file
-from weights.files import WeightsError, is_pickle, write_safetensors
+from weights.files import WeightsError, is_pickle, read_metadata, write_safetensors
 from weights.hub import Source
 from weights.ldm import to_ldm
 from weights.locate import Located, locate
-from weights.lora import merge_loras
+from weights.lora import merge_loras, read_lora
 from weights.merge import blend, pack_delta
 from weights.settings import read_config, read_training
 from weights.tokenizer import load_tokenizer
@@ -38,10 +38,10 @@ def convert(args: argparse.Namespace) -> Iterator[Path]:
     """Write what `args` ask for; each file's path as it is there. Raises WeightsError, ValueError."""
     model = Conversion(args)
     if args.pasd_delta:
-        yield model.write(args.output, pack_delta(model.tensors("unet"), model.tensors("controlnet")), {})
+        yield model.write(args.output, pack_delta(model.tensors("unet"), model.tensors("controlnet")))
     elif args.layout == "ldm":
         parts = {part: model.tensors(part) for part in model.parts if part in BLENDED}
-        yield model.write(args.output, to_ldm(parts), {})
+        yield model.write(args.output, to_ldm(parts))
     elif args.output.suffix == ".safetensors":
         if len(model.parts) != 1:
             raise WeightsError(
@@ -88,20 +88,30 @@ class Conversion:
     def write_part(self, part: str, path: Path) -> Path:
         """One part as a file of its own, with its sizes and settings in the metadata."""
         state, source = self.tensors(part), self.located.net(part)
-        if part in ("lora", "pasd_added"):
-            return self.write(path, state, {})
+        if part == "lora":
+            metadata = read_metadata(source.path)  # PEFT keeps a layer's alpha there
+            read_lora(state, source.path, metadata)
+            return self.write(path, state, metadata=metadata)
+        if part == "pasd_added":
+            return self.write(path, state)
         fit = fit_net(state, source)
         if wrong := (*fit.missing, *fit.unknown, *fit.misshapen):
             raise WeightsError(
-                f"{source.path}: {part} is not complete ({len(wrong)} misfits, first {wrong[0]!r}); see `tools.models keys`"
+                f"{source.path}: {part} is not complete ({len(wrong)} misfits, first {wrong[0]!r:.120}); see `tools.models keys`"
             )
         return self.write(path, state, asdict(fit.net.config) | self._settings(part, source))
 
-    def write(self, path: Path, state: State, config: Mapping[str, Any]) -> Path:
+    def write(
+        self,
+        path: Path,
+        state: State,
+        config: Mapping[str, Any] | None = None,
+        metadata: Mapping[str, str] | None = None,
+    ) -> Path:
         """`state` as safetensors. ValueError rather than writing over what is being read."""
         if any(path.exists() and path.samefile(file) for file in self._inputs):
             raise ValueError(f"{path}: the output would overwrite what is read; take another name")
-        write_safetensors(path, state, {"config": json.dumps(config)} if config else {})
+        write_safetensors(path, state, {"config": json.dumps(config)} if config else metadata)
         return path
 
     def _settings(self, part: str, source: Source) -> dict[str, Any]:

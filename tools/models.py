@@ -168,8 +168,10 @@ def _checks(name: str) -> "Iterator[Check]":
         model = find_model(name)
         paths = local_files(model)
         yield from (verify(paths[file.part], file) for file in needed_files(model) if file.part in paths)
-    elif path.is_dir():
-        raise WeightsError(f"{path}: a folder; name its files")
+    elif not path.is_file():
+        raise WeightsError(
+            f"{path}: {'a folder; name its files' if path.is_dir() else 'a device or pipe, no file'}"
+        )
     else:
         known = {
             file.file.rpartition("/")[2]: file
@@ -185,6 +187,7 @@ def _checks(name: str) -> "Iterator[Check]":
 
 def _keys(args: argparse.Namespace) -> int:
     from weights.canonical import read_contents
+    from weights.files import WeightsError
     from weights.hub import find_source, read_source, source_of
 
     source = find_source(args.file) if args.file.is_dir() else source_of(args.file)
@@ -196,7 +199,11 @@ def _keys(args: argparse.Namespace) -> int:
     sound = [_part_keys(contents, part, source, every=args.all) for part in contents.parts]
     _some("ignored (no weights of a net)", contents.ignored, every=args.all)
     _some("unknown (of no net of this layout)", contents.unknown, every=args.all)
-    return 0 if all(sound) and not contents.unknown else 1
+    if not all(sound) or contents.unknown:
+        raise WeightsError(
+            f"{source.path}: would not load as it is: keys are missing, unknown or misshapen, see above"
+        )
+    return 0
 
 
 def _part_keys(contents: "Contents", part: str, source: "Source", *, every: bool) -> bool:
@@ -226,7 +233,7 @@ def _some(title: str, lines: Sequence[str], *, every: bool) -> None:
     if lines:
         print(f"    {title}: {len(lines):,}")
         shown = lines if every or len(lines) <= 6 else [*lines[:5], f"... {len(lines) - 5:,} more (--all)"]
-        print("\n".join(f"        {line}" for line in shown))
+        print("\n".join(f"        {line if line.isprintable() else ascii(line)}" for line in shown))
 
 
 # ---- converting -------------------------------------------------------------------------------------------------------------
@@ -238,7 +245,12 @@ def _convert(args: argparse.Namespace, argv: Sequence[str]) -> int:
 
     if not args.in_process and reads_pickles(args):
         command = [sys.executable, "-m", "tools.models", *argv, "--in-process"]
-        return subprocess.run(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=False).returncode
+        code = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=False).returncode
+        if code < 0:
+            raise ChildProcessError(
+                f"{args.model}: reading it was ended by signal {-code}; is there enough memory?"
+            )
+        return code
     for path in convert(args):
         print(path)
     return 0

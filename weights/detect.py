@@ -147,6 +147,12 @@ def _check_blocks(state: State, sizes: Mapping[str, Any]) -> None:
         raise WeightsError(
             f"{len(state):,} tensors for {levels} levels of {layers} layers; the file is incomplete or of another kind"
         )
+    for half in (sizes, sizes.get("text", {}), sizes.get("vision", {})):
+        layers = max(half.get("num_hidden_layers", 0), half.get("num_block", 0))
+        if 16 * layers > len(state):  # a layer of CLIP has 16 tensors, a block of RRDBNet 30
+            raise WeightsError(
+                f"{len(state):,} tensors for {layers:,} layers; the file is incomplete or of another kind"
+            )
 
 
 def _free(family: str, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -167,12 +173,12 @@ def stored_config(metadata: Mapping[str, str] | None) -> dict[str, Any]:
     """
     text = (metadata or {}).get("config", "{}")
     try:
-        config = json.loads(text)
+        config = _with_tuples(json.loads(text))
     except (ValueError, RecursionError):
         config = None
     if not isinstance(config, dict):
         raise WeightsError(f"the metadata's config is not a JSON table, it begins {text[:40]!r}")
-    return _with_tuples(config)
+    return config
 
 
 def _with_tuples(value: Any) -> Any:
@@ -190,10 +196,12 @@ def _complete(family: str, sizes: dict[str, Any], stored: dict[str, Any]) -> dic
         elif name in FREE_FIELDS[family]:
             kind = FREE_FIELDS[family][name]
             if not _KINDS[kind](value):
-                raise WeightsError(f"the metadata says {name} = {value!r}, expected a {kind}")
+                raise WeightsError(f"the metadata says {name} = {value!r:.60}, expected a {kind}")
             complete[name] = value
         elif name in sizes and _per_level(value) != _per_level(sizes[name]):
-            raise WeightsError(f"the metadata says {name} = {value}, the tensors say {sizes[name]}")
+            raise WeightsError(
+                f"the metadata says {name} = {value!r:.60}, the tensors say {sizes[name]!r:.60}"
+            )
     return complete
 
 

@@ -29,8 +29,7 @@ from torch import Tensor
 
 # More than this only fills the memory: SDXL's single file has 2,500 tensors, and 300,000 bytes that say what and where they are.
 MAX_HEADER = 10_000_000  # bytes that describe the tensors, in any format
-MAX_TENSORS = 100_000
-MAX_AXES = 8
+MAX_TENSORS, MAX_AXES = 100_000, 8
 METADATA = "__metadata__"
 
 # The format's names of what torch can hold (github.com/huggingface/safetensors, README "Format").
@@ -42,10 +41,10 @@ DTYPE_NAMES = {
 
 
 class WeightsError(ValueError):
-    """A weights file does not fit: not there, another format, damaged, the wrong family, keys or shapes. One line."""
+    """A weights file does not fit: not there, another format, damaged, the wrong family, keys or shapes. One printable line."""
 
     def __init__(self, message: str) -> None:
-        super().__init__(" ".join(message.splitlines()))  # names of files and tensors can hold line ends
+        super().__init__("".join(c if c.isprintable() else " " for c in message[:1000]))
 
 
 def first_line(error: Exception) -> str:
@@ -213,11 +212,10 @@ def _read_header(path: Path, start: bytes) -> dict[str, Any]:
 
 # ---- pickles ----------------------------------------------------------------------------------------------------------------
 
-# torch.load(weights_only=True) calls only a few functions of its own; but a pickle can have these fill the memory, take hours,
-# or make tensors that reach beyond their storage. So it is followed first, step by step, without making what it describes, and
-# only what torch.save could have written is loaded.
+# torch.load(weights_only=True) calls only a few functions of its own; but a pickle can have these fill the memory, take hours, or
+# give tensors beyond their storage. So it is followed first, without making anything, and loaded if torch.save writes such ones.
 MAX_STEPS = 500_000  # a tensor takes about 35
-MAX_WORK = 100_000_000  # a step costs 16, its letters, and what the values that it takes have cost
+MAX_WORK = 100_000_000  # a step costs 16 (LONG1, whose hashes can slow tables down, 2000), its letters, and what it takes
 _STEPS = re.compile(
     "PROTO|STOP|MARK|(LONG_)?BIN(PUT|GET)|NONE|NEWTRUE|NEWFALSE|BININT[12]?|LONG1|BINFLOAT|BINUNICODE|SHORT_BINSTRING"
     "|EMPTY_(TUPLE|LIST|DICT)|TUPLE[123]?|APPENDS?|SETITEMS?|GLOBAL|REDUCE|NEWOBJ|BUILD|BINPERSID"
@@ -238,13 +236,13 @@ class _StandIn:
     """Takes the place of any object that is not a tensor: made from anything, holds nothing, does nothing."""
 
     def __new__(cls, *_: object) -> Any:
-        return OrderedDict() if cls is _Table else super().__new__(cls)
+        return super().__new__(cls)
 
     def __setstate__(self, state: object) -> None: ...
 
 
-class _Table(_StandIn):
-    """The same for tables other than dict, which are filled item by item."""
+# The stand-in of tables other than dict, which are filled item by item.
+_Table = type("_Table", (), {"__new__": lambda *_: OrderedDict()})
 
 
 @dataclass(frozen=True)
@@ -257,14 +255,13 @@ class _Thing:
 
 def _read_pickle(path: Path, *, zipped: bool) -> dict[str, Tensor]:
     """The tensors of what torch.save wrote, as a zip archive or (before PyTorch 1.6) as bare pickles."""
-    names = _scan_archive(path) if zipped else _scan_pickles(path)
-    made: list[Any] = [(_Table if name.lower().endswith("dict") else _StandIn, name) for name in names]
-    with torch.serialization.safe_globals(made), warnings.catch_warnings(action="ignore"):
-        tensors = _find_tensors(torch.load(path, map_location="cpu", weights_only=True, mmap=zipped))
+    with warnings.catch_warnings(action="ignore"):
+        names = _scan_archive(path) if zipped else _scan_pickles(path)
+        made: list[Any] = [(_Table if name.lower().endswith("dict") else _StandIn, name) for name in names]
+        with torch.serialization.safe_globals(made):
+            tensors = _find_tensors(torch.load(path, map_location="cpu", weights_only=True, mmap=zipped))
     if not tensors:
-        raise WeightsError(
-            f"a pickle without tensors, at its top or under {', '.join(_WRAPPERS)}; no weights"
-        )
+        raise WeightsError(f"no weights: a pickle without tensors at its top or in {', '.join(_WRAPPERS)}")
     return tensors
 
 
@@ -287,24 +284,28 @@ def _scan_archive(path: Path) -> set[str]:
         files = {member.filename.partition("/")[2]: member for member in members}
         if "constants.pkl" in files:
             raise WeightsError(
-                "a TorchScript archive, which is a program (OpenAI's CLIP files are); take the Hugging Face files, for CLIP those of openai/clip-vit-large-patch14"
+                "a TorchScript archive, which is a program (OpenAI's CLIP files are); take the Hugging Face files, "
+                "for CLIP those of openai/clip-vit-large-patch14"
             )
         if "data.pkl" not in files:
             raise WeightsError("a zip archive of other files; unpack it, and give the weights file in it")
         names = {member.filename.lower() for member in members}  # torch.load minds no case
         folders = {name.partition("/")[0] for name in names}
-        packed = any(member.compress_type != zipfile.ZIP_STORED for member in members)
-        large = any(file.file_size > MAX_HEADER for file in members if "/data/" not in file.filename)
-        if packed or large or len(folders) > 1 or len(names) < len(members) or len(members) > MAX_TENSORS:
-            raise WeightsError(
-                f"a zip archive, packed, of too many files, or of files with the same name, {_UNLIKE}"
-            )
+        odd = len(folders) > 1 or len(names) < len(members) or len(members) > MAX_TENSORS
+        if odd or files["data.pkl"].extra or not all(map(_is_plain, members)):
+            raise WeightsError(f"a zip archive of packed, too many, or oddly named files, {_UNLIKE}")
         storages: dict[str, int] = {}
         found = _scan(io.BytesIO(archive.read(files["data.pkl"])), storages)
     for key, size in storages.items():
         if f"data/{key}" not in files or files[f"data/{key}"].file_size < size:
             raise WeightsError(f"damaged: values of a tensor are missing (data/{key:.40}); download it again")
     return found
+
+
+def _is_plain(member: zipfile.ZipInfo) -> bool:
+    """Whether it is stored as it is, under the name that torch.load sees, and holds values if it is large."""
+    small = member.file_size <= MAX_HEADER or "/data/" in member.filename
+    return small and member.compress_type == zipfile.ZIP_STORED and member.filename == member.orig_filename
 
 
 def _check_directory(path: Path) -> None:
@@ -349,14 +350,13 @@ def _scan(pickle: IO[bytes], storages: dict[str, int]) -> set[str]:
             stack.append(memo[argument])
         elif step not in ("PROTO", "STOP"):
             if pickletools.markobject in before:
-                taken, stack = stack, outer.pop()
-                before = before[: before.index(pickletools.markobject)]
+                taken, stack, before = stack, outer.pop(), before[: before.index(pickletools.markobject)]
             taken = [stack.pop() for _ in before][::-1] + taken
             what = _follow(step, argument, [what for what, _ in taken], storages)
             names |= {what.what} if step == "GLOBAL" else set()
             # These change the first value that they take.
             value = taken.pop(0) if step.startswith(("APPEND", "SETITEM", "BUILD")) else [what, 0]
-            cost = 16 + len(str(argument)) + sum(cost for _, cost in taken)
+            cost = (2000 if step == "LONG1" else 16 + len(str(argument))) + sum(cost for _, cost in taken)
             value[1], work = value[1] + cost, work + cost
             stack.append(value)
     return names

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .files import WeightsError, first_line, read_state_dict
+from .files import MAX_HEADER, WeightsError, first_line, read_state_dict
 from .keymap import KeyMap
 
 # Folder in a diffusers model -> part. CLIP as a whole (openai/clip-vit-large-patch14) lies in a folder of its own.
@@ -97,7 +97,7 @@ def read_source(source: Source) -> dict[str, Tensor]:
         state |= read_state_dict(source.path.with_name(name))
     if wrong := state.keys() ^ index.keys():
         raise WeightsError(
-            f"{source.path}: {len(wrong)} tensors are in the index or in the shards but not in both, first {min(wrong)!r}; "
+            f"{source.path}: {len(wrong)} tensors are in the index or in the shards but not in both, first {min(wrong)!r:.80}; "
             "download all shards again"
         )
     return state
@@ -127,6 +127,8 @@ def read_json(path: Path) -> dict[str, Any]:
     """The table in a JSON file; {} if there is no file. Raises WeightsError for anything that is no table."""
     if not path.is_file():
         return {}
+    if (size := path.stat().st_size) > MAX_HEADER:
+        raise WeightsError(f"{path}: {size:,} bytes, no model known here says so much; download it again")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:

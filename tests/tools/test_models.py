@@ -15,6 +15,7 @@ from nets.vae import AutoencoderKL, VAEConfig
 from tools.models import main
 from weights.files import read_metadata, read_state_dict, write_safetensors
 from weights.ldm import to_ldm
+from weights.lora import METADATA_KEY
 from weights.registry import MODELS
 from weights.tokenizer import train_tokenizer
 
@@ -120,6 +121,7 @@ def test_keys_says_what_is_missing(capsys: pytest.CaptureFixture[str], tmp_path:
     del state["conv_hr.bias"]
     write_safetensors(tmp_path / "rrdb.safetensors", state | {"more.weight": torch.ones(1)})
     text = printed(capsys, "keys", tmp_path / "rrdb.safetensors", code=1)
+    assert text.splitlines()[-1].startswith("error: ") and "would not load" in text
     assert "missing: 1\n        conv_hr.bias" in text and "unknown: 1\n        more.weight" in text
 
 
@@ -190,6 +192,22 @@ def test_blending_and_loras(tmp_path: Path, bundle: Path) -> None:
             error = (tensor.float() - expected - (1.0 if name == touched else 0.0)).abs().max()
             assert error <= 2e-3, name
     assert equal(after["clip"], before["clip"]) and equal(after["rrdb"], before["rrdb"])
+
+
+def test_a_lora_keeps_what_its_metadata_say(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    layer = {
+        "unet.conv_in.lora_A.weight": torch.ones(2, 8, 3, 3),
+        "unet.conv_in.lora_B.weight": torch.ones(8, 2, 1, 1),
+    }
+    metadata = {METADATA_KEY: json.dumps({"unet.lora_alpha": 1})}
+    write_safetensors(tmp_path / "lora.safetensors", layer, metadata)
+    out = tmp_path / "out.safetensors"
+    assert main(["convert", str(tmp_path / "lora.safetensors"), "-o", str(out)]) == 0
+    assert read_metadata(out)[METADATA_KEY] == metadata[METADATA_KEY]
+    assert "alpha 1" in printed(capsys, "keys", out)
+    del layer["unet.conv_in.lora_B.weight"]
+    write_safetensors(tmp_path / "lora.safetensors", layer)
+    assert "no up" in printed(capsys, "convert", tmp_path / "lora.safetensors", "-o", out, code=1)
 
 
 @pytest.mark.parametrize(
