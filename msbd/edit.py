@@ -94,7 +94,8 @@ class EditPipeline:
         grows = any(after.size != before.size for before, after in pairwise(plan.stages))
         if grows and plan.config.upscaling_mode == "rrdb" and self.upscaler is None:
             raise ValueError(
-                "upscaling_mode is rrdb, but this model has no upscaler; use bilinear, or load one"
+                "upscaling_mode is rrdb, but this model comes without an upscaler: `python -m tools.models fetch "
+                "realesrgan-x4plus` gets one, --upscaling-mode bilinear does without"
             )
         for stage in plan.stages:
             self._schedule(stage, plan.config)  # ValueError for more steps than the schedule has room for

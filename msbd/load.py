@@ -44,13 +44,13 @@ def load_edit_pipeline(
     """The ready `EditPipeline` of a model: a name ("mini", "sd-v1-5"), a folder or a file; with `loras` merged in.
 
     The U-Net gets `dtype`: float32, bfloat16 or float16. The VAE is float32 where that is float16, whose range its
-    activations exceed; CLIP and the upscaler are float32 on a CPU. CLIP and upscaler may be absent: then candidates are not
-    ranked, and pictures are enlarged by interpolation only. WeightsError, one line, for an unknown name, or a file that is
+    activations exceed; CLIP and the upscaler are float32 on a CPU. Either may be absent: then candidates are not ranked, and
+    a second stage asks for upscaling_mode bilinear. WeightsError, one line, for an unknown name, or a file that is
     missing, damaged, of another kind, or does not go with the others; ValueError for another dtype.
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype is {dtype}; expected one of {', '.join(map(str, DTYPES))}")
-    located, device = locate(model), torch.device(device)
+    located, device = locate(model, companions=True), torch.device(device)
     training = _read_training(located)
     shelf = Shelf(located, [(read_lora_file(path), weight) for path, weight in loras])
     unet, vae = shelf.net("unet"), shelf.net("vae")
@@ -82,18 +82,20 @@ def load_edit_pipeline(
 
 
 def edit_planner(model: str | Path = "mini") -> EditPipeline:
-    """A pipeline without nets, for `plan` and `evaluations` only: it reads no more than the U-Net's settings.
+    """A pipeline without nets, for `plan` and `evaluations` only: it reads the settings and the tokenizer, no weights.
 
     So what an edit would do, and whether its options suit the model, is known before anything large is loaded. Raises
     WeightsError for a model that is not there.
     """
-    located = locate(model)
+    located = locate(model, companions=True)
     training = _read_training(located)
+    located.net("vae")
+    tokenizer = _load_tokenizer(located)
     return EditPipeline(
         unet=nn.Identity(),
         vae=IdentityAutoencoder(),
         text_encoder=nn.Identity(),
-        tokenizer=_no_tokenizer,
+        tokenizer=tokenizer,
         alphas_cumprod=training.alphas_cumprod,
         measures=training.measures,
         upscaler=nn.Identity() if "rrdb" in located.nets else None,
@@ -103,7 +105,9 @@ def edit_planner(model: str | Path = "mini") -> EditPipeline:
 
 def model_hash(model: str | Path) -> str:
     """Ten hexadecimal digits that tell a model's files from any others': sha256 over the parts' sha256."""
-    parts = sorted((part, file) for part, files in locate(model).files().items() for file in files)
+    parts = sorted(
+        (part, file) for part, files in locate(model, companions=True).files().items() for file in files
+    )
     digests = {file: _digest(file) for _, file in parts}  # a file of several parts is read once
     text = "".join(f"{part} {digests[file]}\n" for part, file in parts)
     return hashlib.sha256(text.encode()).hexdigest()[:10]
@@ -148,10 +152,6 @@ class _VPrediction(nn.Module):
         """x (B, 4, h, w), t (B,) or scalar, context (B, 77, D) -> eps (B, 4, h, w) in float32."""
         model = v_prediction(lambda _, at: self.unet(x, at, context).float(), self.alphas_cumprod)
         return model(x.float(), t)
-
-
-def _no_tokenizer(prompts: list[str]) -> Tensor:
-    raise AssertionError("a planner has no nets; use load_edit_pipeline")
 
 
 # ---- how it was trained -----------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ With load.py the only code of msbd/ that knows both nets and weights. No copy of
 mapped until a caller moves or converts the net.
 """
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,11 +21,16 @@ from nets.unet import UNet, UNetConfig
 from nets.vae import AutoencoderKL, VAEConfig
 from weights.canonical import Contents, read_contents
 from weights.detect import net_config
+from weights.fetch import local_files
 from weights.files import WeightsError, read_metadata, read_state_dict
-from weights.hub import Source, find_source, read_source, source_of
+from weights.hub import Source, find_source, read_json, read_source, source_of
 from weights.locate import Located, locate
-from weights.lora import Lora, merge_loras, read_lora
-from weights.merge import added_tensors
+from weights.lora import METADATA_KEY, Lora, merge_loras, read_lora
+from weights.lora import PARTS as LORA_PARTS
+from weights.merge import added_tensors, blend
+from weights.registry import MODELS
+
+BASE = ("unet", "vae", "text_encoder")  # what makes a base model, of which two can be blended
 
 # Family -> the net of the sizes that `weights.detect.net_config` gives.
 _NETS: dict[str, Callable[[dict[str, Any]], nn.Module]] = {
@@ -88,11 +94,19 @@ def load_pasd_nets(model: str | Path, base: str | Path | None = None) -> tuple[P
 
 
 def read_lora_file(path: str | Path) -> Lora:
-    """The LoRA of a file, checked. Raises WeightsError."""
-    contents = read_contents(read_state_dict(path), path)
+    """The LoRA of a file, of the folder that PEFT or diffusers saved it in, or of a known model's name. Raises WeightsError."""
+    file = Path(path)
+    if str(path) in MODELS:
+        file = local_files(MODELS[str(path)]).get("lora", file)
+    if file.is_dir():
+        names = ("adapter_model.safetensors", "pytorch_lora_weights.safetensors", "adapter_model.bin")
+        file = next((file / name for name in names if (file / name).is_file()), file / names[0])
+    contents = read_contents(read_state_dict(file), file)
     if contents.parts != ("lora",):
-        raise WeightsError(f"{path}: {contents.layout}, expected a LoRA")
-    return read_lora(contents.state, path, read_metadata(path))
+        raise WeightsError(f"{file}: {contents.layout}, expected a LoRA")
+    beside = file.with_name("adapter_config.json")  # where PEFT keeps alpha
+    settings = {METADATA_KEY: json.dumps(read_json(beside))} if file.stem == "adapter_model" else {}
+    return read_lora(contents.state, file, settings | read_metadata(file))
 
 
 @dataclass(frozen=True)
@@ -145,27 +159,66 @@ def build_net(state: Mapping[str, Tensor], source: Source) -> Any:
 
 
 class Shelf:
-    """A located model's parts, every file opened once, LoRAs merged into its nets."""
+    """A located model's parts, every file opened once; another model blended in, and LoRAs merged, where asked for."""
 
-    def __init__(self, located: Located, loras: Sequence[tuple[Lora, float]] = ()) -> None:
-        self._located, self._loras = located, loras
+    def __init__(
+        self,
+        located: Located,
+        loras: Sequence[tuple[Lora, float]] = (),
+        other: Located | None = None,
+        weight: float = 0.0,
+    ) -> None:
+        """`loras` each with its weight; `other` counts `weight`, from 0 to 1, in what it has of BASE."""
+        self._located, self._loras, self._weight = located, loras, weight
+        self._other = Shelf(other) if other else None
         self._contents: dict[Path, Contents] = {}
+        if self._other is not None and not self._there & self._other._there & set(BASE):
+            theirs, ours = ", ".join(self._other.parts), ", ".join(self.parts)
+            raise WeightsError(f"{self._other._located.name}: has {theirs}, nothing to blend with {ours}")
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """What there is; a text encoder that is only a half of CLIP counts where it will differ from that."""
+        own = tuple(self._located.nets)
+        mixed = bool(self._loras) or (self._other is not None and "text_encoder" in self._other._there)
+        derived = "text_encoder" in self._there and "text_encoder" not in own and mixed
+        return (*own, "text_encoder") if derived else own
+
+    @property
+    def _there(self) -> set[str]:
+        nets = set(self._located.nets)
+        return nets | {"text_encoder"} if "clip" in nets else nets
 
     def net(self, part: str) -> Any:
         """The net of `part`. WeightsError where the model has none, or another net in its place."""
-        if part == "text_encoder" and part not in self._located.nets and "clip" in self._located.nets:
-            clip, source = self.tensors("clip")
-            state = {key: tensor for key, tensor in clip.items() if key.startswith("text_model.")}
-        else:
-            state, source = self.tensors(part)
-        if part in ("unet", "text_encoder"):
-            state |= merge_loras({part: state}, self._loras).get(part, {})
-        return build_net(state, source)
+        return build_net(*self.tensors(part))
 
     def tensors(self, part: str) -> tuple[dict[str, Tensor], Source]:
-        """The canonical tensors of `part`, and where they lie."""
+        """The canonical tensors of `part` with all that is mixed in, and where they lie."""
+        state, source = self._own(part)
+        if self._other is not None and part in BASE and part in self._other._there:
+            state = blend(state, self._other._own(part)[0], self._weight)
+        if self._loras and part in LORA_PARTS:
+            state |= merge_loras({part: state}, self._loras).get(part, {})
+        return state, source
+
+    def added(self) -> dict[str, Tensor]:
+        """What PASD added to its U-Net, of a whole model or of a compact export."""
+        state, source = self._own("pasd_added" if "pasd_added" in self._located.nets else "unet")
+        if not (added := added_tensors(state)):
+            raise WeightsError(f"{source.path}: a U-Net without what PASD adds; expected one of PASD's")
+        return added
+
+    def _own(self, part: str) -> tuple[dict[str, Tensor], Source]:
+        """The tensors of `part` as they are stored; the text encoder may be a half of CLIP."""
+        nets = self._located.nets
+        if part == "text_encoder" and part not in nets and "clip" in nets:
+            clip, source = self._own("clip")
+            return {key: tensor for key, tensor in clip.items() if key.startswith("text_model.")}, source
         source = self._located.net(part)
-        contents = self._open(source)
+        if source.path not in self._contents:
+            self._contents[source.path] = read_contents(read_source(source), source.path)
+        contents = self._contents[source.path]
         if len(contents.parts) == 1 and part not in contents.parts:
             raise WeightsError(
                 f"{source.path}: holds a {contents.parts[0]}, expected {part}; are two files mixed up?"
@@ -174,18 +227,6 @@ class Shelf:
         # In a reading of its own, since what it touches of a mapped file stays in memory until that is let go.
         _check_finite(source.path, read_contents(read_source(source), source.path).tensors(part))
         return state, source
-
-    def added(self) -> dict[str, Tensor]:
-        """What PASD added to its U-Net, of a whole model or of a compact export."""
-        state, source = self.tensors("pasd_added" if "pasd_added" in self._located.nets else "unet")
-        if not (added := added_tensors(state)):
-            raise WeightsError(f"{source.path}: a U-Net without what PASD adds; expected one of PASD's")
-        return added
-
-    def _open(self, source: Source) -> Contents:
-        if source.path not in self._contents:
-            self._contents[source.path] = read_contents(read_source(source), source.path)
-        return self._contents[source.path]
 
 
 def _check_finite(path: Path, state: Mapping[str, Tensor]) -> None:

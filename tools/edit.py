@@ -188,11 +188,14 @@ class Job:
 def prepare(args: argparse.Namespace) -> Job:
     """Read and check everything but the model's weights, and write nothing. ValueError or OSError, in one line."""
     from msbd.load import edit_planner
+    from msbd.load_nets import read_lora_file
 
     check_paths(args)
     device, dtype = choose_device(args.device, args.dtype)
     config = edit_config(args)
     planner = edit_planner(args.model)
+    for path, _ in args.lora:
+        read_lora_file(path)  # told now, and not after minutes
     config.for_model(planner.measures)  # refuses unsuitable sizes before pictures are read
     photo, mask = read_pictures(args)
     plan = planner.plan(mask, config)

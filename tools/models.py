@@ -72,7 +72,12 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one job; exit code 0, 1 for an expected failure or a wrong file, 2 for wrong usage."""
-    args = build_parser().parse_args(argv)
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    if args.job == "convert" and args.pasd_delta and (args.part or args.dtype or args.layout == "ldm"):
+        parser.error("--pasd-delta decides parts, dtype and layout itself")
+    if args.job == "convert" and args.layout == "ldm" and args.part:
+        parser.error("--layout ldm writes all parts in one file; leave --part out")
     with report_errors(debug=args.debug) as outcome:
         check_not_shadowed()
         if args.job == "convert":
@@ -161,7 +166,7 @@ def _verify(args: argparse.Namespace) -> int:
 def _checks(name: str) -> "Iterator[Check]":
     from weights.fetch import local_files, verify
     from weights.files import WeightsError
-    from weights.registry import MODELS, ModelFile, find_model, needed_files
+    from weights.registry import MODELS, find_model, needed_files
 
     path = Path(name)
     if name in MODELS or not path.exists():
@@ -173,13 +178,21 @@ def _checks(name: str) -> "Iterator[Check]":
             f"{path}: {'a folder; name its files' if path.is_dir() else 'a device or pipe, no file'}"
         )
     else:
-        known = {
-            file.file.rpartition("/")[2]: file
-            for model in MODELS.values()
-            for file in model.files
-            if file.repo or file.url
-        }
-        yield verify(path, known.get(path.name, ModelFile("unknown", path.name)))
+        yield _check_file(path)
+
+
+def _check_file(path: Path) -> "Check":
+    """Compare a file of any name with every registered one: by its hash, and by its name where only one has that."""
+    from weights.fetch import verify
+    from weights.registry import MODELS, ModelFile
+
+    check = verify(path, ModelFile("unknown", path.name))
+    files = [file for model in MODELS.values() for file in model.files if file.repo or file.url or file.page]
+    same = [file for file in files if file.sha256 == check.sha256]
+    named = {file for file in files if file.file.rpartition("/")[2] == path.name}
+    if same or len(named) == 1:
+        return verify(path, (same or [*named])[0])
+    return check
 
 
 # ---- looking into a file ----------------------------------------------------------------------------------------------------
@@ -240,20 +253,23 @@ def _some(title: str, lines: Sequence[str], *, every: bool) -> None:
 
 
 def _convert(args: argparse.Namespace, argv: Sequence[str]) -> int:
-    """Convert here, or, where a pickle has to be read, in a process of its own that does nothing else."""
-    from ._convert import convert, reads_pickles
+    """In a process of its own, which does nothing else: it may have to read a pickle."""
+    if args.in_process:
+        from ._convert import convert
 
-    if not args.in_process and reads_pickles(args):
-        command = [sys.executable, "-m", "tools.models", *argv, "--in-process"]
+        for path in convert(args):
+            print(path)
+        return 0
+    command = [sys.executable, "-m", "tools.models", *argv, "--in-process"]
+    try:
         code = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=False).returncode
-        if code < 0:
-            raise ChildProcessError(
-                f"{args.model}: reading it was ended by signal {-code}; is there enough memory?"
-            )
-        return code
-    for path in convert(args):
-        print(path)
-    return 0
+    except KeyboardInterrupt:  # which the other process has got too, and says
+        return 130
+    if code < 0:
+        raise ChildProcessError(
+            f"{args.model}: converting was ended by signal {-code}; is there enough memory?"
+        )
+    return code
 
 
 if __name__ == "__main__":

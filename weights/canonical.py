@@ -44,7 +44,8 @@ class Contents:
         """One part's tensors under canonical keys. WeightsError if the file has no such part, or tensors of no part at all."""
         if self.unknown:
             raise WeightsError(
-                f"{self.source}: {len(self.unknown)} tensors belong to no net of {self.layout}, first {self.unknown[0][:80]!r}"
+                f"{self.source}: {len(self.unknown)} tensors belong to no net of {self.layout}, first {self.unknown[0][:80]!r}; "
+                "`python -m tools.models keys` lists them"
             )
         if not (found := self.renamed(part)):
             raise WeightsError(f"{self.source}: {self.layout}, has no {part}; it has {', '.join(self.parts)}")

@@ -36,25 +36,23 @@ _CLIP_FREE = {"num_attention_heads": "count", "hidden_act": "name", "layer_norm_
 _UNET_FREE = {"attention_head_dim": "count or one per level", "norm_num_groups": "count", "norm_eps": "number", "flip_sin_to_cos": "flag",
               "freq_shift": "index", "addition_time_embed_dim": "count"}  # fmt: skip
 FREE_FIELDS = {
-    "unet": _UNET_FREE,
-    "pasd_unet": _UNET_FREE,
-    "controlnet": _UNET_FREE,
+    "unet": _UNET_FREE, "pasd_unet": _UNET_FREE, "controlnet": _UNET_FREE,
     "vae": {"norm_num_groups": "count", "scaling_factor": "number"},
     "clip": {},
     "clip_text": _CLIP_FREE | {"eos_token_id": "index"},
     "clip_vision": _CLIP_FREE,
     "rrdb": {},
 }  # fmt: skip
+# Whose tables a net may find its own in, in a config of several nets.
+_TABLES = {"clip_text": ("text_encoder", "text"), "clip_vision": ("vision",), "pasd_unet": ("unet",)}
 _KINDS: dict[str, Callable[[Any], bool]] = {
     "count": lambda value: type(value) is int and value >= 1,
-    "count or one per level": lambda value: all(
-        map(_KINDS["count"], value if isinstance(value, tuple) else (value,))
-    ),
+    "count or one per level": lambda value: all(map(_KINDS["count"], value if isinstance(value, tuple) else (value,))),
     "index": lambda value: type(value) is int and value >= 0,
     "number": lambda value: type(value) in (int, float) and 0 < value < 1e30,
     "flag": lambda value: type(value) is bool,
     "name": lambda value: type(value) is str,
-}
+}  # fmt: skip
 
 _NO_PIPELINE = "no pipeline here runs it; use a Stable Diffusion 1.x model"
 _OPENAI = "CLIP in OpenAI's layout; use the Hugging Face layout (openai/clip-vit-large-patch14)"
@@ -71,8 +69,7 @@ FOREIGN = (
     ("diffusion_model.label_emb.", f"an SDXL single file; {_NO_PIPELINE}"),
     ("\ncond_stage_model.model.", f"a Stable Diffusion 2.x single file; {_NO_PIPELINE}"),
     ("\ncontrol_model.", f"a ControlNet in its authors' layout; {_NO_PIPELINE}, or the diffusers files of the ControlNet"),
-    ("\nmotion_modules.", f"AnimateDiff's motion modules; {_NO_PIPELINE}"),
-    (".motion_modules.", f"AnimateDiff's motion modules; {_NO_PIPELINE}"),
+    ("motion_modules.", f"AnimateDiff's motion modules; {_NO_PIPELINE}"),
     ("\ntransformer.resblocks.", _OPENAI),
     ("\nvisual.transformer.resblocks.", _OPENAI),
     ("\nbody.0.weight", "a compact Real-ESRGAN (SRVGGNet, as realesr-general-x4v3); use RealESRGAN_x4plus"),
@@ -103,7 +100,7 @@ def refuse_foreign(state: State, source: object = "the state dict") -> None:
 
 
 def detect_family(state: State, source: object = "the state dict") -> str:
-    """One of FAMILIES, from canonical keys. `source` (a path) begins the message of the WeightsError raised for anything else."""
+    """One of FAMILIES, or "pasd_unet", from canonical keys. WeightsError, beginning with `source`, for anything else."""
     refuse_foreign(state, source)
     for family, needed in FAMILIES.items():
         if all(key in state for key in needed):
@@ -132,7 +129,9 @@ def net_config(
     try:
         sizes = _SIZES[family](state)
         _check_blocks(state, sizes)
-        said = _free(family, beside or {}) | stored_config(metadata)
+        said = _free(family, beside or {}) | table_of(
+            stored_config(metadata), *_TABLES.get(family, (family,))
+        )
         return family, _complete(family, sizes, said)
     except WeightsError as error:
         raise WeightsError(f"{source}: {error}") from None
@@ -142,28 +141,34 @@ def _check_blocks(state: State, sizes: Mapping[str, Any]) -> None:
     """WeightsError where there are too few tensors for the blocks: building a net of made-up sizes would fill the memory."""
     levels, layers = len(sizes.get("block_out_channels", ())), sizes.get("layers_per_block", 0)
     depths = sizes.get("transformer_layers_per_block", 1)
-    blocks = layers * (sum(depths) if isinstance(depths, tuple) else levels * depths)
-    if 8 * blocks > len(state):  # a residual block has 8 tensors or more, a transformer's 20
-        raise WeightsError(
-            f"{len(state):,} tensors for {levels} levels of {layers} layers; the file is incomplete or of another kind"
-        )
+    needed = (
+        8 * layers * (sum(depths) if isinstance(depths, tuple) else levels * depths)
+    )  # of a residual block
     for half in (sizes, sizes.get("text", {}), sizes.get("vision", {})):
-        layers = max(half.get("num_hidden_layers", 0), half.get("num_block", 0))
-        if 16 * layers > len(state):  # a layer of CLIP has 16 tensors, a block of RRDBNet 30
-            raise WeightsError(
-                f"{len(state):,} tensors for {layers:,} layers; the file is incomplete or of another kind"
-            )
+        # A layer of CLIP has 16 tensors, a block of RRDBNet 30.
+        needed = max(needed, 16 * half.get("num_hidden_layers", 0), 16 * half.get("num_block", 0))
+    if needed > len(state):
+        raise WeightsError(
+            f"{len(state):,} tensors, too few for its layers; the file is incomplete or of another kind"
+        )
 
 
 def _free(family: str, config: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of a config.json that no shape tells, those that say null left out."""
     halves = {}
+    if family.startswith("clip_"):
+        config = table_of(config, f"{family.removeprefix('clip_')}_config")
     if family == "clip":
         for half in ("text", "vision"):
             inner = config.get(f"{half}_config")
             halves[half] = _free(f"clip_{half}", inner if isinstance(inner, Mapping) else {})
     named = {name: config[name] for name in FREE_FIELDS[family] if config.get(name) is not None}
     return _with_tuples(named | halves)
+
+
+def table_of(config: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    """A net's own table in a config of several nets, under the first of `names` that is there; else all of it."""
+    return dict(next((config[name] for name in names if isinstance(config.get(name), dict)), config))
 
 
 def stored_config(metadata: Mapping[str, str] | None) -> dict[str, Any]:
@@ -230,16 +235,15 @@ def _count(state: State, template: str) -> int:
 
 def _encoder_sizes(state: State) -> dict[str, Any]:
     """Of what U-Net and ControlNet share: the way down and the middle."""
-    _shape(state, "down_blocks.0.resnets.0.conv1.weight", 4)  # at least one level
-    levels = range(_count(state, "down_blocks.{}.resnets.0.conv1.weight"))
+    first = "down_blocks.{}.resnets.0.conv1.weight"
+    _shape(state, first.format(0), 4)  # at least one level
+    levels = range(_count(state, first))
     places = [f"down_blocks.{i}.attentions.0" for i in levels]
     mid = "mid_block.attentions.0"
     present = [place for place in (*places, mid) if f"{place}.proj_in.weight" in state]
     sizes: dict[str, Any] = {
         "in_channels": _shape(state, "conv_in.weight", 4)[1],
-        "block_out_channels": tuple(
-            _shape(state, f"down_blocks.{i}.resnets.0.conv1.weight", 4)[0] for i in levels
-        ),
+        "block_out_channels": tuple(_shape(state, first.format(i), 4)[0] for i in levels),
         "layers_per_block": _count(state, "down_blocks.0.resnets.{}.conv1.weight"),
         "transformer_layers_per_block": _depths(state, [[place] for place in places]),
         "down_block_types": tuple(
@@ -315,13 +319,12 @@ def _attention_sizes(state: State, places: list[str]) -> dict[str, Any]:
 
 
 def _vae_sizes(state: State) -> dict[str, Any]:
-    levels = range(_count(state, "encoder.down_blocks.{}.resnets.0.conv1.weight"))
+    first = "encoder.down_blocks.{}.resnets.0.conv1.weight"
+    levels = range(_count(state, first))
     return {
         "in_channels": _shape(state, "encoder.conv_in.weight", 4)[1],
         "out_channels": _shape(state, "decoder.conv_out.weight", 4)[0],
-        "block_out_channels": tuple(
-            _shape(state, f"encoder.down_blocks.{i}.resnets.0.conv1.weight", 4)[0] for i in levels
-        ),
+        "block_out_channels": tuple(_shape(state, first.format(i), 4)[0] for i in levels),
         "layers_per_block": _count(state, "encoder.down_blocks.0.resnets.{}.conv1.weight"),
         "latent_channels": _shape(state, "decoder.conv_in.weight", 4)[1],
         "mid_attention": any(key.startswith("encoder.mid_block.attentions.") for key in state),

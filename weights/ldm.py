@@ -24,10 +24,12 @@ _MARKS = {
     "text_encoder": "embeddings.token_embedding.weight",
 }
 
-# What lies beside the nets and is no part of them: the noise schedule, the moving average's counters, training's losses.
+# What lies beside the nets and is no part of them: the noise schedule, the moving average's counters, training's losses, and
+# what other programs save along (older ComfyUI the first two of the last line, which belong to other text encoders).
 IGNORED = re.compile(
     r"(betas|(sqrt_|log_)?(one_minus_|recip_|recipm1_)?alphas_cumprod(_prev)?|posterior_\w+|lvlb_weights|logvar|scale_factor"
-    r"|model_ema\..+|(.*\.)?position_ids|(.*\.)?loss\..+)"
+    r"|model_ema\..+|(.*\.)?position_ids|(.*\.)?loss\..+"
+    r"|cond_stage_model\.(logit_scale|(transformer\.)?text_projection(\.weight)?)|denoiser\.sigmas|embedding_manager\..+)"
 )  # fmt: skip
 
 # ---- the maps, as data: (LDM, canonical) ------------------------------------------------------------------------------------
@@ -89,11 +91,8 @@ _VAE_HALF = (
     ("{half}.mid.block_1", "{half}.mid_block.resnets.0"),
     ("{half}.mid.block_2", "{half}.mid_block.resnets.1"),
     ("{half}.mid.attn_1.norm", "{half}.mid_block.attentions.0.group_norm"),
-    ("{half}.mid.attn_1.q", "{half}.mid_block.attentions.0.to_q"),
-    ("{half}.mid.attn_1.k", "{half}.mid_block.attentions.0.to_k"),
-    ("{half}.mid.attn_1.v", "{half}.mid_block.attentions.0.to_v"),
-    ("{half}.mid.attn_1.proj_out", "{half}.mid_block.attentions.0.to_out.0"),
 )
+_VAE_ATTENTION = (("q", "to_q"), ("k", "to_k"), ("v", "to_v"), ("proj_out", "to_out.0"))
 _VAE_BLOCK = (
     ("norm1", "norm1"),
     ("conv1", "conv1"),
@@ -108,8 +107,16 @@ _VAE_HALVING = (("encoder.down.{i}.downsample.conv", "encoder.down_blocks.{i}.do
 _VAE_DOUBLING = (("decoder.up.{k}.upsample.conv", "decoder.up_blocks.{i}.upsamplers.0.conv"),)
 
 
-def vae_map(levels: int, layers: int) -> KeyMap:
-    """The autoencoder of `levels` resolutions and `layers` residual blocks each in the encoder."""
+def vae_map(levels: int, layers: int, *, mixed: bool = False) -> KeyMap:
+    """The autoencoder of `levels` resolutions and `layers` residual blocks each in the encoder.
+
+    `mixed`: its attention has the names that diffusers' own converter left in such files (diffusers issue 4790).
+    """
+    attention = [
+        (f"{half}.mid.attn_1.{ours if mixed else theirs}", f"{half}.mid_block.attentions.0.{ours}")
+        for half in ("encoder", "decoder")
+        for theirs, ours in _VAE_ATTENTION
+    ]
     halves = [
         (theirs.format(half=half), ours.format(half=half))
         for half in ("encoder", "decoder")
@@ -122,6 +129,7 @@ def vae_map(levels: int, layers: int) -> KeyMap:
             ("quant_conv", "quant_conv"),
             ("post_quant_conv", "post_quant_conv"),
             *halves,
+            *attention,
             *expand(_VAE_DOWN, down),
             *expand(_VAE_HALVING, ({"i": i} for i in range(levels - 1))),
             *expand(_VAE_UP, up),
@@ -149,10 +157,9 @@ def map_of(part: str, keys: Iterable[str]) -> KeyMap:
     keys = set(keys)
     if part == "vae":
         levels = count(keys, "encoder.down.{}.")
-        return vae_map(levels, _layers(levels, count(keys, "encoder.down.0.block.{}."), keys))
-    blocks = count(
-        keys, "input_blocks.{}."
-    )  # conv_in, then per level its layers, and between levels a halving
+        layers = _layers(levels, count(keys, "encoder.down.0.block.{}."), keys)
+        return vae_map(levels, layers, mixed="encoder.mid.attn_1.to_q.weight" in keys)
+    blocks = count(keys, "input_blocks.{}.")  # conv_in, per level its layers, between levels a halving
     levels = 1 + sum(key.endswith(".op.weight") for key in keys)
     layers = max(blocks // levels - 1, 0)
     attention = [f"output_blocks.{i * (layers + 1)}.1.norm.weight" in keys for i in range(levels)]

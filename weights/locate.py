@@ -18,19 +18,11 @@ from .files import WeightsError
 from .hub import Source, find_sources, read_json, read_source, source_files, source_of
 from .registry import MODELS, find_model
 
-PARTS = (
-    "unet",
-    "vae",
-    "text_encoder",
-    "clip",
-    "rrdb",
-    "controlnet",
-)  # of files in a flat folder: <part>.safetensors
+# In a flat folder each is in <part>.safetensors.
+PARTS = ("unet", "vae", "text_encoder", "clip", "rrdb", "controlnet")
 _TOKENIZERS = ("tokenizer.json", "tokenizer/tokenizer.json", "vocab.json", "tokenizer/vocab.json")
-_COMPANIONS = (
-    "clip-vit-l14",
-    "realesrgan-x4plus",
-)  # what editing with Stable Diffusion needs besides its own files
+# What editing with Stable Diffusion takes besides its own files.
+_COMPANIONS = ("clip-vit-l14", "realesrgan-x4plus")
 
 
 @dataclass(frozen=True)
@@ -44,6 +36,8 @@ class Located:
 
     def net(self, part: str) -> Source:
         """The source of one part. Raises WeightsError naming what the model has."""
+        if set(self.nets) == {"lora"} != {part}:
+            raise WeightsError(f"{self.name}: a LoRA, which changes a model and is none; take it with --lora")
         if part not in self.nets:
             raise WeightsError(
                 f"{self.name}: no {part} there; it has {', '.join(self.nets) or 'no net at all'}. Add {part}.safetensors to a folder "
@@ -57,19 +51,21 @@ class Located:
         return files | ({"tokenizer": [self.tokenizer]} if self.tokenizer else {})
 
 
-def locate(model: str | Path) -> Located:
+def locate(model: str | Path, *, companions: bool = False) -> Located:
     """Where the parts of `model` lie. A name wins over a file or folder of that name (write ./name).
 
+    With `companions`, a file or folder without CLIP, its tokenizer or an enlarger gets those that were fetched to this machine.
     Raises WeightsError for an unknown name, a model that is not on this machine (it says how to fetch it), and a folder
     without any net.
     """
     path = Path(model)
     if str(model) in MODELS or not os.path.exists(path):  # which takes any string, unlike Path.exists
+        if str(model) not in MODELS and (path.suffix or len(path.parts) > 1):
+            raise WeightsError(f"{str(model)[:200]}: no such file or folder")
         return _named(str(model))  # refuses an unknown name and names the known ones
-    if path.is_file():
-        return _with_companions(Located(str(model), _one_file(path), _tokenizer(path.parent)))
-    if (path / "unet").is_dir():
-        return _with_companions(_hub_folder(path))
+    if path.is_file() or (path / "unet").is_dir():
+        found = _single(path) if path.is_file() else _hub_folder(path)
+        return _with_companions(found) if companions else found
     flat = {part: path / f"{part}.safetensors" for part in PARTS}
     nets = {part: Source(file) for part, file in flat.items() if file.is_file()}
     if not nets:
@@ -95,8 +91,15 @@ def _one_file(path: Path) -> dict[str, Source]:
     return dict.fromkeys(read_contents(read_source(source), path).parts, source)
 
 
+def _single(path: Path) -> Located:
+    return Located(str(path), _one_file(path), _tokenizer(path.parent))
+
+
 def _hub_folder(path: Path) -> Located:
-    scheduler = read_json(path / "scheduler" / "scheduler_config.json")
+    # PASD's colour model has its scheduler beside the checkpoints.
+    pasd = [path.parent] if (path / "controlnet").is_dir() else []
+    schedulers = [folder / "scheduler" / "scheduler_config.json" for folder in (path, *pasd)]
+    scheduler = read_json(next((file for file in schedulers if file.is_file()), schedulers[0]))
     return Located(str(path), find_sources(path), _tokenizer(path), scheduler)
 
 

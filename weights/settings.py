@@ -1,17 +1,18 @@
 """What a model's files say besides its tensors: the noise schedule it was trained on, its native size, its pictures' normalisation.
 
-Reads    the safetensors metadata (JSON under `config`), config.json's sample_size, scheduler_config.json; what is absent is as in
-         Stable Diffusion 1.x and in CLIP
+Reads    the safetensors metadata (JSON under `config`, modelspec.prediction_type), config.json's sample_size,
+         scheduler_config.json, the .yaml beside a single file; what is absent is as in Stable Diffusion 1.x and in CLIP
 Copying  this file, detect.py, files.py, hub.py and keymap.py; torch, safetensors
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .detect import stored_config
-from .files import WeightsError, read_metadata
+from .detect import stored_config, table_of
+from .files import MAX_HEADER, WeightsError, read_metadata
 from .hub import Source
 
 _CELL = 8  # pixels per latent cell of Stable Diffusion, in which config.json counts
@@ -36,7 +37,8 @@ class Training:
 
 def read_training(source: Source, scheduler: Mapping[str, Any]) -> Training:
     """Of the U-Net at `source`, beside which `scheduler` is scheduler_config.json's content. Raises WeightsError."""
-    path, said = source.path, {**scheduler, **_native(source), **read_config(source)}
+    path = source.path
+    said = {**scheduler, **_native(source), **_beside(path), **read_config(source, "unet")}
     training = Training(
         prediction_type=said.get("prediction_type", Training.prediction_type),
         beta_schedule=said.get("beta_schedule", Training.beta_schedule),
@@ -66,7 +68,7 @@ def read_normalisation(
     source: Source, mean: tuple[float, ...], std: tuple[float, ...]
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation, RGB in [0, 1], of the pictures that the CLIP at `source` was trained on, or those given."""
-    said = {"image_mean": mean, "image_std": std} | read_config(source)
+    said = {"image_mean": mean, "image_std": std} | read_config(source, "clip")
     for name in ("image_mean", "image_std"):
         values = said[name]
         numbers = isinstance(values, tuple) and all(type(a) in (int, float) and abs(a) < 1e30 for a in values)
@@ -75,15 +77,29 @@ def read_normalisation(
     return said["image_mean"], said["image_std"]
 
 
-def read_config(source: Source) -> dict[str, Any]:
-    """What the metadata of a net's file say; {} for a file without any. Raises WeightsError."""
+def read_config(source: Source, part: str) -> dict[str, Any]:
+    """What the metadata of a file say of its `part`; {} for a file without any. Raises WeightsError."""
     if source.path.name.endswith(".json"):  # the index of shards
         return {}
     try:
-        return stored_config(read_metadata(source.path))
+        metadata = read_metadata(source.path)
+        kind = {"v": "v_prediction", "epsilon": "epsilon"}.get(metadata.get("modelspec.prediction_type", ""))
+        usual = {"prediction_type": kind} if kind and part == "unet" else {}
+        return usual | table_of(stored_config(metadata), part)
     except WeightsError as error:
         known = str(error).startswith(str(source.path))
         raise WeightsError(str(error) if known else f"{source.path}: {error}") from None
+
+
+def _beside(path: Path) -> dict[str, str]:
+    """The one line that matters of the .yaml that comes with single files trained to predict v."""
+    yaml = path.with_suffix(".yaml")
+    if not yaml.is_file() or yaml.stat().st_size > MAX_HEADER:
+        return {}
+    found = re.search(
+        r"^\s*parameterization:\s*[\"']?v[\"']?\s*$", yaml.read_text(errors="replace"), re.MULTILINE
+    )
+    return {"prediction_type": "v_prediction"} if found else {}
 
 
 def _native(source: Source) -> dict[str, int]:

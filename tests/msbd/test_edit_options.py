@@ -217,7 +217,7 @@ def test_on_step_and_on_picture_follow_the_algorithm() -> None:
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"upscaling_mode": "rrdb"}, "no upscaler"),
+        ({"upscaling_mode": "rrdb"}, "without an upscaler"),
         ({"num_steps": 2000}, "num_steps is 2000"),
         ({"upscale_num_steps": 1001}, "num_steps is 1001"),
         ({"tile": 100}, "multiples of 16"),

@@ -450,7 +450,7 @@ def test_what_is_no_lora_of_this_model_is_refused(bundle: Path, tmp_path: Path) 
     write_lora(tmp_path / "style.safetensors", "unet")
     with pytest.raises(WeightsError, match=r"unet.safetensors: one net \(unet\), expected a LoRA$"):
         load_edit_pipeline(bundle, loras=[(bundle / "unet.safetensors", 1.0)])
-    assert "style.safetensors: no unet there; it has lora" in refusal(tmp_path / "style.safetensors")
+    assert "style.safetensors: a LoRA, which changes a model" in refusal(tmp_path / "style.safetensors")
     other = {"lora_unet_conv_in.lora_up.weight": torch.ones(8, 1, 1, 1), "lora_unet_conv_in.lora_down.weight": torch.ones(1, 9, 3, 3)}  # fmt: skip
     write_safetensors(tmp_path / "other.safetensors", other)
     with pytest.raises(WeightsError, match=r"other.safetensors: .*is it a LoRA of another model"):

@@ -229,8 +229,10 @@ def test_a_prompt_that_is_cut_off_is_noted(job: list[str], capsys: pytest.Captur
 
 
 def test_a_lora_changes_the_picture_and_is_named_in_the_file(job: list[str], tmp_path: Path) -> None:
-    layer = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
-    tensors = {f"{layer}.lora_A.weight": torch.ones(2, 8), f"{layer}.lora_B.weight": torch.ones(8, 2)}
+    tensors = {
+        "unet.conv_in.lora_A.weight": torch.ones(2, 4, 3, 3),
+        "unet.conv_in.lora_B.weight": torch.ones(8, 2, 1, 1),
+    }
     write_safetensors(tmp_path / "style.safetensors", tensors)
     assert main(job) == 0
     before = np.asarray(Image.open(tmp_path / "out.png"))

@@ -1,14 +1,15 @@
 """tools.models: what is known, what a file is, and conversions that load again as the same nets."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import torch
-from tiny_bundle import VOCABULARY, write_tiny_bundle
+from tiny_bundle import VOCABULARY, write_pasd_folder, write_tiny_bundle
 
 from msbd.load import load_edit_pipeline
-from msbd.load_nets import load_net
+from msbd.load_nets import load_net, load_pasd_nets, read_lora_file
 from nets.clip import CLIPTextConfig, CLIPTextModel
 from nets.unet import UNet, UNetConfig
 from nets.vae import AutoencoderKL, VAEConfig
@@ -143,7 +144,7 @@ def test_a_pickle_becomes_a_folder_that_edits_as_it_did(
 
 
 def test_settings_go_along(tmp_path: Path, bundle: Path) -> None:
-    assert main(["convert", str(bundle), "-o", str(tmp_path / "out")]) == 0
+    assert main(["convert", str(bundle), "-o", str(tmp_path / "out"), "--in-process"]) == 0
     converted, original = load_edit_pipeline(tmp_path / "out"), load_edit_pipeline(bundle)
     assert converted.measures == original.measures and converted.measures.guidance_scale == 4.0
     assert converted.clip_preprocessing == original.clip_preprocessing
@@ -182,7 +183,15 @@ def test_blending_and_loras(tmp_path: Path, bundle: Path) -> None:
         f"unet.{key}.lora_B.weight": torch.ones(8, 2, 1, 1),
     }
     write_safetensors(tmp_path / "lora.safetensors", lora)
-    command = ["convert", str(bundle), "-o", str(tmp_path / "out"), "--blend", f"{other}:0.25"]
+    command = [
+        "convert",
+        str(bundle),
+        "-o",
+        str(tmp_path / "out"),
+        "--blend",
+        f"{other}:0.25",
+        "--in-process",
+    ]
     assert main([*command, "--lora", f"{tmp_path / 'lora.safetensors'}:0.5"]) == 0
     before, mixed, after = states(bundle), states(other), states(tmp_path / "out")
     for part, touched in (("unet", key + ".weight"), ("vae", "")):
@@ -202,12 +211,106 @@ def test_a_lora_keeps_what_its_metadata_say(tmp_path: Path, capsys: pytest.Captu
     metadata = {METADATA_KEY: json.dumps({"unet.lora_alpha": 1})}
     write_safetensors(tmp_path / "lora.safetensors", layer, metadata)
     out = tmp_path / "out.safetensors"
-    assert main(["convert", str(tmp_path / "lora.safetensors"), "-o", str(out)]) == 0
+    assert main(["convert", str(tmp_path / "lora.safetensors"), "-o", str(out), "--in-process"]) == 0
     assert read_metadata(out)[METADATA_KEY] == metadata[METADATA_KEY]
     assert "alpha 1" in printed(capsys, "keys", out)
     del layer["unet.conv_in.lora_B.weight"]
     write_safetensors(tmp_path / "lora.safetensors", layer)
-    assert "no up" in printed(capsys, "convert", tmp_path / "lora.safetensors", "-o", out, code=1)
+    assert "no up" in printed(
+        capsys, "convert", tmp_path / "lora.safetensors", "-o", out, "--in-process", code=1
+    )
+
+
+def test_the_text_half_of_clip_takes_blends_and_loras(tmp_path: Path, bundle: Path) -> None:
+    other = write_tiny_bundle(tmp_path / "other")
+    state = {key: tensor.flip(0) for key, tensor in read_state_dict(other / "clip.safetensors").items()}
+    write_safetensors(other / "clip.safetensors", state, read_metadata(other / "clip.safetensors"))
+    layer = "text_encoder.text_model.encoder.layers.0.mlp.fc1"
+    tensors = {f"{layer}.lora_A.weight": torch.ones(2, 16), f"{layer}.lora_B.weight": torch.ones(16, 2)}
+    write_safetensors(tmp_path / "lora.safetensors", tensors)
+    ids = load_edit_pipeline(bundle).tokenizer(["a red house"])
+    plain = load_edit_pipeline(bundle).text_encoder(ids)
+    lora = tmp_path / "lora.safetensors"
+    command = ["convert", str(bundle), "-o", str(tmp_path / "out"), "--in-process"]
+    assert main([*command, "--lora", f"{lora}:0.5"]) == 0
+    merged = load_edit_pipeline(tmp_path / "out")
+    assert not torch.allclose(merged.text_encoder(ids), plain)
+    assert torch.allclose(
+        merged.text_encoder(ids), load_edit_pipeline(bundle, loras=[(lora, 0.5)]).text_encoder(ids), atol=2e-3
+    )
+    assert equal(states(tmp_path / "out")["clip"], states(bundle)["clip"])
+    command[3] = str(tmp_path / "blend")
+    assert main([*command, "--blend", f"{other}:0.5"]) == 0
+    blended = states(tmp_path / "blend")["text_encoder"]
+    for key, tensor in blended.items():
+        expected = torch.lerp(states(bundle)["clip"][key].float(), state[key].float(), 0.5)
+        assert torch.allclose(tensor.float(), expected, atol=2e-3)
+
+
+def test_one_file_of_several_parts_keeps_each_ones_settings(tmp_path: Path, bundle: Path) -> None:
+    out = tmp_path / "sd.safetensors"
+    assert main(["convert", str(bundle), "-o", str(out), "--layout", "ldm", "--in-process"]) == 0
+    (tmp_path / "tokenizer.json").write_bytes((bundle / "tokenizer.json").read_bytes())
+    ours, theirs = load_edit_pipeline(bundle), load_edit_pipeline(out)
+    assert theirs.unet.config == ours.unet.config and theirs.vae.config == ours.vae.config
+    assert theirs.measures == ours.measures
+    ids = ours.tokenizer(["a red house"])
+    assert torch.equal(theirs.text_encoder(ids), ours.text_encoder(ids))
+
+
+def test_a_compact_export_loads_on_its_base(tmp_path: Path, bundle: Path) -> None:
+    folder = write_pasd_folder(tmp_path / "pasd")
+    out = tmp_path / "delta.safetensors"
+    assert main(["convert", str(folder), "-o", str(out), "--pasd-delta", "--in-process"]) == 0
+    base = {
+        key: tensor
+        for key, tensor in load_net(folder / "unet").state_dict().items()
+        if ".pixel_attentions." not in key
+    }
+    (tmp_path / "base").mkdir()
+    unet = load_net(folder / "unet").config
+    write_safetensors(tmp_path / "base" / "unet.safetensors", base, {"config": json.dumps(asdict(unet))})
+    whole, added = load_pasd_nets(folder), load_pasd_nets(out, tmp_path / "base")
+    for one, other in zip(whole, added, strict=True):
+        assert one.config == other.config
+        assert all(
+            torch.equal(a.half(), b.half()) for a, b in zip(one.parameters(), other.parameters(), strict=True)
+        )
+    assert main(["convert", str(out), "-o", str(tmp_path / "x"), "--in-process"]) == 1
+
+
+def test_a_pickle_is_never_opened_here(single: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("torch.load in the process of the command line")
+
+    monkeypatch.setattr("torch.load", refuse)
+    assert main(["convert", str(single), "-o", str(tmp_path / "out")]) == 0
+    assert (tmp_path / "out" / "unet.safetensors").is_file()
+
+
+def test_a_lora_as_peft_saves_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tensors = {
+        "unet.conv_in.lora_A.weight": torch.ones(2, 8, 3, 3),
+        "unet.conv_in.lora_B.weight": torch.ones(8, 2, 1, 1),
+    }
+    write_safetensors(tmp_path / "adapter_model.safetensors", tensors)
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"r": 2, "lora_alpha": 16}))
+    for path in (tmp_path, tmp_path / "adapter_model.safetensors"):
+        assert [layer.alpha for layer in read_lora_file(path).layers] == [16.0]
+
+
+def test_verify_compares_a_file_with_what_only_it_can_be(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "model.safetensors").write_bytes(b"several known files have this name")
+    assert "unknown hash" in printed(capsys, "verify", tmp_path / "model.safetensors")
+
+
+@pytest.mark.parametrize("extra", [["--dtype", "float32"], ["--layout", "ldm"], ["--part", "unet"]])
+def test_wrong_usage_is_exit_code_2(extra: list[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["convert", "mini", "-o", "x.safetensors", "--pasd-delta", *extra])
+    assert stopped.value.code == 2
 
 
 @pytest.mark.parametrize(
@@ -216,6 +319,9 @@ def test_a_lora_keeps_what_its_metadata_say(tmp_path: Path, capsys: pytest.Captu
         (["{single}", "-o", "{out}.safetensors"], "name a folder with -o, or one of them with --part"),
         (["{single}", "-o", "{out}", "--part", "rrdb"], "has no rrdb; it has unet, vae, text_encoder"),
         (["{bundle}", "-o", "{bundle}"], "would overwrite what is read"),
+        (["{single}", "-o", "{bundle}"], "with which these parts would mix"),
+        (["{single}", "-o", "{out}.ckpt"], "what is written is safetensors"),
+        (["{bundle}", "-o", "{bundle}", "--layout", "ldm"], "a folder; name the file to write"),
         (["{single}", "-o", "{out}", "--lora", "{bundle}/vae.safetensors:1"], "expected a LoRA"),
         (["{single}", "-o", "{out}", "--lora", "x.safetensors:1"], "x.safetensors: no such file"),
         (["{bundle}", "-o", "{out}.safetensors", "--pasd-delta"], "no controlnet"),

@@ -62,7 +62,7 @@ def test_every_odd_file_is_told_in_one_line(tmp_path: Path, capsys: pytest.Captu
     contents += [archive(running(name, canary, words)) for name, words in (RUNNING | INERT).items()]
     for data in contents:
         path.write_bytes(data)
-        for words in (("keys", path), ("convert", path, "-o", tmp_path / "out.safetensors")):
+        for words in (("keys", path), ("convert", path, "-o", tmp_path / "out.safetensors", "--in-process")):
             assert str(path) in refused(capsys, models.main, *words)
     assert [file.name for file in tmp_path.iterdir()] == ["model.ckpt"]  # no canary, no output
 
@@ -95,7 +95,7 @@ def test_places_that_are_no_files(
     (tmp_path / "dangling").symlink_to(tmp_path / "nothing")
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     (tmp_path / "empty").mkdir()
-    to = ("-o", tmp_path / "out.safetensors")
+    to = ("-o", tmp_path / "out.safetensors", "--in-process")
     sound = ("convert", bundle / "unet.safetensors", *to)
     for place in ("pipe", "dangling", "loop", "empty", "nothing"):
         path = tmp_path / place
@@ -225,7 +225,7 @@ def test_hostile_configs(
     )
     if place == "beside":
         (tmp_path / "config.json").write_text(text)
-    for words in (("keys", path), ("convert", path, "-o", tmp_path / "out.safetensors")):
+    for words in (("keys", path), ("convert", path, "-o", tmp_path / "out.safetensors", "--in-process")):
         assert main_refuses(capsys, *words)
     assert not (tmp_path / "out.safetensors").exists()
 
@@ -260,7 +260,7 @@ def test_a_lora_is_no_model(tmp_path: Path, lora: Path, capsys: pytest.CaptureFi
 
 def test_a_model_is_no_lora(tmp_path: Path, bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (evil := tmp_path / "evil.ckpt").write_bytes(archive(running("os.system", tmp_path / "canary", ("touch {canary}",))))  # fmt: skip
-    words = ("convert", bundle / "unet.safetensors", "-o", tmp_path / "out.safetensors")
+    words = ("convert", bundle / "unet.safetensors", "-o", tmp_path / "out.safetensors", "--in-process")
     for flag, file, says in (
         ("--lora", bundle / "vae.safetensors", "expected a LoRA"),
         ("--blend", bundle / "vae.safetensors", "unet"),

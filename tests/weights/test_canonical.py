@@ -245,13 +245,35 @@ def test_the_layout_is_said_in_words(state: State, layout: str) -> None:
 
 
 def test_tensors_of_no_net_are_refused_when_a_part_is_taken() -> None:
-    strays = {"embedding_manager.initial": torch.zeros(2), "module.extra": torch.zeros(2)}
+    strays = {"hypernetwork.initial": torch.zeros(2), "module.extra": torch.zeros(2)}
     contents = read_contents(LDM | strays, "x.ckpt")
     assert contents.unknown == tuple(strays) and contents.parts == ("unet", "vae", "text_encoder")
     line = refusal(lambda: contents.tensors("unet"))
-    assert "2 tensors belong to no net" in line and "'embedding_manager.initial'" in line
+    assert "2 tensors belong to no net" in line and "'hypernetwork.initial'" in line
     assert same(contents.renamed("unet"), PARTS["unet"])
     check_accounts(contents)
+
+
+def test_what_other_programs_save_along_is_ignored() -> None:
+    inert = (
+        "cond_stage_model.logit_scale",
+        "cond_stage_model.text_projection",
+        "denoiser.sigmas",
+        "embedding_manager.x",
+    )
+    contents = read_contents(LDM | dict.fromkeys(inert, torch.zeros(2)), "x.ckpt")
+    assert not contents.unknown and set(inert) <= set(contents.ignored)
+
+
+def test_the_attention_names_that_diffusers_converter_left() -> None:
+    ours = {".attn_1.q.": "to_q", ".attn_1.k.": "to_k", ".attn_1.v.": "to_v", ".attn_1.proj_out.": "to_out.0"}
+    mixed = {}
+    for key, tensor in LDM.items():
+        for old, new in ours.items():
+            key = key.replace(old, f".attn_1.{new}.")
+        mixed[key] = tensor
+    assert mixed.keys() != LDM.keys()
+    assert same(read_contents(mixed, "x.ckpt").tensors("vae"), PARTS["vae"])
 
 
 @pytest.mark.parametrize(

@@ -207,20 +207,20 @@ def test_the_tokenizer_is_found_beside_in_order(tmp_path: Path, models: Path, ki
 def test_companions_are_found_on_this_machine(tmp_path: Path, models: Path, weights: Path, kind: str) -> None:
     folder = Path(shutil.copytree(models / kind, tmp_path / kind))
     given = folder / "model.safetensors" if kind == "ldm" else folder
-    assert set(locate(given).nets) == BASE
-    own = locate(given).tokenizer
+    assert set(locate(given, companions=True).nets) == BASE
+    own = locate(given, companions=True).tokenizer
     put_companions(weights)
-    located = locate(given)
+    located = locate(given, companions=True)
     assert set(located.nets) == {*BASE, "clip", "rrdb"} and located.tokenizer == own  # its own goes first
     assert located.net("clip").path == weights / CLIP / "model.safetensors"
-    assert own and located.scheduler == locate(given).scheduler
+    assert own and located.scheduler == locate(given, companions=True).scheduler
     own.unlink()
-    assert locate(given).tokenizer == weights / CLIP / "tokenizer.json"
+    assert locate(given, companions=True).tokenizer == weights / CLIP / "tokenizer.json"
 
 
 def test_companions_are_found_in_the_hugging_face_cache(models: Path) -> None:
     clip = cache(MODELS["clip-vit-l14"].files[0])
-    assert locate(models / "hub").net("clip").path == clip
+    assert locate(models / "hub", companions=True).net("clip").path == clip
 
 
 # ---- nothing there ------------------------------------------------------------------------------------------------------------
@@ -238,7 +238,7 @@ def test_nothing_found_is_one_line(tmp_path: Path) -> None:
     assert "python -m tools.models fetch sd-v1-5" in refusal(lambda: locate("sd-v1-5"))
 
 
-@pytest.mark.parametrize("name", ["x" * 5000, "x\0y", "..x", "unet/"])
+@pytest.mark.parametrize("name", ["x" * 5000, "x\0y", "unet/"])
 def test_a_name_that_can_be_no_file_is_an_unknown_one(name: str) -> None:
     assert "no model is called" in refusal(lambda: locate(name))
 

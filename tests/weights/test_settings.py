@@ -135,11 +135,23 @@ def test_a_damaged_file_is_named_once(tmp_path: Path) -> None:
 
 
 def test_the_metadata_are_given_whole(tmp_path: Path) -> None:
-    assert read_config(source(tmp_path, {"native": 1, "x": [1, [2]]}, native=2)) == {
+    assert read_config(source(tmp_path, {"native": 1, "x": [1, [2]]}, native=2), "unet") == {
         "native": 1,
         "x": (1, (2,)),
     }
-    assert read_config(source(tmp_path)) == read_config(Source(tmp_path / "x.index.json")) == {}
+    assert (
+        read_config(source(tmp_path), "unet") == read_config(Source(tmp_path / "x.index.json"), "unet") == {}
+    )
+    several = source(tmp_path, {"unet": {"native": 3}, "vae": {"native": 4}})
+    assert read_config(several, "unet") == {"native": 3} and read_config(several, "vae") == {"native": 4}
+
+
+def test_a_yaml_or_modelspec_says_that_a_single_file_predicts_v(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text('model:\n  params:\n    parameterization: "v"  \n')
+    for name, metadata in (("a", {}), ("b", {"modelspec.prediction_type": "v"}), ("c", {})):
+        write_safetensors(tmp_path / f"{name}.safetensors", {"x": torch.zeros(1)}, metadata)
+    kinds = [read_training(Source(tmp_path / f"{name}.safetensors"), {}).prediction_type for name in "abc"]
+    assert kinds == ["v_prediction", "v_prediction", "epsilon"]
 
 
 # ---- normalisation ------------------------------------------------------------------------------------------------------------
