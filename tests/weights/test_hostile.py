@@ -65,7 +65,7 @@ def test_pickles_that_run_something_are_refused_and_run_nothing(
             translated = re.sub(r"\A__builtin__", "builtins", name)
             assert f"would run {translated!r}" in said and "not opened" in said and "safetensors" in said
             assert not canary.exists()
-    assert set(sys.modules) == modules
+    assert {name for name in set(sys.modules) - modules if not name.startswith("encodings.")} == set()
 
 
 @FORMATS
@@ -82,7 +82,7 @@ def test_functions_beside_honest_names_are_replaced_by_stand_ins(
             except WeightsError as error:
                 assert body is call and "\n" not in str(error)  # there are no tensors
             assert not canary.exists()
-    assert set(sys.modules) == modules
+    assert {name for name in set(sys.modules) - modules if not name.startswith("encodings.")} == set()
 
 
 def test_the_canary_sings(tmp_path: Path) -> None:
