@@ -159,11 +159,10 @@ class EditPipeline:
 
     def _rerank(self, edit: _Edit, candidates: Tensor, prompt: str) -> tuple[Tensor | None, int]:
         """CLIP's scores of the candidates and the index of the best."""
-        if self.clip is None or not edit.config.clip_reranking:
-            if self.clip is None and edit.config.clip_reranking and len(candidates) > 1:
-                edit.notes.append(
-                    f"no CLIP with this model: the first of {len(candidates)} candidates was taken"
-                )
+        wanted, count = edit.config.clip_reranking, len(candidates)
+        if self.clip is None or not wanted:
+            if wanted and count > 1:
+                edit.notes.append(f"no CLIP with this model: the first of {count} candidates was taken")
             return None, 0
         ids = self.clip_tokenizer([prompt]).to(candidates.device)
         size = edit.plan.stages[0].size
