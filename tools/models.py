@@ -133,19 +133,16 @@ def _fetch(args: argparse.Namespace) -> int:
     from weights.fetch import download_size, fetch, find_local, verify
     from weights.registry import find_model, needed_files
 
-    models = [
-        find_model(name) for name in args.names
-    ]  # a misspelt name is told before anything is downloaded
-    for model in models:
-        missing = [file for file in needed_files(model) if find_local(file) is None]
+    # A misspelt name is told before anything is downloaded; files that are got by hand come last.
+    for model in [find_model(name) for name in args.names]:
+        files = sorted(needed_files(model), key=lambda file: file.page is not None)
+        missing = [file for file in files if find_local(file) is None]
         if missing and not args.quiet:
             print(
                 f"{model.name}: {download_size(missing)} to download. Licence: {model.licence}",
                 file=sys.stderr,
             )
-        for file in sorted(
-            needed_files(model), key=lambda file: file.page is not None
-        ):  # those got by hand last
+        for file in files:
             came = file in missing
             with Transfer(file.file, quiet=args.quiet) as transfer:
                 path = fetch(file, on_progress=transfer)
@@ -184,15 +181,16 @@ def _checks(name: str) -> "Iterator[Check]":
 def _check_file(path: Path) -> "Check":
     """Compare a file of any name with every registered one: by its hash, and by its name where only one has that."""
     from weights.fetch import verify
+    from weights.files import sha256
     from weights.registry import MODELS, ModelFile
 
-    check = verify(path, ModelFile("unknown", path.name))
+    found = sha256(path)
     files = [file for model in MODELS.values() for file in model.files if file.repo or file.url or file.page]
-    same = [file for file in files if file.sha256 == check.sha256]
+    same = [file for file in files if file.sha256 == found]
     named = {file for file in files if file.file.rpartition("/")[2] == path.name}
-    if same or len(named) == 1:
-        return verify(path, (same or [*named])[0])
-    return check
+    if not same and len(named) == 1:
+        same = [*named]
+    return verify(path, same[0] if same else ModelFile("unknown", path.name), found)
 
 
 # ---- looking into a file ----------------------------------------------------------------------------------------------------

@@ -166,13 +166,13 @@ class Check:
         return f"{self.path}: wrong file: found sha256 {self.sha256} ({self.size:,} bytes), {self.source} expects {self.expected}"
 
 
-def verify(path: Path, file: ModelFile) -> Check:
+def verify(path: Path, file: ModelFile, found: str | None = None) -> Check:
     """Hash the file and compare it with the registry, or else with the name that the Hugging Face cache gave its content.
 
     That name is the sha256 for large files (weights), as the hub stated it when the file was downloaded. Takes about two
-    seconds a gigabyte.
+    seconds a gigabyte, none where `found`, the file's sha256, is known already.
     """
-    size, found = path.stat().st_size, sha256(path)
+    size, found = path.stat().st_size, found or sha256(path)
     blob = _blob(path)
     if file.size is not None and size != file.size:
         return Check(path, "wrong", size, found, f"{file.size:,} bytes", "the registry")

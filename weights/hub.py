@@ -16,8 +16,8 @@ from torch import Tensor
 from .files import MAX_HEADER, WeightsError, first_line, read_state_dict
 from .keymap import KeyMap
 
-# Folder in a diffusers model -> part. CLIP as a whole (openai/clip-vit-large-patch14) lies in a folder of its own.
-PART_FOLDERS = {"unet": "unet", "vae": "vae", "text_encoder": "text_encoder", "controlnet": "controlnet"}
+# Parts, each in the folder of its name. CLIP as a whole (openai/clip-vit-large-patch14) lies in a folder of its own.
+PART_FOLDERS = ("unet", "vae", "text_encoder", "controlnet")
 
 # The tensors of a net's folder, best first: safe before pickled, whole precision before half. `non_ema` is never taken.
 _STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
@@ -76,9 +76,7 @@ def find_source(folder: Path) -> Source:
 
 def find_sources(folder: Path) -> dict[str, Source]:
     """Part -> source, for the parts that a model's folder has; {} if it is no such folder."""
-    return {
-        part: find_source(folder / name) for name, part in PART_FOLDERS.items() if (folder / name).is_dir()
-    }
+    return {part: find_source(folder / part) for part in PART_FOLDERS if (folder / part).is_dir()}
 
 
 def source_of(path: Path) -> Source:

@@ -27,9 +27,7 @@ class Training:
     beta_schedule: str = "scaled_linear"
     beta_start: float = 0.00085
     beta_end: float = 0.012
-    rescale_betas_zero_snr: bool = (
-        False  # the last timestep is pure noise (Lin et al. 2023, arXiv:2305.08891)
-    )
+    rescale_betas_zero_snr: bool = False  # to pure noise at the end (Lin et al. 2023, arXiv:2305.08891)
     native: int | None = None  # side of its pictures in pixels
     multiple: int | None = None  # sizes it takes are multiples of this many pixels
     guidance_scale: float | None = None
