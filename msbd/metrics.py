@@ -1,6 +1,8 @@
 """How close two pictures are, and how sure one can be of a figure measured on a few.
 
-Papers   Wilson 1927 (interval of a share); Efron & Tibshirani 1993, "An Introduction to the Bootstrap", section 13.3
+Papers   Wang et al. 2004 (SSIM), doi:10.1109/TIP.2003.819861; Xue et al. 2014 (GMSD), arXiv:1308.3052;
+         Wilson 1927 (interval of a share); Efron & Tibshirani 1993, "An Introduction to the Bootstrap",
+         section 13.3
 Tensors  images (B, 3, H, W) in [-1, 1]; masks (B, 1, H, W), weights of the pixels
 Copying  this file stands alone: torch and numpy
 """
@@ -10,7 +12,10 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+_LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 
 
 def squared_error(image: Tensor, reference: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -18,21 +23,97 @@ def squared_error(image: Tensor, reference: Tensor, mask: Tensor | None = None) 
 
     With `mask` (B, 1, H, W) the mean over what it weighs; NaN where it is empty. ValueError for shapes that differ.
     """
-    if image.shape != reference.shape:
-        raise ValueError(
-            f"a picture of shape {tuple(image.shape)} cannot be compared with one of {tuple(reference.shape)}"
-        )
+    _check_same_shape(image, reference)
     error = ((image.double() - reference.double()) / 2).square()
     weight = torch.ones_like(error) if mask is None else mask.double().expand_as(error)
     return (error * weight).sum(dim=(1, 2, 3)) / weight.sum(dim=(1, 2, 3))
 
 
-def psnr(image: Tensor, reference: Tensor, mask: Tensor | None = None) -> Tensor:
+def psnr(image: Tensor, reference: Tensor, mask: Tensor | None = None, *, luma: bool = False) -> Tensor:
     """Peak signal-to-noise ratio (B,) in dB, 10 log10(range^2 / squared error); infinite for equal pictures.
 
-    Arguments as of `squared_error`.
+    Arguments as of `squared_error`; with `luma` of the pictures' `to_luma`, super-resolution's "PSNR on Y".
     """
+    if luma:
+        image, reference = to_luma(image), to_luma(reference)
     return -10 * torch.log10(squared_error(image, reference, mask))
+
+
+def ssim(image: Tensor, reference: Tensor, *, luma: bool = False) -> Tensor:
+    """Mean structural similarity (B,) of pictures (B, 3, H, W) in [-1, 1], 1 for equal ones.
+
+    Wang et al. 2004, section III: Gaussian windows of 11 x 11 pixels and sigma 1.5, those that lie in the
+    picture, K 0.01 and 0.03; the mean of the three channels, or with `luma` of the pictures' `to_luma`.
+    ValueError for shapes that differ, or smaller than a window.
+    """
+    _check_same_shape(image, reference)
+    if min(image.shape[-2:]) < 11:
+        raise ValueError(
+            f"a picture of shape {tuple(image.shape)} has no SSIM: its windows take at least 11 x 11 pixels"
+        )
+    if luma:
+        image, reference = to_luma(image), to_luma(reference)
+    x, y = (picture.double() * 127.5 + 127.5 for picture in (image, reference))
+    mean_x, mean_y = _gaussian_means(x), _gaussian_means(y)
+    variance_x = _gaussian_means(x * x) - mean_x**2
+    variance_y = _gaussian_means(y * y) - mean_y**2
+    covariance = _gaussian_means(x * y) - mean_x * mean_y
+    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+    light = (2 * mean_x * mean_y + c1) / (mean_x**2 + mean_y**2 + c1)
+    structure = (2 * covariance + c2) / (variance_x + variance_y + c2)
+    return (light * structure).mean(dim=(1, 2, 3))
+
+
+def gmsd(image: Tensor, reference: Tensor) -> Tensor:
+    """Gradient magnitude similarity deviation (B,) of pictures (B, 3, H, W) in [-1, 1], 0 for equal ones.
+
+    Larger is worse. Xue et al. 2014, section II: full-range luma in 0..255, means of 2 x 2 pixels, Prewitt
+    gradients, their similarity with c = 170, its standard deviation over all pixels. Zeros continue the
+    picture, as in piq. ValueError for shapes that differ.
+    """
+    _check_same_shape(image, reference)
+    x, y = (_gradient_magnitude(_halved(to_luma(picture, full_range=True))) for picture in (image, reference))
+    similarity = (2 * x * y + 170) / (x**2 + y**2 + 170)
+    return similarity.std(dim=(1, 2, 3), correction=0)
+
+
+def to_luma(image: Tensor, *, full_range: bool = False) -> Tensor:
+    """BT.601's luma (B, 1, H, W) in float64 of `image` (B, 3, H, W) in [-1, 1], itself in units of [-1, 1].
+
+    Black and white are at 16 and 235 of 255, as in video and in super-resolution's "Y"; with `full_range` at
+    0 and 255, where PSNR is 1.32 dB lower.
+    """
+    y = torch.einsum("bchw,c->bhw", image.double() / 2 + 0.5, image.new_tensor(_LUMA, dtype=torch.float64))
+    return (y if full_range else (16 + 219 * y) / 255)[:, None] * 2 - 1
+
+
+def _check_same_shape(image: Tensor, reference: Tensor) -> None:
+    if image.shape != reference.shape:
+        raise ValueError(
+            f"a picture of shape {tuple(image.shape)} cannot be compared with one of {tuple(reference.shape)}"
+        )
+
+
+def _gaussian_means(x: Tensor) -> Tensor:
+    """Weighted means of `x` (B, C, H, W) over the 11 x 11 windows that lie in it: (B, C, H - 10, W - 10)."""
+    ramp = torch.arange(-5, 6, dtype=x.dtype, device=x.device)
+    weights = torch.softmax(-(ramp**2) / (2 * 1.5**2), dim=0)  # exp(...) / sum
+    planes = x.flatten(0, 1)[:, None]  # (B * C, 1, H, W)
+    planes = F.conv2d(F.conv2d(planes, weights.view(1, 1, 11, 1)), weights.view(1, 1, 1, 11))
+    return planes.unflatten(0, x.shape[:2])[:, :, 0]
+
+
+def _halved(luma: Tensor) -> Tensor:
+    """Means of 2 x 2 pixels of `luma` (B, 1, H, W) in [-1, 1], in 0..255."""
+    height, width = luma.shape[-2:]
+    return F.avg_pool2d(F.pad(luma * 127.5 + 127.5, (0, width % 2, 0, height % 2)), 2)
+
+
+def _gradient_magnitude(x: Tensor) -> Tensor:
+    """Of `x` (B, 1, H, W), by Prewitt's kernels divided by 3, zeros around it; the same shape."""
+    across = x.new_tensor([[1, 0, -1]] * 3) / 3
+    kernels = torch.stack((across, across.T))[:, None]  # (2, 1, 3, 3)
+    return F.conv2d(x, kernels, padding=1).square().sum(1, keepdim=True).sqrt()
 
 
 def edge_step(image: Tensor, mask: Tensor) -> Tensor:

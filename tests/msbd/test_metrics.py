@@ -1,13 +1,28 @@
-"""Errors of pictures against scikit-image and by hand; intervals against known values."""
+"""Errors of pictures against scikit-image, stored references and by hand; intervals against known values."""
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
-from skimage.metrics import peak_signal_noise_ratio
+import torch.nn.functional as F
+from goldens import load_golden
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+from torch import Tensor
 
-from msbd.metrics import bootstrap_interval, edge_step, psnr, squared_error, wilson_interval
+from msbd.metrics import (
+    bootstrap_interval,
+    edge_step,
+    gmsd,
+    psnr,
+    squared_error,
+    ssim,
+    to_luma,
+    wilson_interval,
+)
+
+GOLDENS = ("a_blur", "a_noise", "big_tone")
 
 
 def pictures(count: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
@@ -38,9 +53,141 @@ def test_squared_error_looks_only_where_the_mask_is() -> None:
     assert squared_error(one, other).item() == pytest.approx(0.25**2 * 12 / 117)
 
 
-def test_pictures_of_different_sizes_are_not_compared() -> None:
-    with pytest.raises(ValueError, match=r"\(1, 3, 8, 8\)"):
-        psnr(torch.zeros(1, 3, 8, 8), torch.zeros(1, 3, 9, 8))
+def stored(case: str, crop: int = 0) -> tuple[Tensor, Tensor, dict[str, float]]:
+    """A stored case: its pictures, less `crop` pixels on every side, and what its references measured."""
+    golden = load_golden("metrics", case)
+    a, b = (golden[f"in.{k}_rgb_uint8"].permute(2, 0, 1)[None].float() / 127.5 - 1 for k in "ab")
+    inside = (..., slice(crop, a.shape[-2] - crop), slice(crop, a.shape[-1] - crop))
+    return a[inside], b[inside], golden.meta["values"]
+
+
+@pytest.mark.parametrize("crop", [0, 4])
+@pytest.mark.parametrize("case", GOLDENS)
+def test_psnr_and_ssim_are_those_of_basicsr(case: str, crop: int) -> None:
+    """Its Y values were computed in float32."""
+    a, b, values = stored(case, crop)
+    assert psnr(a, b).item() == pytest.approx(values[f"psnr_rgb_crop{crop}"], abs=1e-5)
+    assert psnr(a, b, luma=True).item() == pytest.approx(values[f"psnr_y_crop{crop}"], abs=1e-5)
+    assert ssim(a, b).item() == pytest.approx(values[f"ssim_rgb_crop{crop}"], abs=1e-7)
+    assert ssim(a, b, luma=True).item() == pytest.approx(values[f"ssim_y_crop{crop}"], abs=1e-7)
+
+
+@pytest.mark.parametrize("case", GOLDENS)
+def test_the_conventions_of_other_libraries_are_within_reach(case: str) -> None:
+    """pyiqa works in float32, its Y on the full range and, for SSIM, rounded to levels."""
+    a, b, values = stored(case)
+    assert psnr(a, b).item() == pytest.approx(values["skimage_psnr_rgb"], abs=1e-5)
+    assert ssim(a, b).item() == pytest.approx(values["skimage_ssim_rgb_gauss"], abs=1e-7)
+    assert ssim(a, b).item() == pytest.approx(values["pyiqa_ssimc"], abs=1e-6)
+    assert psnr(a, b).item() == pytest.approx(values["pyiqa_psnr"], abs=1e-4)
+    y_a, y_b = to_luma(a, full_range=True), to_luma(b, full_range=True)
+    assert psnr(y_a, y_b).item() == pytest.approx(values["pyiqa_psnry"], abs=1e-4)
+    rounded = ((y * 127.5 + 127.5).round() / 127.5 - 1 for y in (y_a, y_b))
+    assert ssim(*rounded).item() == pytest.approx(values["pyiqa_ssim"], abs=2e-5)
+
+
+def test_luma_of_white_black_and_the_primaries() -> None:
+    colours = torch.tensor([[1, 1, 1], [0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1]])[..., None, None] * 2.0 - 1
+    assert (to_luma(colours, full_range=True) / 2 + 0.5).flatten().tolist() == pytest.approx(
+        [1, 0, 0.299, 0.587, 0.114]
+    )
+    assert (to_luma(colours) * 127.5 + 127.5).flatten().tolist() == pytest.approx(
+        [235, 16, 81.481, 144.553, 40.966]  # 16 + (65.481, 128.553, 24.966), BT.601
+    )
+
+
+@pytest.mark.parametrize("size", [(11, 11), (12, 31), (40, 17)])
+def test_ssim_is_that_of_scikit_image(size: tuple[int, int]) -> None:
+    generator = torch.Generator().manual_seed(1)
+    one = torch.rand(2, 3, *size, generator=generator) * 2 - 1
+    other = one + 0.3 * torch.randn(one.shape, generator=generator)
+    options = {"data_range": 2, "gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
+    for got, a, b in zip(ssim(one, other), one.double().numpy(), other.double().numpy(), strict=True):
+        # Shifted to [0, 2]: the luminance term looks at absolute values.
+        assert got.item() == pytest.approx(structural_similarity(a + 1, b + 1, channel_axis=0, **options))
+
+
+def test_ssim_of_a_picture_with_itself_is_one_and_with_its_negative_less_than_zero() -> None:
+    noise = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(2)) - 0.5
+    assert ssim(noise, noise).item() == pytest.approx(1, abs=1e-12)
+    assert ssim(noise, -noise).item() < -0.5
+
+
+def test_ssim_refuses_less_than_a_window() -> None:
+    with pytest.raises(ValueError, match=r"\(1, 3, 10, 64\) has no SSIM.* 11 x 11"):
+        ssim(torch.zeros(1, 3, 10, 64), torch.zeros(1, 3, 10, 64))
+
+
+def gmsd_by_hand(a: np.ndarray, b: np.ndarray) -> float:
+    """GMSD of two pictures (3, H, W) in [-1, 1], pixel by pixel."""
+    maps = []
+    for picture in (a, b):
+        levels = (picture.astype(np.float64) + 1) * 127.5
+        y = 0.299 * levels[0] + 0.587 * levels[1] + 0.114 * levels[2]
+        y = np.pad(y, ((0, y.shape[0] % 2), (0, y.shape[1] % 2)))
+        y = np.pad((y[::2, ::2] + y[1::2, ::2] + y[::2, 1::2] + y[1::2, 1::2]) / 4, 1)
+        gradient = np.empty((y.shape[0] - 2, y.shape[1] - 2))
+        for i, j in np.ndindex(gradient.shape):
+            around = y[i : i + 3, j : j + 3]
+            right, down = around[:, 2] - around[:, 0], around[2] - around[0]
+            gradient[i, j] = math.hypot(right.sum() / 3, down.sum() / 3)
+        maps.append(gradient)
+    r, d = maps
+    similarity = (2 * r * d + 170) / (r * r + d * d + 170)
+    return math.sqrt(((similarity - similarity.mean()) ** 2).mean())
+
+
+@pytest.mark.parametrize("size", [(16, 24), (15, 23), (15, 24), (1, 1)])
+def test_gmsd_is_that_of_its_formula(size: tuple[int, int]) -> None:
+    generator = torch.Generator().manual_seed(3)
+    one = torch.rand(2, 3, *size, generator=generator) * 2 - 1
+    other = (one + 0.2 * torch.randn(one.shape, generator=generator)).clamp(-1, 1)
+    for got, a, b in zip(gmsd(one, other), one.numpy(), other.numpy(), strict=True):
+        assert got.item() == pytest.approx(gmsd_by_hand(a, b), abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("case", "value"), [("a_blur", 0.0638926060), ("a_noise", 0.0274823810), ("big_tone", 0.0052315183)]
+)
+def test_gmsd_is_that_of_piq(case: str, value: float) -> None:
+    """`piq.gmsd` 0.8.0 (Apache-2.0) in float64, noted once."""
+    a, b, _ = stored(case)
+    assert gmsd(a, b).item() == pytest.approx(value, abs=1e-7)
+
+
+def test_gmsd_is_zero_for_equal_pictures_and_symmetric() -> None:
+    a, b, _ = stored("a_noise")
+    assert gmsd(a, a).item() == pytest.approx(0, abs=1e-12)
+    assert gmsd(a, b).item() == pytest.approx(gmsd(b, a).item(), abs=1e-12)
+
+
+def test_measures_follow_blur_and_noise() -> None:
+    clean, _, _ = stored("big_tone")
+    noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(4))
+    noisy = torch.cat([clean + sigma * noise for sigma in (0.05, 0.1, 0.2)])
+    blurred = torch.cat(
+        [F.avg_pool2d(clean, side, 1, side // 2, count_include_pad=False) for side in (3, 5, 7)]
+    )
+    for worse in (noisy, blurred):
+        reference = clean.expand_as(worse)
+        assert (gmsd(worse, reference).diff() > 0.01).all()
+        assert (ssim(worse, reference).diff() < -0.01).all()
+        assert (psnr(worse, reference).diff() < -0.5).all()
+
+
+@pytest.mark.parametrize("measure", [ssim, gmsd])
+def test_a_batch_is_measured_picture_by_picture(measure: Callable[[Tensor, Tensor], Tensor]) -> None:
+    one = torch.rand(3, 3, 16, 20, generator=torch.Generator().manual_seed(5)) * 2 - 1
+    other = one.roll(1, dims=-1)
+    each = torch.cat([measure(one[i : i + 1], other[i : i + 1]) for i in range(3)])
+    assert measure(one, other).shape == (3,)
+    torch.testing.assert_close(measure(one, other), each)
+
+
+@pytest.mark.parametrize("measure", [psnr, ssim, gmsd])
+def test_different_sizes_are_not_compared(measure: Callable[[Tensor, Tensor], Tensor]) -> None:
+    with pytest.raises(ValueError, match=r"\(1, 3, 16, 16\) cannot be compared .*\(1, 3, 17, 16\)"):
+        measure(torch.zeros(1, 3, 16, 16), torch.zeros(1, 3, 17, 16))
 
 
 def test_edge_step_is_the_height_of_a_step() -> None:
