@@ -5,7 +5,9 @@ import pytest
 import torch
 from torch import nn
 
+from msbd.degrade import Blur, Degradation, GaussianNoise, Jpeg, PoissonNoise, Resize
 from tools.mini import data, parts
+from tools.mini.mild import sample_mild
 from tools.mini.scenes import CLOSE_UP, DEGRADED, random_scene
 
 CPU = torch.device("cpu")
@@ -24,6 +26,33 @@ def test_degraded_pictures_have_lost_detail() -> None:
     clean = data.to_bytes(data.render(random_scene(seed), 64).image).astype(float)
     assert np.abs(np.diff(picture, axis=1)).mean() < np.abs(np.diff(clean, axis=1)).mean()
     assert np.abs(picture - clean).mean() < 25
+
+
+def test_mild_degradations_follow_the_generator_in_their_ranges_and_use_every_step() -> None:
+    def drawn(seed: int) -> list[Degradation]:
+        generator = torch.Generator().manual_seed(seed)
+        return [sample_mild(generator) for _ in range(300)]
+
+    assert drawn(0) == drawn(0) != drawn(1)
+    steps = [step for degradation in drawn(0) for step in degradation.steps]
+    for step in steps:
+        match step:
+            case Blur():
+                assert 0.2 <= min(step.sigma_x, step.sigma_y) <= max(step.sigma_x, step.sigma_y) <= 1.5
+            case GaussianNoise():
+                assert 1 / 255 <= step.sigma <= 10 / 255
+            case Jpeg():
+                assert 60 <= step.quality <= 95
+    assert {type(step) for step in steps} == {Blur, Resize, GaussianNoise, PoissonNoise, Jpeg}
+
+
+def test_mild_degradations_are_those_the_bundle_was_trained_on() -> None:
+    assert sample_mild(torch.Generator().manual_seed(0)).steps == (
+        Blur(13, 0.31502066254615785, 0.5996496617794037, 0.8424412014118041),
+        Resize(0.25, "bicubic", antialias=True),
+        GaussianNoise(0.018099826457453706, gray=True, seed=1277901399),
+        Jpeg(80),
+    )
 
 
 def test_stage_pictures_are_larger_and_never_say_close_up() -> None:

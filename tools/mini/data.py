@@ -17,8 +17,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from msbd.degrade import apply, sample_parameters
+from msbd.degrade import apply
 
+from .mild import sample_mild
 from .scenes import CLOSE_UP, DEGRADED, HELD_OUT, Scene, closer, random_scene, render
 from .shapes import Array, fbm, smoothstep
 
@@ -135,7 +136,7 @@ def _shortened(scene: Scene, rng: np.random.Generator) -> str:
 def _degrade(image: Array, seed: int) -> Array:
     generator = torch.Generator().manual_seed(seed)
     tensor = torch.from_numpy(image).permute(2, 0, 1)[None]
-    small = apply(tensor, sample_parameters(generator))
+    small = apply(tensor, sample_mild(generator))
     large = torch.nn.functional.interpolate(small, image.shape[:2], mode="bicubic", align_corners=False)
     return large[0].permute(1, 2, 0).clamp(0, 1).numpy()
 

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from msbd.degrade import apply, sample_parameters
+from msbd.degrade import apply
 from msbd.edit import EditPipeline
 from msbd.latents import decode
 from msbd.metrics import psnr
@@ -28,6 +28,7 @@ from tools._report import Figure, mean, share, write_sheet
 
 from .data import held_out_scenes
 from .judge import Judge
+from .mild import sample_mild
 from .parts import RRDB_STRENGTH
 from .scenes import COLOURS, GROUNDS, HELD_OUT, LIGHTS, Scene, random_scene, render
 from .shapes import OBJECTS
@@ -74,7 +75,7 @@ def rrdb_figures(pipe: EditPipeline, count: int = 64, sheet: Path | None = None)
     for number, scene in enumerate(held_out_scenes(count)):
         image = picture(scene, pipe.measures.native)
         generator = torch.Generator().manual_seed(number)
-        small = apply(image / 2 + 0.5, sample_parameters(generator, strength=RRDB_STRENGTH))
+        small = apply(image / 2 + 0.5, sample_mild(generator, strength=RRDB_STRENGTH))
         large = to_8_bits(pipe.upscaler(small.to(weight)).float().cpu() * 2 - 1)
         bicubic = to_8_bits(
             F.interpolate(small, image.shape[-2:], mode="bicubic", align_corners=False) * 2 - 1

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from msbd.degrade import Strength, apply, sample_parameters
+from msbd.degrade import apply
 from nets.clip import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig
 from nets.rrdb import RRDBConfig, RRDBNet
 from nets.unet import UNet, UNetConfig
@@ -20,6 +20,7 @@ from weights.files import whole_file
 from weights.tokenizer import PromptTokenizer, train_tokenizer
 
 from .data import NATIVE, Pictures, abstract_pictures, runs_folder, stage_pictures, training_pictures
+from .mild import Strength, sample_mild
 from .scenes import CLOSE_UP, DEGRADED, all_captions
 from .train import Recipe, trained
 
@@ -37,7 +38,7 @@ UNET = UNetConfig(
 )
 RRDB = RRDBConfig(scale=4, num_feat=32, num_block=3, num_grow_ch=16)
 
-# What the RRDB learns to undo: more blur (a VAE's pictures are soft) and noise than degrade.py's mild ranges.
+# What the RRDB learns to undo: more blur (a VAE's pictures are soft) and noise than mild.MILD.
 RRDB_STRENGTH = Strength(
     blur_sigma=(0.2, 2.5),
     noise_probability=0.6,
@@ -132,7 +133,7 @@ class RRDBPart:
         """Restoration of a batch of 64-px crops from 16-px degraded ones, in [0, 1]."""
         device = next(self.net.parameters()).device
         images = self.data.crops(self.recipe.batch, 64, generator) / 2 + 0.5
-        drawn = [sample_parameters(generator, strength=RRDB_STRENGTH) for _ in images]
+        drawn = [sample_mild(generator, strength=RRDB_STRENGTH) for _ in images]
         with torch.autocast("cpu", enabled=False):  # data, so in float32 whatever the net runs in
             small = torch.cat([apply(x[None], each) for x, each in zip(images, drawn, strict=True)])
         error = self.net(small.to(device)).float() - images.to(device)
