@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from nets.clip import CLIPConfig, CLIPModel, CLIPTextModel
 from nets.rrdb import RRDBNet
-from nets.unet import UNetConfig
+from nets.unet import UNet, UNetConfig
 from nets.vae import AutoencoderKL, IdentityAutoencoder
 from samplers.schedule import make_alphas_cumprod, make_betas, rescale_zero_terminal_snr, v_prediction
 from weights.files import WeightsError, sha256
@@ -79,6 +79,37 @@ def load_edit_pipeline(
         clip=None if clip is None else clip.to(device, side_dtype),
         **preprocessing,
     )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class TrainingParts:
+    """What a base brings to the training of something on top of it, all frozen and in float32 on the CPU."""
+
+    unet: UNet
+    vae: AutoencoderKL
+    text_encoder: CLIPTextModel
+    tokenizer: PromptTokenizer
+    alphas_cumprod: Tensor  # (1000,) float64
+    prediction_type: str  # epsilon or v_prediction
+    measures: Measures
+
+
+def load_training_parts(model: str | Path = "mini") -> TrainingParts:
+    """The parts of a base model, `model` as in `load_edit_pipeline`. WeightsError."""
+    located = locate(model, companions=True)
+    training, shelf = _read_training(located), Shelf(located)
+    unet, vae = shelf.net("unet").float(), shelf.net("vae").float()
+    text_encoder, tokenizer = shelf.net("text_encoder").float(), _load_tokenizer(located)
+    _check_together(located, unet.config, vae, text_encoder, None, None, tokenizer, training.measures)
+    return TrainingParts(
+        unet,
+        vae,
+        text_encoder,
+        tokenizer,
+        training.alphas_cumprod,
+        training.prediction_type,
+        training.measures,
+    )
 
 
 def edit_planner(model: str | Path = "mini") -> EditPipeline:

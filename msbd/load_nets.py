@@ -6,7 +6,7 @@ mapped until a caller moves or converts the net.
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from nets.clip import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVisionModel
-from nets.controlnet import ControlNet, ControlNetConfig
+from nets.controlnet import ControlNet, ControlNetConfig, start_from_unet
 from nets.pasd_unet import PASDUNet, PASDUNetConfig
 from nets.rrdb import RRDBConfig, RRDBNet
 from nets.unet import UNet, UNetConfig
@@ -91,6 +91,53 @@ def load_pasd_nets(model: str | Path, base: str | Path | None = None) -> tuple[P
         return shelf.net("unet"), controlnet
     state, source = Shelf(locate(base)).tensors("unet")
     return build_net(state | shelf.added(), source), controlnet
+
+
+def start_pasd_nets(
+    unet: UNet,
+    *,
+    variant: str = "full",
+    zero_init: bool = True,
+    use_rrdb: bool = False,
+    to_rgb: bool = True,
+    hint_widths: Sequence[int] = (16, 32, 96, 256),
+    seed: int = 0,
+) -> tuple[PASDUNet, ControlNet]:
+    """PASD's two nets as training begins, on a base's U-Net: its weights, a ControlNet copied from it, the rest new.
+
+    `zero_init` starts the pixel-aware attention at zero, so that the new net is its base with a ControlNet's residuals; without
+    it, at random as the official code does, which disturbs the frozen base (reference bug 24). `hint_widths` are those of the
+    degradation removal. What is new is drawn from `seed`. The base's tensors are shared, not copied.
+    """
+    sizes = asdict(unet.config)
+    base = unet.state_dict()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        pasd = PASDUNet(PASDUNetConfig(**sizes, variant=variant, zero_init=zero_init))
+        widths = tuple(hint_widths)
+        config = ControlNetConfig(
+            **sizes, conditioning_embedding_out_channels=widths, use_rrdb=use_rrdb, to_rgb=to_rgb
+        )
+        controlnet = ControlNet(config)
+    pasd.load_state_dict(pasd.state_dict() | base, assign=True)
+    controlnet.load_state_dict(start_from_unet(controlnet.state_dict(), base))
+    return pasd, controlnet
+
+
+def put_pasd_tensors(path: str | Path, unet: PASDUNet, controlnet: ControlNet) -> None:
+    """Fill the two nets with what a file or folder of PASD has: what it adds to the U-Net, and the ControlNet. WeightsError."""
+    located = locate(path)
+    shelf = Shelf(located)
+    added, (control, source) = shelf.added(), shelf.tensors("controlnet")
+    for net, state in ((unet, dict(unet.state_dict()) | added), (controlnet, control)):
+        fitting = net.state_dict()
+        wrong = sorted(fitting.keys() ^ state.keys())
+        wrong += [key for key in fitting.keys() & state.keys() if fitting[key].shape != state[key].shape]
+        if wrong:
+            raise WeightsError(
+                f"{source.path}: does not fit these nets, first {wrong[0]!r:.80}; take the same variant"
+            )
+        net.load_state_dict(state)
 
 
 def read_lora_file(path: str | Path) -> Lora:

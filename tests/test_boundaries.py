@@ -32,7 +32,10 @@ LIBRARIES = {
     "msbd": {"torch", "numpy", "PIL"},
     "tools": {"torch", "numpy", "PIL", "safetensors", "tqdm"},
 }
-EXTRA_LIBRARIES = {"msbd/captions.py": {"torchvision", "transformers"}}  # lazily, both
+EXTRA_LIBRARIES = {  # lazily, all of them
+    "msbd/captions.py": {"torchvision", "transformers"},
+    "tools/_curves.py": {"matplotlib"},
+}
 
 SOURCES = sorted(path for folder in ALLOWED for path in (ROOT / folder).rglob("*.py"))
 LEAF_FILES = [path for path in SOURCES if path.parent.name in LEAVES and path.name != "__init__.py"]

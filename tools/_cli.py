@@ -28,8 +28,8 @@ ROOT = Path(__file__).resolve().parent.parent
 # ---- options ----------------------------------------------------------------------------------------------------------------
 
 
-def add_shared_options(parser: argparse.ArgumentParser) -> None:
-    """--device, --dtype, --seed, --quiet, --debug and --version."""
+def add_shared_options(parser: argparse.ArgumentParser, *, dtype: bool = True) -> None:
+    """--device, --dtype (unless `dtype` is false), --seed, --quiet, --debug and --version."""
     group = parser.add_argument_group("running")
     group.add_argument(
         "--device",
@@ -37,18 +37,19 @@ def add_shared_options(parser: argparse.ArgumentParser) -> None:
         default="auto",
         help="where to compute (default: auto: the GPU if there is one)",
     )
-    group.add_argument(
-        "--dtype",
-        choices=("auto", "float32", "bfloat16", "float16"),
-        default="auto",
-        help="of the U-Net (default: auto: float16 on CUDA, float32 elsewhere)",
-    )
+    if dtype:
+        group.add_argument(
+            "--dtype",
+            choices=("auto", "float32", "bfloat16", "float16"),
+            default="auto",
+            help="of the U-Net (default: auto: float16 on CUDA, float32 elsewhere)",
+        )
     group.add_argument(
         "--seed",
         type=int,
         default=0,
         metavar="N",
-        help="of all noise; the same seed gives the same picture (default: 0)",
+        help="of all that is drawn; the same seed gives the same result (default: 0)",
     )
     group.add_argument("--quiet", action="store_true", help="print nothing but errors")
     group.add_argument("--debug", action="store_true", help="show the traceback of an error")

@@ -42,6 +42,13 @@ def convert(args: argparse.Namespace) -> Iterator[Path]:
         yield from model.write_folder(args.output)
 
 
+def copying(model: str | Path, folder: Path) -> argparse.Namespace:
+    """The options of `convert` that copy every part of `model` into `folder`."""
+    return argparse.Namespace(
+        model=model, output=folder, part=None, dtype=None, layout=None, pasd_delta=False, blend=None, lora=[]
+    )
+
+
 class _Conversion:
     """A model that is read part by part, changed, and written."""
 

@@ -1,7 +1,9 @@
-"""Measure edits on scenes whose truth is known.
+"""Measure edits on scenes whose truth is known, and make what measuring restoration takes.
 
 python -m tools.evaluate edit            is the asked thing there, in the asked colour? The method beside its baselines
 python -m tools.evaluate decoder-opt     what decoder optimisation does to the background and to the edge of the mask
+python -m tools.evaluate restore         degraded scenes enlarged x4: PASD beside interpolation and the upscaler
+python -m tools.evaluate degrade         pairs of clean and degraded pictures, and how fast they are made
 
 Each edit's figures are kept under the runs folder as soon as they are there, by model and options: a run that was cut off goes
 on, and parts of it (--start, --count) may run side by side. --fresh forgets them; do that after changing the code.
@@ -52,7 +54,67 @@ def build_parser() -> argparse.ArgumentParser:
     )
     decoder.add_argument("--steps", type=int, default=100, metavar="N", help="of Adam (default: 100)")
     _add_common(decoder, scenes=16)
+    _add_restore(jobs.add_parser("restore", help="PSNR, SSIM, GMSD, CLIP's distance, of scenes enlarged x4"))
+    about = "pairs of clean and degraded pictures, for training or measuring restoration, on all cores"
+    _add_degrade(
+        jobs.add_parser("degrade", help=about, description=f"{about}; --device and --dtype change nothing")
+    )
     return parser
+
+
+def _add_restore(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--model", default="mini", help="the base: a name, folder or file (default: mini)")
+    add("--pasd", action="append", type=named_path, metavar="NAME=PATH",
+        help="nets to compare, of `tools.train`: pasd.safetensors, or a ControlNet's; may be repeated (default: the bundle's)")  # fmt: skip
+    add("--scenes", type=int, default=64, metavar="N", help="held-out ones (default: 64)")
+    add("--steps", type=int, default=20, metavar="N", help="of DDIM (default: 20)")
+    add("--captions", action="store_true", help="tell PASD the scenes' captions (default: no text)")
+    add("--baseline", metavar="NAME", help="what the others are compared with, in pairs (default: bicubic)")
+    add("--json", type=Path, metavar="FILE", help="also write the figures and every scene's values there")
+    add("--pictures", type=Path, metavar="DIR", help="also write sheets of the pictures there")
+    add("--quiet", action="store_true", help="print nothing but errors")
+    add("--debug", action="store_true", help="show the traceback of an error")
+
+
+def named_path(text: str) -> tuple[str, str]:
+    """NAME=PATH for argparse."""
+    name, equals, path = text.partition("=")
+    if not (name and equals and path):
+        raise ValueError
+    return name, path
+
+
+named_path.__name__ = "NAME=PATH"  # argparse: "invalid NAME=PATH value: ..."
+
+
+def _add_degrade(parser: argparse.ArgumentParser) -> None:
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("-i", "--input", type=Path, metavar="PATH", help="a picture, or a folder of pictures")
+    source.add_argument(
+        "--scenes", type=int, metavar="N", help="instead: the first N held-out scenes of the mini bundle"
+    )
+    parser.add_argument(
+        "-o", "--out", type=Path, required=True, metavar="DIR",
+        help="takes hq/NAME.png, lq/NAME.png and parameters/NAME.json of every pair",
+    )  # fmt: skip
+    parser.add_argument("--count", type=int, metavar="N", help="only the first N pictures (default: all)")
+    parser.add_argument(
+        "--ranges",
+        choices=("pasd", "real-esrgan"),
+        default="pasd",
+        help="how strong; with real-esrgan hq is sharpened, as its training does (default: pasd)",
+    )
+    parser.add_argument(
+        "--scale", type=int, default=4, metavar="N", help="lq is 1/N of hq's size (default: 4)"
+    )
+    parser.add_argument(
+        "--size",
+        type=int,
+        metavar="PIXELS",
+        help="a random square crop of that side (default: whole pictures; of scenes: rendered at that size, 512)",
+    )
+    add_shared_options(parser)
 
 
 def _add_common(parser: argparse.ArgumentParser, *, scenes: int) -> None:
@@ -91,10 +153,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     with report_errors(debug=args.debug) as outcome:
         check_not_shadowed()
-        text = _measure(args)
+        text = {"degrade": _degrade, "restore": _restore}.get(args.job, _measure)(args)
         if not args.quiet:
             print(text)
     return outcome.exit_code
+
+
+def _degrade(args: argparse.Namespace) -> str:
+    from ._degrade import degrade
+
+    return degrade(args)
+
+
+def _restore(args: argparse.Namespace) -> str:
+    from ._restore import restore
+
+    return restore(args)
 
 
 def _measure(args: argparse.Namespace) -> str:

@@ -1,6 +1,6 @@
 """The mini bundle: train it, write its files, measure it, look at its scenes.
 
-python -m tools.mini train --part vae          resumes from its last checkpoint; then clip, unet, rrdb
+python -m tools.mini train --part vae          resumes from its last checkpoint; then clip, unet, rrdb, pasd, pasd-color
 python -m tools.mini export                    the trained parts -> weights/mini/*.safetensors
 python -m tools.mini evaluate                  held-out figures of the bundle
 python -m tools.mini scenes -o scenes.png      a page of scenes
@@ -15,6 +15,8 @@ from tools._cli import report_errors
 from . import evaluate
 
 PARTS = ("vae", "clip", "unet", "rrdb")  # in the order in which they are trained
+PASD = ("pasd", "pasd-color")  # what is trained on the finished bundle, by the code of `tools.train`
+ABLATIONS = ("pasd-short", "pasd-none", "pasd-no-rgb")  # trained for figures only
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -24,11 +26,13 @@ def build_parser() -> argparse.ArgumentParser:
     )
     jobs = parser.add_subparsers(dest="job", required=True)
     train = jobs.add_parser("train", help="train one part, from its last checkpoint on")
-    train.add_argument("--part", choices=PARTS, required=True)
+    train.add_argument("--part", choices=(*PARTS, *PASD, *ABLATIONS), required=True)
     train.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
     train.add_argument("--threads", type=int, help="CPU threads (default: all)")
     export = jobs.add_parser("export", help="write the bundle's files from the last checkpoints")
-    export.add_argument("--part", choices=PARTS, action="append", help="only this part; may be repeated")
+    export.add_argument(
+        "--part", choices=(*PARTS, *PASD), action="append", help="only this part; may be repeated"
+    )
     export.add_argument("--folder", type=Path, help="where to (default: weights/mini)")
     scenes = jobs.add_parser("scenes", help="draw scenes")
     scenes.add_argument("-o", "--output", type=Path, required=True)
@@ -58,7 +62,12 @@ def _train(args: argparse.Namespace) -> None:
     if args.threads:
         torch.set_num_threads(args.threads)
     device = ("cuda" if torch.cuda.is_available() else "cpu") if args.device == "auto" else args.device
-    train(parts.PARTS[args.part](), device=torch.device(device))
+    if args.part in parts.PARTS:
+        train(parts.PARTS[args.part](), device=torch.device(device))
+    else:
+        from .pasd import train_variant
+
+        print(train_variant(args.part, torch.device(device)))
 
 
 def _export(args: argparse.Namespace) -> None:
@@ -66,7 +75,7 @@ def _export(args: argparse.Namespace) -> None:
 
     from .export import export
 
-    for path in export(args.part or list(PARTS), args.folder or MINI):
+    for path in export(args.part or [*PARTS, *PASD], args.folder or MINI):
         print(f"{path}  {path.stat().st_size:,} bytes")
 
 

@@ -1,17 +1,19 @@
 """Write the trained parts as the bundle's files: float16 safetensors with their config in the metadata."""
 
 import json
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from weights.files import write_safetensors
+from weights.files import whole_file, write_safetensors
 from weights.registry import MINI
 
-from .data import NATIVE
+from .data import NATIVE, runs_folder
 from .parts import PARTS, latents, mini_tokenizer
+from .pasd import VARIANTS
 from .train import trained
 
 GUIDANCE = 4.0  # what `python -m tools.mini evaluate` is run with
@@ -23,6 +25,11 @@ def export(names: list[str], folder: Path = MINI) -> list[Path]:
     mini_tokenizer().save(folder / "tokenizer.json")
     written = [folder / "tokenizer.json"]
     for name in names:
+        if name in VARIANTS:
+            written.append(folder / f"{name}.safetensors")
+            with whole_file(written[-1]) as unfinished:
+                shutil.copyfile(runs_folder() / name / "pasd.safetensors", unfinished)
+            continue
         part = PARTS[name]()
         state = trained(part, device=torch.device("cpu")).state_dict()
         tensors = {key: value.to(torch.float16).contiguous() for key, value in state.items()}

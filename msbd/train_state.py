@@ -1,0 +1,91 @@
+"""What a training run keeps: averaged weights, a checkpoint, a log.
+
+Files    last.pt  (torch, weights only) everything an exact continuation needs, the frozen weights left out
+         log.jsonl  a line per logged step
+Copying  this file stands alone: torch only
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class Average:
+    """An exponential moving average of weights, in their own dtype.
+
+    After n updates it is the mean of theta_1 ... theta_n weighted by decay^(n - i), so that where training began does not
+    count: w <- w + (1 - decay) / (1 - decay^n) (theta - w), which is Adam's bias correction (Kingma & Ba 2015, section 3).
+    """
+
+    def __init__(self, parameters: Mapping[str, Tensor], decay: float) -> None:
+        self.decay, self.updates = decay, 0
+        self.weights = {name: p.detach().clone() for name, p in parameters.items()}
+
+    @torch.no_grad()
+    def update(self, parameters: Mapping[str, Tensor]) -> None:
+        """Take the weights after an update in."""
+        self.updates += 1
+        share = (1 - self.decay) / (1 - self.decay**self.updates)
+        for name, weight in self.weights.items():
+            weight.lerp_(parameters[name].detach(), share)
+
+    def state(self) -> dict[str, Any]:
+        """For `load_state`."""
+        return {"weights": self.weights, "updates": self.updates}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go on where `state` was taken."""
+        for name, tensor in self.weights.items():
+            tensor.copy_(state["weights"][name])
+        self.updates = int(state["updates"])
+
+
+class RunFolder:
+    """The folder of a run."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.checkpoint, self.log_file = path / "last.pt", path / "log.jsonl"
+
+    def save(self, state: dict[str, Any]) -> None:
+        """Replace the checkpoint, at once and whole: a run that is killed while saving has its last one."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        unfinished = self.checkpoint.with_suffix(".unfinished")
+        torch.save(state, unfinished)
+        os.replace(unfinished, self.checkpoint)
+
+    def load(self, *, cut_log: bool = True) -> dict[str, Any] | None:
+        """The checkpoint, or None. With `cut_log` (one process of a run) the log loses what was written after it was saved."""
+        state = None
+        if self.checkpoint.exists():
+            state = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
+        if cut_log and self.log_file.exists():
+            step = state["step"] if state else 0
+            lines = [json.dumps(line) + "\n" for line in self.read_log() if line["step"] <= step]
+            unfinished = self.log_file.with_suffix(".unfinished")
+            unfinished.write_text("".join(lines))
+            os.replace(unfinished, self.log_file)
+        return state
+
+    def log(self, step: int, figures: Mapping[str, float]) -> None:
+        """Add a line to the log."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        with self.log_file.open("a") as file:
+            file.write(json.dumps({"step": step, **figures}) + "\n")
+
+    def read_log(self) -> list[dict[str, float]]:
+        """The logged lines; a last one that was cut off is left out."""
+        if not self.log_file.exists():
+            return []
+        lines = []
+        for line in self.log_file.read_text().splitlines():
+            try:
+                lines.append(json.loads(line))
+            except json.JSONDecodeError:
+                break
+        return lines

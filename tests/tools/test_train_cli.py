@@ -1,0 +1,239 @@
+"""`python -m tools.train`: from a folder of pictures to a file that loads, in one go or in several."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny_bundle import write_tiny_bundle
+
+from msbd.load import load_edit_pipeline
+from msbd.load_nets import load_net, load_pasd_nets, read_lora_file
+from msbd.train_config import OFFICIAL, PAPER
+from tools.train import build_parser, config_of, main, read_data
+from weights.files import read_metadata, read_state_dict
+
+ROOT = Path(__file__).parents[2]
+QUICK = [
+    "--preset",
+    "official",
+    "--precision",
+    "fp32",
+    "--batch",
+    "2",
+    "--accumulate",
+    "1",
+    "--log-every",
+    "1",
+]
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_bundle(tmp_path_factory.mktemp("bundle"))
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder, rng = tmp_path_factory.mktemp("photos"), np.random.default_rng(0)
+    for number in range(6):
+        coarse = rng.integers(0, 255, (5, 6, 3), dtype=np.uint8)
+        Image.fromarray(coarse).resize((48, 40), Image.Resampling.BICUBIC).save(folder / f"{number}.png")
+        (folder / f"{number}.txt").write_text("a red house on snow at night\n")
+    return folder
+
+
+def run(job: str, photos: Path, bundle: Path, output: Path, *more: str, steps: int = 4) -> int:
+    words = [
+        job,
+        "--data",
+        str(photos),
+        "--base",
+        str(bundle),
+        "-o",
+        str(output),
+        *QUICK,
+        "--steps",
+        str(steps),
+    ]
+    return main([*words, "--validate-every", "2", "--save-every", "2", "--quiet", "--device", "cpu", *more])
+
+
+def curve(folder: Path) -> list[dict[str, float]]:
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name != "seconds"} for line in lines]
+
+
+@pytest.mark.parametrize("variant", ["full", "light", "eq2"])
+def test_what_is_trained_loads_on_its_base(variant: str, photos: Path, bundle: Path, tmp_path: Path) -> None:
+    assert run("pasd", photos, bundle, tmp_path, "--variant", variant) == 0
+    unet, controlnet = load_pasd_nets(tmp_path / "pasd.safetensors", bundle)
+    assert getattr(unet.config, "variant", None) == variant
+    assert unet.config.attention_head_dim == 2  # what no shape tells
+    assert any(value.abs().max() > 0 for value in controlnet.controlnet_mid_block.parameters())
+    base = read_state_dict(bundle / "unet.safetensors")
+    assert all(torch.equal(unet.state_dict()[key], tensor) for key, tensor in base.items())
+    log = curve(tmp_path)
+    assert [line["step"] for line in log] == [1, 2, 3, 4]
+    assert [line["step"] for line in log if "val_denoising" in line] == [2, 4]
+    assert (tmp_path / "pictures" / "0000004.png").exists()
+
+
+def test_a_controlnet_alone(photos: Path, bundle: Path, tmp_path: Path) -> None:
+    assert run("pasd", photos, bundle, tmp_path, "--variant", "none", "--no-to-rgb", "--rrdb") == 0
+    controlnet = load_net(tmp_path / "controlnet.safetensors")
+    assert (controlnet.config.to_rgb, controlnet.config.use_rrdb) == (False, True)
+    assert "removal" not in curve(tmp_path)[-1]
+
+
+def test_a_run_goes_on_where_it_was(photos: Path, bundle: Path, tmp_path: Path) -> None:
+    assert run("pasd", photos, bundle, tmp_path / "whole") == 0
+    assert run("pasd", photos, bundle, tmp_path / "parts") == 0
+    # As if it had been killed after step 3, with a checkpoint of step 2.
+    state = torch.load(tmp_path / "parts" / "last.pt", weights_only=True)
+    assert state["step"] == 4
+    assert run("pasd", photos, bundle, tmp_path / "parts") == 0  # nothing left to do
+    assert curve(tmp_path / "parts") == curve(tmp_path / "whole")
+
+
+def test_other_options_are_refused(
+    photos: Path, bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("pasd", photos, bundle, tmp_path, steps=2) == 0
+    assert run("pasd", photos, bundle, tmp_path, "--gamma", "0.1", steps=2) == 1
+    error = capsys.readouterr().err
+    assert "gamma = 1.0, now 0.1" in error and error.count("\n") == 1
+    assert run("pasd", photos, bundle, tmp_path, "--log-every", "5", steps=2) == 0
+
+
+def test_training_goes_on_from_other_weights(photos: Path, bundle: Path, tmp_path: Path) -> None:
+    assert run("pasd", photos, bundle, tmp_path / "first") == 0
+    start = tmp_path / "first" / "pasd.safetensors"
+    assert (
+        run("pasd", photos, bundle, tmp_path / "second", "--start", str(start), "--lr", "1e-9", steps=1) == 0
+    )
+    first, second = (read_state_dict(tmp_path / name / "pasd.safetensors") for name in ("first", "second"))
+    assert all(torch.allclose(first[key].float(), second[key].float(), atol=1e-3) for key in first)
+    assert run("pasd", photos, bundle, tmp_path / "third", "--start", str(start), "--variant", "light") == 1
+
+
+def test_colourisation(photos: Path, bundle: Path, tmp_path: Path) -> None:
+    assert run("pasd", photos, bundle, tmp_path, "--mode", "colorize", "--variant", "light", steps=2) == 0
+    assert "colour" in curve(tmp_path)[-1]
+
+
+def test_a_base_is_tuned(photos: Path, bundle: Path, tmp_path: Path) -> None:
+    assert run("base", photos, bundle, tmp_path / "whole", "--lr", "1e-3") == 0
+    tuned = load_net(tmp_path / "whole" / "model" / "unet.safetensors")
+    assert tuned.config.attention_head_dim == 2
+    assert (
+        read_metadata(tmp_path / "whole" / "model" / "unet.safetensors")["config"].count("prediction_type")
+        == 1
+    )
+    assert run("base", photos, bundle, tmp_path / "lora", "--rank", "2", "--lr", "1e-3") == 0
+    lora = tmp_path / "lora" / "lora.safetensors"
+    assert read_lora_file(lora).layers
+    plain, changed = (
+        load_edit_pipeline(bundle, loras=loras).unet.state_dict() for loras in ((), ((lora, 1.0),))
+    )
+    assert any(not torch.equal(plain[key], changed[key]) for key in plain)
+
+
+def test_the_curves_are_drawn(photos: Path, bundle: Path, tmp_path: Path, capsys: Any) -> None:
+    assert run("pasd", photos, bundle, tmp_path / "run") == 0
+    assert main(["curves", str(tmp_path / "run"), "-o", str(tmp_path / "curves.png")]) == 0
+    assert Image.open(tmp_path / "curves.png").width > 500
+    assert "run, denoising" in capsys.readouterr().out
+
+
+def test_two_processes(photos: Path, bundle: Path, tmp_path: Path) -> None:
+    """torchrun's environment, gloo: the same curve as one process with twice the batch."""
+    assert run("pasd", photos, bundle, tmp_path / "one", "--batch", "2", steps=2) == 0
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    words = [
+        "--data",
+        str(photos),
+        "--base",
+        str(bundle),
+        "-o",
+        str(tmp_path / "two"),
+        *QUICK,
+        "--batch",
+        "1",
+    ]
+    words += ["--steps", "2", "--validate-every", "2", "--save-every", "2", "--device", "cpu", "--quiet"]
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-m", "tools.train", *words],
+            cwd=ROOT,
+            env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank), "PYTHONPATH": "."},
+        )
+        for rank in range(2)
+    ]
+    assert [process.wait(timeout=120) for process in processes] == [0, 0]
+    one, two = curve(tmp_path / "one"), curve(tmp_path / "two")
+    for a, b in zip(one, two, strict=True):
+        assert a == pytest.approx(b, rel=1e-4)
+
+
+def test_presets() -> None:
+    def config(*words: str) -> Any:
+        return config_of(build_parser().parse_args(["pasd", "--data", "x", "-o", "y", *words]))
+
+    assert config() == PAPER
+    assert config("--preset", "official") == OFFICIAL
+    assert config("--preset", "official", "--lr", "1e-3", "--seed", "3").learning_rate == 1e-3
+    assert (PAPER.optimizer, PAPER.learning_rate, PAPER.batch, PAPER.gamma, PAPER.steps) == (
+        "adam",
+        5e-5,
+        4,
+        1.0,
+        500_000,
+    )
+    assert (PAPER.null_prompts, OFFICIAL.weight_decay, OFFICIAL.accumulate) == (0.5, 1e-2, 2)
+
+
+def test_pictures_for_validation_are_not_trained_on(tmp_path: Path) -> None:
+    for number in range(40):
+        Image.new("RGB", (4, 4), (number, 0, 0)).save(tmp_path / f"{number:02d}.png")
+    training, held_out = read_data([str(tmp_path)], None)
+
+    def reds(pictures: Any) -> set[int]:
+        return {pictures.read(i)[0].getpixel((0, 0))[0] for i in range(len(pictures))}
+
+    assert len(held_out) == 2 and len(training) == 38
+    assert reds(training) | reds(held_out) == set(range(40))
+    assert not reds(training) & reds(held_out)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--data", "nowhere"], "nowhere"),
+        (["--data", "a.tar", "b"], "expected one folder"),
+        (["--data", "scenes", "--steps", "0"], "steps is 0"),
+        (["--data", "scenes", "--base", "nosuch"], "nosuch"),
+        (["--data", "scenes", "--scale", "999"], "999"),
+    ],
+)
+def test_bad_input_gets_one_line(
+    words: list[str],
+    said: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("tools.mini.pasd.ScenePictures", lambda: [None])
+    assert main([*words, "-o", str(tmp_path / "run"), "--device", "cpu"]) == 1  # the job pasd is understood
+    error = capsys.readouterr().err
+    assert said in error and error.count("\n") == 1

@@ -1,0 +1,321 @@
+"""A run of training: nets, data, validation, files. What `tools.train` and `tools.mini train` have in common."""
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from msbd.degrade import PASD, Ranges
+from msbd.latents import decode
+from msbd.load import load_training_parts
+from msbd.load_nets import put_pasd_tensors, start_pasd_nets
+from msbd.train import Encoder, Figures, Inputs, PASDObjective, Trainer, World, checkpoint_activations, train
+from msbd.train_base import BaseObjective, lora_state, unet_state
+from msbd.train_config import TrainConfig
+from msbd.train_data import TrainingData, collate
+from msbd.train_pictures import Pictures
+from msbd.train_state import RunFolder
+from msbd.train_validate import kept_weights, restore_pictures, validation_draws, validation_losses
+from nets.pasd_unet import ADDED_KEYS
+from nets.unet import ResnetBlock, Transformer
+from samplers.ddim import ddim_sample
+from samplers.schedule import trailing_timesteps, v_prediction
+from weights.files import whole_file, write_safetensors
+from weights.locate import locate
+from weights.merge import pack_delta
+from weights.settings import read_training
+
+from ._convert import convert, copying
+from ._curves import tenths_table
+from ._report import write_sheet
+
+SHOWN = 8  # validation pictures that are restored
+FREE = (  # what may change in mid-run
+    *("steps", "learning_rate", "precision", "clip"),  # at the price of another curve
+    *("checkpointing", "zero", "nan_limit", "log_every", "validate_every", "save_every"),
+)
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is trained, on what, and where it goes."""
+
+    pictures: Pictures
+    held_out: Pictures
+    output: Path
+    base: str = "mini"
+    size: int | None = None  # of the crops; None: the base's own
+    scale: int = 4
+    workers: int = 0
+    # Of PASD
+    variant: str = "full"
+    use_rrdb: bool = False
+    to_rgb: bool = True
+    zero_init: bool = True
+    hint_widths: tuple[int, ...] = (16, 32, 96, 256)
+    start: Path | None = None  # PASD's weights to start from
+    grayscale: bool = False
+    ranges: Ranges = PASD
+    # Of a base
+    rank: int | None = None  # of a LoRA; None: the whole U-Net
+
+    @property
+    def choices(self) -> dict[str, Any]:
+        """What a run that goes on must have begun with."""
+        names = ("base", "size", "scale", "variant", "use_rrdb", "to_rgb", "grayscale", "rank")
+        return {name: getattr(self, name) for name in names} | {"pictures": len(self.pictures)}
+
+
+def start_world(device: str) -> tuple[World, torch.device]:
+    """This process's place among those that torchrun started, and its device; alone where it started none."""
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1:
+        return World(), torch.device(device)
+    local = int(os.environ.get("LOCAL_RANK", "0"))
+    if device == "cuda":
+        torch.cuda.set_device(local)
+    dist.init_process_group("nccl" if device == "cuda" else "gloo")
+    return World(dist.get_rank(), size), torch.device("cuda", local) if device == "cuda" else torch.device(
+        device
+    )
+
+
+class Run:
+    """One run, ready to go on from where its folder is."""
+
+    def __init__(self, job: Job, config: TrainConfig, device: torch.device, world: World) -> None:
+        self.job, self.config, self.device = job, config, device
+        self.folder = RunFolder(job.output)
+        self._check_same(world)
+        self.parts = load_training_parts(job.base)
+        self.objective = self.make_objective()
+        if config.checkpointing:
+            checkpoint_activations(self.objective, (ResnetBlock, Transformer))
+        self.trainer = Trainer(self.objective, config, world=world)
+        if config.precision == "bf16":  # float16 overflows in it
+            self.parts.vae.bfloat16()
+        vae, text_encoder = self.placed(self.parts.vae), self.parts.text_encoder.to(device)
+        self.encoder = Encoder(vae, text_encoder, self.parts.tokenizer)
+        if state := self.folder.load(cut_log=world.rank == 0):
+            self.trainer.load_state(state)
+
+    def placed(self, net: Any) -> Any:
+        """`net` on the run's device; for work in 16 bits channels last, which is faster on GPUs and on CPUs."""
+        wide = self.config.precision == "fp32"
+        return net.to(self.device, memory_format=torch.preserve_format if wide else torch.channels_last)
+
+    def make_objective(self) -> Any:
+        """The module that gives the loss, on the run's device."""
+        raise NotImplementedError
+
+    def export(self) -> Path:
+        """Write what was trained as a file that loads."""
+        raise NotImplementedError
+
+    def draw(self, inputs: Inputs) -> list[Tensor]:
+        """Rows of pictures (B, 3, H, W) in [-1, 1] that show the state of the run."""
+        raise NotImplementedError
+
+    def run(self, *, quiet: bool = False) -> Path:
+        """Train to the last step; where the result is."""
+        batches = DataLoader(
+            self._data(self.job.pictures, self.config.seed),
+            batch_sampler=_Batches(self.trainer.batches),
+            num_workers=self.job.workers,
+            collate_fn=collate,
+            pin_memory=self.device.type == "cuda",
+        )
+        first = self.trainer.world.rank == 0
+        validate = self._validation() if first and self.config.validate_every else None
+        with tqdm(
+            total=self.config.steps,
+            initial=self.trainer.done,
+            disable=True if quiet or not first else None,
+            dynamic_ncols=True,
+        ) as bar:
+
+            def show(step: int, figures: Figures) -> None:
+                bar.update()
+                bar.set_postfix(loss=f"{figures['loss']:.4f}")
+
+            train(self.trainer, self.encoder, batches, self.folder, validate=validate, on_step=show)
+        return self.export() if first else self.job.output
+
+    def summary(self) -> str:
+        """The losses on the held-out pictures, at the beginning and at the end."""
+        return tenths_table([self.job.output])
+
+    def _data(self, pictures: Pictures, seed: int) -> TrainingData:
+        job = self.job
+        size = job.size or self.parts.measures.native
+        return TrainingData(
+            pictures, size=size, ranges=job.ranges, scale=job.scale, grayscale=job.grayscale, seed=seed
+        )
+
+    def _validation(self) -> Callable[[int], Figures]:
+        """Losses on all held-out pictures with fixed timesteps and noise, and a sheet of the first ones."""
+        data, count, size = self._data(self.job.held_out, 0), len(self.job.held_out), self.config.batch
+        draw = validation_draws(self.config.seed, count, timesteps=len(self.parts.alphas_cumprod))
+        groups = [range(i, min(i + size, count)) for i in range(0, count, size)]
+        batches = [self.encoder(collate([data[n] for n in group]), draw) for group in groups]
+        folder = self.job.output / "pictures"
+
+        def validate(step: int) -> Figures:
+            with kept_weights(self.trainer), self.trainer.autocast(), torch.no_grad():
+                rows = self.draw(Inputs(*(field[:SHOWN] for field in batches[0])))
+            folder.mkdir(exist_ok=True, parents=True)
+            pictures = [picture.cpu() for row in rows for picture in row]
+            write_sheet(folder / f"{step:07d}.png", pictures, len(rows[0]))
+            return validation_losses(self.trainer, self.objective, batches)
+
+        return validate
+
+    def _check_same(self, world: World) -> None:
+        """ValueError where the folder holds a run with other options; else they are written down."""
+        path = self.folder.path / "run.json"
+        fixed = {name: value for name, value in asdict(self.config).items() if name not in FREE}
+        choices = json.loads(json.dumps(fixed | {"processes": world.size} | self.job.choices))
+        if path.exists() and self.folder.checkpoint.exists():
+            before = json.loads(path.read_text())
+            changed = [name for name in choices if before.get(name) != choices[name]]
+            if changed:
+                name = changed[0]
+                raise ValueError(
+                    f"{self.folder.path}: holds a run with {name} = {before.get(name)}, now {choices[name]}; go on with the options it "
+                    "began with, or take another folder"
+                )
+        elif world.rank == 0:
+            self.folder.path.mkdir(parents=True, exist_ok=True)
+            with whole_file(path) as unfinished:
+                unfinished.write_text(json.dumps(choices, indent=1) + "\n")
+
+
+class PASDRun(Run):
+    """PASD's ControlNet and pixel-aware attention, on a frozen base."""
+
+    def make_objective(self) -> PASDObjective:
+        """Eq. 5 + gamma L_DR of new nets, or of those that the job starts from."""
+        job, parts = self.job, self.parts
+        unet, controlnet = start_pasd_nets(
+            parts.unet,
+            variant=job.variant,
+            zero_init=job.zero_init,
+            use_rrdb=job.use_rrdb,
+            to_rgb=job.to_rgb,
+            hint_widths=job.hint_widths,
+            seed=self.config.seed,
+        )
+        if job.start:
+            put_pasd_tensors(job.start, unet, controlnet)
+        self.unet, self.controlnet = self.placed(unet), self.placed(controlnet)
+        return PASDObjective(
+            self.unet,
+            self.controlnet,
+            parts.alphas_cumprod,
+            self.config,
+            added=ADDED_KEYS,
+            prediction_type=parts.prediction_type,
+            grayscale=job.grayscale,
+        )
+
+    def export(self) -> Path:
+        """The ControlNet and what was added to the U-Net, which load on a base; a ControlNet alone as such."""
+        with kept_weights(self.trainer):
+            unet, controlnet = _on_cpu(self.unet), _on_cpu(self.controlnet)
+        sizes: dict[str, Any] = {
+            "unet": asdict(self.unet.config),
+            "controlnet": asdict(self.controlnet.config),
+        }
+        if self.job.variant == "none":
+            path, sizes = self.job.output / "controlnet.safetensors", sizes["controlnet"]
+            tensors = {key: tensor.half() for key, tensor in controlnet.items()}
+        else:
+            path, tensors = self.job.output / "pasd.safetensors", pack_delta(unet, controlnet)
+        write_safetensors(path, tensors, {"config": json.dumps(sizes)})
+        return path
+
+    def draw(self, inputs: Inputs) -> list[Tensor]:
+        """What the ControlNet sees, what is restored of it, the clean picture."""
+        restored = restore_pictures(
+            self.unet, self.controlnet, self.parts.vae, inputs.control, inputs.context,
+            self.parts.alphas_cumprod, noise=inputs.noise, prediction_type=self.parts.prediction_type,
+        )  # fmt: skip
+        return [inputs.control * 2 - 1, restored, inputs.clean]
+
+
+class BaseRun(Run):
+    """A base's U-Net on pictures of a kind, whole or as a LoRA."""
+
+    def make_objective(self) -> BaseObjective:
+        """Eq. 5 without control."""
+        parts = self.parts
+        self.unet = self.placed(parts.unet)
+        return BaseObjective(
+            self.unet,
+            parts.alphas_cumprod,
+            self.config,
+            rank=self.job.rank,
+            prediction_type=parts.prediction_type,
+        )
+
+    def export(self) -> Path:
+        """The LoRA, or a folder with the whole changed model, which loads where the base does."""
+        kept = {key: tensor.cpu() for key, tensor in self.trainer.kept().items()}
+        if self.job.rank is not None:
+            path = self.job.output / "lora.safetensors"
+            tensors = {
+                key: tensor.half().contiguous() for key, tensor in lora_state(self.objective, kept).items()
+            }
+            write_safetensors(path, tensors)
+            return path
+        folder, located = self.job.output / "model", locate(self.job.base)
+        for _ in convert(copying(self.job.base, folder)):
+            pass  # the base's own parts, of which one is replaced
+        training = asdict(read_training(located.net("unet"), located.scheduler))
+        config = asdict(self.unet.config) | {
+            name: value for name, value in training.items() if value is not None
+        }
+        tensors = {
+            key: tensor.half().contiguous() for key, tensor in unet_state(self.objective, kept).items()
+        }
+        write_safetensors(folder / "unet.safetensors", tensors, {"config": json.dumps(config)})
+        return folder
+
+    def draw(self, inputs: Inputs) -> list[Tensor]:
+        """What the captions give, and the pictures that they belong to."""
+        alphas = self.parts.alphas_cumprod
+        denoise = self._denoiser(inputs.context)
+        z = ddim_sample(
+            denoise, inputs.noise, trailing_timesteps(20, num_train_timesteps=len(alphas)), alphas
+        )
+        return [decode(self.parts.vae, z), inputs.clean]
+
+    def _denoiser(self, context: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+        def predict(x: Tensor, t: Tensor) -> Tensor:
+            return self.unet(x, t, context).float()
+
+        if self.parts.prediction_type == "v_prediction":
+            return v_prediction(predict, self.parts.alphas_cumprod)
+        return predict
+
+
+def _on_cpu(net: nn.Module) -> dict[str, Tensor]:
+    return {key: tensor.cpu() for key, tensor in net.state_dict().items()}
+
+
+class _Batches:
+    """A sampler of whole batches, for DataLoader."""
+
+    def __init__(self, batches: Callable[[], Iterator[list[int]]]) -> None:
+        self._batches = batches
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return self._batches()

@@ -1,0 +1,247 @@
+"""Train PASD on a frozen base, or fine-tune a base.
+
+  python -m tools.train pasd --data PHOTOS --base sd-v1-5 -o runs/pasd                 the paper's recipe, one GPU
+  torchrun --nproc-per-node 8 -m tools.train pasd --data "train-{000..031}.tar" --base sd-v1-5 -o runs/pasd
+  python -m tools.train pasd --preset mini --data scenes -o runs/mini                  the bundle's own, on a CPU
+  python -m tools.train base --data STYLE --base sd-v1-5 --rank 8 -o runs/style        a LoRA of a style
+  python -m tools.train curves runs/pasd -o curves.png                                 what the log says
+
+The same command goes on from the last checkpoint in the folder of -o. docs/training.md has the recipes.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from msbd.train_config import OFFICIAL, PAPER, TrainConfig
+
+from ._cli import (
+    add_config_options,
+    add_shared_options,
+    check_not_shadowed,
+    choose_device,
+    config_options,
+    given_options,
+    report_errors,
+)
+
+if TYPE_CHECKING:
+    from msbd.train_pictures import Pictures
+
+
+OPTIONS = config_options(TrainConfig)
+FLAGS = {"learning_rate": "--lr", "null_prompts": "--null-prompts"}
+HELD_OUT = 64  # pictures kept for validation where none are given, at most a twentieth of them
+
+# What --help says of every option but the seed, in its order.
+HELP: dict[str, dict[str, str]] = {
+    "the descent": {
+        "steps": "updates of the weights",
+        "batch": "samples a process takes at once",
+        "accumulate": "batches a process adds up for one update",
+        "optimizer": "which",
+        "learning_rate": "its rate",
+        "schedule": "of the rate; cosine falls to 0 at the last step",
+        "warmup": "steps of linear rise",
+        "weight_decay": "of the optimizer",
+        "clip": "largest norm of the gradient",
+        "ema": "decay of the averaged weights, which are then the ones that are kept; 0: no average",
+        "nan_limit": "updates in a row that may be skipped for gradients that are not finite",
+    },
+    "the losses": {
+        "gamma": "weight of the degradation removal loss",
+        "antialias": "the pyramid of clean pictures that it compares with",
+        "null_prompts": "share of captions replaced by the empty one",
+        "colour_weight": "of the colourfulness of the toRGB pictures, with --mode colorize",
+    },
+    "memory and files": {
+        "precision": "of the nets' work; the weights that are trained are float32",
+        "zero": "spread the optimizer's state over the processes (ZeRO)",
+        "checkpointing": "compute activations twice instead of keeping them",
+        "log_every": "steps between lines of log.jsonl",
+        "validate_every": "steps between validations; 0: none",
+        "save_every": "steps between checkpoints",
+    },
+}
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """One sub-command per job; torch is not needed for it."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.train",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    jobs = parser.add_subparsers(dest="job", required=True)
+    pasd = jobs.add_parser("pasd", help="ControlNet and pixel-aware attention on a frozen base (the default)")
+    _add_data(pasd)
+    add = pasd.add_argument_group("the nets").add_argument
+    add("--variant", choices=("full", "light", "eq2", "none"), default="full",
+        help="of the pixel-aware attention; none: a ControlNet alone (default: full)")  # fmt: skip
+    add("--mode", choices=("sr", "colorize"), default="sr", help="what to learn (default: sr)")
+    add("--rrdb", action="store_true", help="two RRDBs in the degradation removal")
+    add("--no-to-rgb", dest="to_rgb", action="store_false",
+        help="without toRGB heads and their loss (Table 4 a of the paper)")  # fmt: skip
+    add("--init", choices=("zero", "random"),
+        help="of the new attention; random, as in the official code, disturbs the base (default: zero; official: random)")  # fmt: skip
+    add("--start", type=Path, metavar="PATH", help="PASD's weights to start from: a file or folder")
+    add("--degradation", choices=("real-esrgan", "pasd"),
+        help="whose ranges (default: real-esrgan with --preset paper, the milder pasd with the others)")  # fmt: skip
+    _add_running(pasd)
+    base = jobs.add_parser("base", help="fine-tune a base: the U-Net whole, or a LoRA of it")
+    _add_data(base)
+    base.add_argument("--rank", type=int, metavar="N", help="of a LoRA (default: the whole U-Net)")
+    _add_running(base)
+    curves = jobs.add_parser("curves", help="draw the losses of runs")
+    curves.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folders of runs")
+    curves.add_argument("-o", "--output", type=Path, required=True, metavar="PNG", help="the picture")
+    curves.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return parser
+
+
+def _add_data(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("what to do").add_argument
+    add("--data", nargs="+", required=True, metavar="DATA",
+        help='a folder of pictures with captions in .txt files beside them, tar shards ("train-{000..031}.tar"), or scenes: '
+        "those of the mini bundle")  # fmt: skip
+    add("--validation", nargs="+", metavar="DATA",
+        help=f"the same, for validation (default: {HELD_OUT} of --data, which are then not trained on)")  # fmt: skip
+    add("-o", "--output", type=Path, required=True, metavar="FOLDER", help="where the run is kept")
+    add("--base", default="mini", metavar="MODEL", help="a name, folder or file (default: mini)")
+    add("--preset", choices=("paper", "official", "mini"), default="paper",
+        help="whose options; any other flag overrules it (default: paper)")  # fmt: skip
+    add("--size", type=int, metavar="PIXELS", help="of a training picture (default: the base's own)")
+    add("--scale", type=int, default=4, metavar="N", help="of the degradation's downscale (default: 4)")
+    add("--workers", type=int, default=0, metavar="N",
+        help="processes that prepare the data (default: 0: the training process itself)")  # fmt: skip
+
+
+def _add_running(parser: argparse.ArgumentParser) -> None:
+    add_config_options(parser, OPTIONS, HELP, FLAGS)
+    add_shared_options(parser, dtype=False)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one job; exit code 0, or 1 if it could not be done."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words and words[0].startswith("-") and words[0] not in ("-h", "--help"):
+        words = ["pasd", *words]
+    args = build_parser().parse_args(words)
+    with report_errors(debug=args.debug) as outcome:
+        check_not_shadowed()
+        {"pasd": _pasd, "base": _base, "curves": _curves}[args.job](args)
+    return outcome.exit_code
+
+
+def config_of(args: argparse.Namespace) -> TrainConfig:
+    """The preset with the flags that were given."""
+    from dataclasses import replace
+
+    if args.preset == "mini":
+        from .mini.pasd import MINI
+
+        preset = MINI
+    else:
+        preset = {"paper": PAPER, "official": OFFICIAL}[args.preset]
+    return replace(preset, **given_options(args, OPTIONS))
+
+
+def _pasd(args: argparse.Namespace) -> None:
+    from msbd.degrade import PASD, REAL_ESRGAN
+
+    from ._training import PASDRun
+
+    ranges = args.degradation or ("real-esrgan" if args.preset == "paper" else "pasd")
+    _train(
+        args,
+        PASDRun,
+        variant=args.variant,
+        use_rrdb=args.rrdb,
+        to_rgb=args.to_rgb,
+        zero_init=args.init != "random" if args.init else args.preset != "official",
+        start=args.start,
+        grayscale=args.mode == "colorize",
+        ranges={"pasd": PASD, "real-esrgan": REAL_ESRGAN}[ranges],
+    )
+
+
+def _base(args: argparse.Namespace) -> None:
+    from ._training import BaseRun
+
+    _train(args, BaseRun, rank=args.rank)
+
+
+def _train(args: argparse.Namespace, kind: Any, **settings: Any) -> None:
+    from ._training import Job, start_world
+
+    config = config_of(args)
+    device, _ = choose_device(args.device, "float32")
+    data, held_out = read_data(args.data, args.validation)
+    if args.preset == "mini":
+        from .mini.pasd import HINT_WIDTHS
+
+        settings["hint_widths"] = HINT_WIDTHS
+    job = Job(
+        data,
+        held_out,
+        args.output,
+        base=args.base,
+        size=args.size,
+        scale=args.scale,
+        workers=args.workers,
+        **settings,
+    )
+    world, device = start_world(device.type)
+    run = kind(job, config, device, world)
+    result = run.run(quiet=args.quiet)
+    if world.rank == 0 and not args.quiet:
+        print(run.summary())
+        print(result)
+
+
+def read_data(data: list[str], validation: list[str] | None) -> "tuple[Pictures, Pictures]":
+    """The pictures to train on and those to validate with. ValueError where there are none."""
+    pictures = _pictures(data)
+    if validation:
+        return pictures, _pictures(validation)
+    if data == ["scenes"]:
+        from .mini.pasd import HeldOutPictures
+
+        return pictures, HeldOutPictures(HELD_OUT)
+    from msbd.train_pictures import Part
+
+    count = min(HELD_OUT, len(pictures) // 20)
+    if count == 0:
+        return pictures, Part(pictures, range(min(len(pictures), HELD_OUT)))
+    step = len(pictures) // count
+    held_out = range(0, step * count, step)  # from everywhere: folders are sorted by kind
+    kept = sorted(set(range(len(pictures))) - set(held_out))
+    return Part(pictures, kept), Part(pictures, held_out)
+
+
+def _pictures(data: list[str]) -> "Pictures":
+    from msbd.train_pictures import PictureFolder, TarShards
+
+    if data == ["scenes"]:
+        from .mini.pasd import ScenePictures
+
+        return ScenePictures()
+    if all(name.endswith(".tar") for name in data):
+        return TarShards(data)
+    if len(data) > 1:
+        raise ValueError(f"--data {' '.join(data)}: expected one folder, tar files, or the word scenes")
+    return PictureFolder(data[0])
+
+
+def _curves(args: argparse.Namespace) -> None:
+    from ._curves import draw_curves, tenths_table
+
+    text = tenths_table(args.runs)
+    draw_curves(args.runs, args.output)
+    print(f"{text}\n{args.output}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
