@@ -2,7 +2,7 @@
 
 Paper    Song et al. 2021 (DDIM), arXiv:2010.02502; Yang et al. 2023 (PASD), arXiv:2308.14469, Eq. 3 (the start)
 Tensors  as in train.py
-Copying  needs train.py and what that needs, samplers/ddim.py
+Copying  needs train.py and what that needs, samplers/ddim.py and guidance.py
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from samplers.ddim import ddim_sample
-from samplers.schedule import q_sample, trailing_timesteps, v_prediction
+from samplers.guidance import classifier_free_guidance
+from samplers.schedule import eps_from_velocity, q_sample, trailing_timesteps
 
 from .latents import decode, encode
 from .train import Figures, Inputs, Trainer, draw_samples
@@ -58,28 +59,25 @@ def validation_losses(trainer: Trainer, objective: Any, batches: Sequence[Inputs
 
 @torch.no_grad()
 def restore_pictures(
-    unet: Any,
-    controlnet: Any,
-    vae: Any,
-    control: Tensor,
-    context: Tensor,
-    alphas_cumprod: Tensor,
-    *,
-    noise: Tensor,
-    steps: int = 20,
-    prediction_type: str = "epsilon",
-) -> Tensor:
-    """Pictures (B, 3, H, W) in [-1, 1] restored from `control` (B, 3, H, W) in [0, 1], without guidance.
+    unet: Any, controlnet: Any, vae: Any, control: Tensor, context: Tensor, alphas_cumprod: Tensor, *,
+    noise: Tensor, steps: int = 20, prediction_type: str = "epsilon", conditioning_scale: float = 1.0,
+    negative: Tensor | None = None, guidance_scale: float = 1.0,
+) -> Tensor:  # fmt: skip
+    """Pictures (B, 3, H, W) in [-1, 1] restored from `control` (B, 3, H, W) in [0, 1].
 
     DDIM over `steps` trailing timesteps, started from the noised latent of the control picture (Eq. 3); `noise` (B, 4, h, w).
+    Guided by eps(negative) + guidance_scale (eps(context) - eps(negative)) for a scale other than 1; text states (B, 77, D).
     """
     timesteps = trailing_timesteps(steps, num_train_timesteps=len(alphas_cumprod))
-    z = encode(vae, control * 2 - 1)
-    hint = controlnet.embed(control)
+    z, hint = encode(vae, control * 2 - 1), controlnet.embed(control)
 
-    def predict(x: Tensor, t: Tensor) -> Tensor:
-        return unet(x, t, context, controlnet(x, t, context, hint=hint)).float()
+    def predict(x: Tensor, t: Tensor, text: Tensor) -> Tensor:
+        seen = hint.repeat(len(x) // len(hint), 1, 1, 1)  # guidance asks for both texts at once
+        residuals = controlnet(x, t, text, scale=conditioning_scale, hint=seen)
+        eps = unet(x, t, text, residuals).float()
+        return eps_from_velocity(eps, x, t, alphas_cumprod) if prediction_type == "v_prediction" else eps
 
-    denoise = v_prediction(predict, alphas_cumprod) if prediction_type == "v_prediction" else predict
+    negative = context if negative is None else negative
+    denoise = classifier_free_guidance(predict, context, negative, guidance_scale)
     start = q_sample(z, int(timesteps[0]), alphas_cumprod, noise.to(z))
     return decode(vae, ddim_sample(denoise, start, timesteps, alphas_cumprod))

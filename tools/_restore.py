@@ -26,6 +26,8 @@ from ._restore_trials import (
     upscaler_method,
 )
 
+SETTINGS = ("model", "scenes", "start", "steps", "captions", "guidance", "negative", "conditioning_scale")
+
 
 def restore(args: argparse.Namespace) -> str:
     """Measure what the options ask for; the table. ValueError, WeightsError."""
@@ -36,51 +38,42 @@ def restore(args: argparse.Namespace) -> str:
     if pipe.upscaler is not None:
         methods["RRDB"] = upscaler_method(pipe)
     for name, path in args.pasd or [("PASD", MINI / "pasd.safetensors")]:
-        methods[name] = pasd_method(parts, path, steps=args.steps, captioned=args.captions, base=args.model)
-    results = measure(
-        methods, make_pairs(args.scenes), clip_features(pipe), sheets=args.pictures, quiet=args.quiet
-    )
-    baseline = args.baseline or "bicubic"
+        methods[name] = pasd_method(parts, path, args)
+    if args.baseline not in methods:
+        raise ValueError(f"--baseline {args.baseline}: not among what is compared ({', '.join(methods)})")
+    pairs = make_pairs(args.scenes, start=args.start)
+    results = measure(methods, pairs, clip_features(pipe), sheets=args.pictures, quiet=args.quiet)
     if args.json:
-        settings = {
-            "model": args.model,
-            "scenes": args.scenes,
-            "steps": args.steps,
-            "captions": args.captions,
-        }
-        write_json(args.json, restore_figures(results, baseline), **settings, results=results)
-    return restore_table(results, baseline)
+        settings = {name: getattr(args, name) for name in SETTINGS}
+        write_json(args.json, restore_figures(results, args.baseline), settings=settings, results=results)
+    return restore_table(results, args.baseline)
 
 
-def pasd_method(
-    parts: TrainingParts, path: str | Path, *, steps: int, captioned: bool, base: str | Path
-) -> Method:
-    """PASD of the file or folder at `path` on the base: DDIM from the noised latent, without guidance.
+def pasd_method(parts: TrainingParts, path: str | Path, args: argparse.Namespace) -> Method:
+    """PASD of the file or folder at `path` on the base, sampled as the options `SETTINGS` say.
 
-    A file that holds a ControlNet alone is the variant "none". `captioned` gives it the scenes' captions, otherwise none.
+    A file that holds a ControlNet alone is the variant "none".
     """
-    nets = locate(path).nets
-    unet, controlnet = (
-        (parts.unet, load_net(path)) if set(nets) == {"controlnet"} else load_pasd_nets(path, base)
-    )
-    unet, controlnet = unet.float(), controlnet.float()
+    if set(locate(path).nets) == {"controlnet"}:
+        unet, controlnet = parts.unet, load_net(path)
+    else:
+        unet, controlnet = load_pasd_nets(path, args.model)
+    unet, controlnet, vae = unet.float(), controlnet.float(), parts.vae
+
+    def text(prompts: list[str]) -> Tensor:
+        return parts.text_encoder(parts.tokenizer(prompts))
 
     def method(low: Tensor, captions: list[str], first_seed: int) -> Tensor:
-        height, width = (side * SCALE for side in low.shape[-2:])
-        control = enlarge(low, (height, width))
-        context = parts.text_encoder(parts.tokenizer(captions if captioned else [""] * len(low)))
-        shape = (
-            parts.vae.config.latent_channels,
-            height // parts.vae.downscale,
-            width // parts.vae.downscale,
-        )
-        noise = [
-            torch.randn(shape, generator=torch.Generator().manual_seed(first_seed + i))
-            for i in range(len(low))
-        ]
+        height, width = (SCALE * side for side in low.shape[-2:])
+        shape = (vae.config.latent_channels, height // vae.downscale, width // vae.downscale)
+        seeds = range(first_seed, first_seed + len(low))
+        noise = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
         return restore_pictures(
-            unet, controlnet, parts.vae, control, context, parts.alphas_cumprod, noise=torch.stack(noise), steps=steps,
-            prediction_type=parts.prediction_type,
+            unet, controlnet, vae, enlarge(low, (height, width)),
+            text(captions if args.captions else [""] * len(low)), parts.alphas_cumprod,
+            noise=torch.stack(noise), steps=args.steps, prediction_type=parts.prediction_type,
+            conditioning_scale=args.conditioning_scale, guidance_scale=args.guidance,
+            negative=text([args.negative] * len(low)),
         )  # fmt: skip
 
     return method

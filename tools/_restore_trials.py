@@ -72,8 +72,8 @@ METRICS = (
 # ---- pictures and methods ----------------------------------------------------------------------------------
 
 
-def make_pairs(count: int, size: int = 128, ranges: Ranges = PASD) -> list[Pair]:
-    """The first `count` held-out scenes at `size`, number i degraded with seed i: the same on every machine.
+def make_pairs(count: int, size: int = 128, ranges: Ranges = PASD, start: int = 0) -> list[Pair]:
+    """`count` held-out scenes from number `start` on, at `size`, number i degraded with seed i: the same everywhere.
 
     Where `ranges` say so the clean picture is sharpened first. ValueError for no pairs, or a size that is no
     multiple of 4.
@@ -83,7 +83,7 @@ def make_pairs(count: int, size: int = 128, ranges: Ranges = PASD) -> list[Pair]
             f"{count} pairs of {size} pixels: there must be one at least, and its side a multiple of {SCALE}"
         )
     pairs = []
-    for number, scene in enumerate(held_out_scenes(count)):
+    for number, scene in enumerate(held_out_scenes(count, start=start), start):
         clean = picture(scene, size)
         if ranges.usm:
             clean = to_8_bits(usm_sharpen(clean / 2 + 0.5) * 2 - 1)

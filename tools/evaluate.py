@@ -70,7 +70,13 @@ def _add_restore(parser: argparse.ArgumentParser) -> None:
     add("--scenes", type=int, default=64, metavar="N", help="held-out ones (default: 64)")
     add("--steps", type=int, default=20, metavar="N", help="of DDIM (default: 20)")
     add("--captions", action="store_true", help="tell PASD the scenes' captions (default: no text)")
-    add("--baseline", metavar="NAME", help="what the others are compared with, in pairs (default: bicubic)")
+    add("--guidance", type=float, default=1.0, metavar="W", help="of the text (default: 1, without)")
+    add("--negative", default="", metavar="TEXT", help="what guidance leads away from (default: no text)")
+    add("--conditioning-scale", type=float, default=1.0, metavar="X",
+        help="of the ControlNet's residuals (default: 1)")  # fmt: skip
+    add("--start", type=int, default=0, metavar="N", help="first scene (default: 0)")
+    add("--baseline", default="bicubic", metavar="NAME",
+        help="what the others are compared with, in pairs (default: bicubic)")  # fmt: skip
     add("--json", type=Path, metavar="FILE", help="also write the figures and every scene's values there")
     add("--pictures", type=Path, metavar="DIR", help="also write sheets of the pictures there")
     add("--quiet", action="store_true", help="print nothing but errors")

@@ -13,7 +13,7 @@ from msbd.train_config import TrainConfig
 from tools._restore import pasd_method
 from tools._restore_trials import make_pairs
 from tools._training import Job, PASDRun
-from tools.evaluate import main
+from tools.evaluate import build_parser, main
 
 
 class Gray:
@@ -53,7 +53,8 @@ def test_the_table_has_every_method(bundle: Path, tmp_path: Path, capsys: pytest
 
 def test_batches_do_not_matter(bundle: Path, tmp_path: Path) -> None:
     path = write_untrained(tmp_path, bundle, "full")
-    method = pasd_method(load_training_parts(bundle), path, steps=2, captioned=True, base=bundle)
+    words = ["restore", "--model", str(bundle), "--steps", "2", "--captions", "--guidance", "2"]
+    method = pasd_method(load_training_parts(bundle), path, build_parser().parse_args(words))
     pairs = make_pairs(3)
     low, captions = torch.cat([pair.low for pair in pairs]), [pair.caption for pair in pairs]
     with torch.no_grad():

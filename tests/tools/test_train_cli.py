@@ -154,23 +154,22 @@ def test_the_curves_are_drawn(photos: Path, bundle: Path, tmp_path: Path, capsys
 
 
 def test_two_processes(photos: Path, bundle: Path, tmp_path: Path) -> None:
-    """torchrun's environment, gloo: the same curve as one process with twice the batch."""
-    assert run("pasd", photos, bundle, tmp_path / "one", "--batch", "2", steps=2) == 0
+    """torchrun's environment, gloo: the same curve as one process with twice the batch, in two goes, the state spread."""
+    assert run("pasd", photos, bundle, tmp_path / "one", "--batch", "2", steps=4) == 0
+    for steps in ("2", "4"):
+        two_processes(photos, bundle, tmp_path / "two", "--steps", steps, "--zero")
+    one, two = curve(tmp_path / "one"), curve(tmp_path / "two")
+    assert [line["step"] for line in two] == [1, 2, 3, 4]
+    for a, b in zip(one, two, strict=True):
+        assert a == pytest.approx(b, rel=1e-4)
+
+
+def two_processes(photos: Path, bundle: Path, output: Path, *more: str) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
-    words = [
-        "--data",
-        str(photos),
-        "--base",
-        str(bundle),
-        "-o",
-        str(tmp_path / "two"),
-        *QUICK,
-        "--batch",
-        "1",
-    ]
-    words += ["--steps", "2", "--validate-every", "2", "--save-every", "2", "--device", "cpu", "--quiet"]
+    words = ["--data", str(photos), "--base", str(bundle), "-o", str(output), *QUICK, "--batch", "1", *more]
+    words += ["--validate-every", "2", "--save-every", "2", "--device", "cpu", "--quiet"]
     shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
     processes = [
         subprocess.Popen(
@@ -181,9 +180,6 @@ def test_two_processes(photos: Path, bundle: Path, tmp_path: Path) -> None:
         for rank in range(2)
     ]
     assert [process.wait(timeout=120) for process in processes] == [0, 0]
-    one, two = curve(tmp_path / "one"), curve(tmp_path / "two")
-    for a, b in zip(one, two, strict=True):
-        assert a == pytest.approx(b, rel=1e-4)
 
 
 def test_presets() -> None:
