@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from nets.clip import CLIPConfig, CLIPModel, CLIPTextModel
+from nets.pasd_unet import PASDUNet
 from nets.rrdb import RRDBNet
 from nets.unet import UNet, UNetConfig
 from nets.vae import AutoencoderKL, IdentityAutoencoder
@@ -99,6 +100,10 @@ def load_training_parts(model: str | Path = "mini") -> TrainingParts:
     located = locate(model, companions=True)
     training, shelf = _read_training(located), Shelf(located)
     unet, vae = shelf.net("unet").float(), shelf.net("vae").float()
+    if isinstance(unet, PASDUNet):
+        raise WeightsError(
+            f"{located.name}: PASD's own U-Net, not a base; give its base, and PASD as what to start from"
+        )
     text_encoder, tokenizer = shelf.net("text_encoder").float(), _load_tokenizer(located)
     _check_together(located, unet.config, vae, text_encoder, None, None, tokenizer, training.measures)
     return TrainingParts(

@@ -124,11 +124,11 @@ def start_pasd_nets(
     return pasd, controlnet
 
 
-def put_pasd_tensors(path: str | Path, unet: PASDUNet, controlnet: ControlNet) -> None:
+def put_pasd_tensors(path: str | Path, unet: Any, controlnet: ControlNet) -> None:
     """Fill the two nets with what a file or folder of PASD has: what it adds to the U-Net, and the ControlNet. WeightsError."""
-    located = locate(path)
-    shelf = Shelf(located)
-    added, (control, source) = shelf.added(), shelf.tensors("controlnet")
+    shelf = Shelf(locate(path))
+    added = {} if unet.config.variant == "none" else shelf.added()
+    control, source = shelf.tensors("controlnet")
     for net, state in ((unet, dict(unet.state_dict()) | added), (controlnet, control)):
         fitting = net.state_dict()
         wrong = sorted(fitting.keys() ^ state.keys())

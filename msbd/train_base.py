@@ -4,7 +4,7 @@ Paper    Yang et al. 2023 (PASD), arXiv:2308.14469, section 3.5 (a personalised 
 Tensors  up (out, r), down (r, in * kh * kw): W (out, in[, kh, kw]) + alpha / r * up @ down
 Weights  LoRA files in kohya's names, lora_unet_<path with _>.lora_down.weight, .lora_up.weight and .alpha, in which kohya's
          programs, diffusers and weights/lora.py agree on the scale alpha / r
-Copying  needs train.py and what that needs; the U-Net comes as an argument, its layers are known by diffusers' names
+Copying  needs train_objective.py and what that needs; the U-Net comes as an argument, its layers are known by diffusers' names
 """
 
 import re
@@ -17,8 +17,8 @@ from torch.nn.utils.parametrize import register_parametrization
 
 from samplers.schedule import q_sample, velocity
 
-from .train import Inputs
 from .train_config import TrainConfig
+from .train_objective import Inputs
 
 # Every dense layer of the transformers, where the text acts: kohya's default too, 192 layers of SD 1.x.
 _TARGETS = re.compile(

@@ -17,7 +17,7 @@ class TrainConfig:
     accumulate: int = 1  # batches a process adds up for one update
     optimizer: Literal["adam", "adamw"] = "adam"
     learning_rate: float = 5e-5
-    schedule: Literal["constant", "cosine"] = "constant"  # cosine: half a wave, down to 0 at the last step
+    schedule: Literal["constant", "cosine"] = "constant"  # cosine: half a wave, towards 0
     warmup: int = 0  # steps of linear rise
     weight_decay: float = 0.0
     clip: float = 1.0  # largest norm of the gradient; the paper is silent, the official code has 1

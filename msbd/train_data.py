@@ -196,6 +196,9 @@ def to_unit(picture: Image.Image) -> Tensor:
 
 
 def seeded(seed: int, purpose: int, number: int) -> torch.Generator:
-    """A CPU generator for one purpose and number: its stream has nothing to do with that of any other."""
+    """A CPU generator for one purpose and number.
+
+    Hashed, so that neighbours have nothing in common; of torch's CPU generators there are 2^32.
+    """
     state = np.random.SeedSequence(seed % 2**64, spawn_key=(purpose, number)).generate_state(1, np.uint64)
     return torch.Generator().manual_seed(int(state[0]))

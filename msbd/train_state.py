@@ -6,8 +6,10 @@ Copying  this file stands alone: torch only
 """
 
 import json
+import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -53,30 +55,34 @@ class RunFolder:
         self.checkpoint, self.log_file = path / "last.pt", path / "log.jsonl"
 
     def save(self, state: dict[str, Any]) -> None:
-        """Replace the checkpoint, at once and whole: a run that is killed while saving has its last one."""
+        """Replace the checkpoint, at once and whole: a run that is killed while saving has its last one. OSError."""
         self.path.mkdir(parents=True, exist_ok=True)
-        unfinished = self.checkpoint.with_suffix(".unfinished")
-        torch.save(state, unfinished)
-        os.replace(unfinished, self.checkpoint)
+        try:
+            with _replacing(self.checkpoint) as unfinished:
+                torch.save(state, unfinished)
+        except RuntimeError as error:  # what torch makes of a full disk
+            raise OSError(
+                f"{self.checkpoint}: could not be written; is the disk full? The one before is kept. ({str(error):.80})"
+            ) from error
 
     def load(self, *, cut_log: bool = True) -> dict[str, Any] | None:
         """The checkpoint, or None. With `cut_log` (one process of a run) the log loses what was written after it was saved."""
         state = None
         if self.checkpoint.exists():
-            state = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
+            state = torch.load(self.checkpoint, map_location="cpu", weights_only=True, mmap=True)
         if cut_log and self.log_file.exists():
             step = state["step"] if state else 0
             lines = [json.dumps(line) + "\n" for line in self.read_log() if line["step"] <= step]
-            unfinished = self.log_file.with_suffix(".unfinished")
-            unfinished.write_text("".join(lines))
-            os.replace(unfinished, self.log_file)
+            with _replacing(self.log_file) as unfinished:
+                unfinished.write_text("".join(lines))
         return state
 
     def log(self, step: int, figures: Mapping[str, float]) -> None:
-        """Add a line to the log."""
+        """Add a line to the log; numbers that are not finite as null, which JSON has."""
+        sound = {name: value if math.isfinite(value) else None for name, value in figures.items()}
         self.path.mkdir(parents=True, exist_ok=True)
         with self.log_file.open("a") as file:
-            file.write(json.dumps({"step": step, **figures}) + "\n")
+            file.write(json.dumps({"step": step, **sound}) + "\n")
 
     def read_log(self) -> list[dict[str, float]]:
         """The logged lines; a last one that was cut off is left out."""
@@ -89,3 +95,17 @@ class RunFolder:
             except json.JSONDecodeError:
                 break
         return lines
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """A file to write, which then takes the place of `path`, or is removed where writing failed."""
+    unfinished = path.with_suffix(".unfinished")
+    try:
+        yield unfinished
+        with unfinished.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(unfinished, path)
+    except BaseException:
+        unfinished.unlink(missing_ok=True)
+        raise

@@ -5,7 +5,7 @@ Tensors  as in train.py
 Copying  needs train.py and what that needs, samplers/ddim.py and guidance.py
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,13 +17,14 @@ from samplers.guidance import classifier_free_guidance
 from samplers.schedule import eps_from_velocity, q_sample, trailing_timesteps
 
 from .latents import decode, encode
-from .train import Figures, Inputs, Trainer, draw_samples
+from .train import Figures, Trainer
+from .train_objective import Draws, Inputs, draw_samples
 
 
-def validation_draws(seed: int, count: int, *, timesteps: int = 1000) -> Any:
+def validation_draws(seed: int, count: int, *, timesteps: int = 1000) -> Callable[..., Draws]:
     """`draw` for an Encoder: the timesteps of the samples 0 to `count` - 1 spread evenly, so that few samples tell much."""
 
-    def draw(index: Sequence[int], shape: tuple[int, ...]) -> Any:
+    def draw(index: Sequence[int], shape: tuple[int, ...]) -> Draws:
         draws = draw_samples(seed + 1_000_003, index, shape, null_prompts=0.0, timesteps=timesteps)
         even = [int((n + 0.5) * timesteps / count) for n in index]
         return draws._replace(t=torch.tensor(even))
@@ -66,7 +67,7 @@ def restore_pictures(
     """Pictures (B, 3, H, W) in [-1, 1] restored from `control` (B, 3, H, W) in [0, 1].
 
     DDIM over `steps` trailing timesteps, started from the noised latent of the control picture (Eq. 3); `noise` (B, 4, h, w).
-    Guided by eps(negative) + guidance_scale (eps(context) - eps(negative)) for a scale other than 1; text states (B, 77, D).
+    Guided by eps(negative) + guidance_scale (eps(context) - eps(negative)), text states (B, 77, D); without `negative` not.
     """
     timesteps = trailing_timesteps(steps, num_train_timesteps=len(alphas_cumprod))
     z, hint = encode(vae, control * 2 - 1), controlnet.embed(control)

@@ -18,17 +18,9 @@ from torch import Tensor, nn
 
 from msbd import train_state
 from msbd.load_nets import start_pasd_nets
-from msbd.train import (
-    Draws,
-    Inputs,
-    PASDObjective,
-    Trainer,
-    World,
-    checkpoint_activations,
-    draw_samples,
-    train,
-)
+from msbd.train import Trainer, World, checkpoint_activations, train
 from msbd.train_config import TrainConfig
+from msbd.train_objective import Draws, Inputs, PASDObjective, draw_samples
 from msbd.train_state import RunFolder
 from msbd.train_validate import validation_losses
 from nets.controlnet import ControlNet
@@ -135,14 +127,16 @@ def trained(
     thrifty: bool = False,
     poison: tuple[int, Sequence[int]] = (0, ()),
     resume: int = 0,
+    before: TrainConfig | None = None,
     **options: Any,
 ) -> dict[str, Any]:
     """What a run gives: "gradients" and "figures" of each step, at last "weights", those "kept" and the "state".
 
-    The calls of `poison` (rank, numbers) have gradients that are not finite; after `resume` steps another Trainer goes on.
+    The calls of `poison` (rank, numbers) have gradients that are not finite; after `resume` steps, with
+    the options `before` if they were others, another Trainer goes on.
     """
 
-    def make() -> Trainer:
+    def make(config: TrainConfig = config) -> Trainer:
         found = objective(config, dtype=dtype, **options)
         if thrifty:
             checkpoint_activations(found, (ResnetBlock, Transformer))
@@ -150,7 +144,7 @@ def trained(
             spoil(found, poison[1])
         return Trainer(found, config, world=world)
 
-    trainer, figures, after = make(), [], []
+    trainer, figures, after = make(before or config), [], []
     batches = feed(trainer, dtype)
     for step in range(config.steps):
         if resume and step == resume:
@@ -200,7 +194,7 @@ def start(target: Callable[..., None], *arguments: Any) -> Any:
 def finish(*processes: Any) -> list[int | None]:
     """The exit codes; a process that hangs is killed, which shows in its code."""
     for process in processes:
-        process.join(300)
+        process.join(600)
         if process.is_alive():
             process.kill()
             process.join()
@@ -218,15 +212,15 @@ def spread(cases: dict[str, dict[str, Any]], rank: int, size: int, folder: Path)
 
 
 RUN = TrainConfig(
-    steps=12,
+    steps=9,
     batch=2,
     learning_rate=1e-3,
     warmup=2,
     schedule="cosine",
     ema=0.9,
     log_every=1,
-    save_every=4,
-    validate_every=5,
+    save_every=3,
+    validate_every=4,
 )
 
 

@@ -258,9 +258,15 @@ class Outcome:
     exit_code: int = 0
 
 
+EDIT_MEMORY = "take fewer candidates, smaller tiles (--tile, --tile-batch 1), --no-decoder-optimization, or --device cpu"
+
+
 @contextmanager
-def report_errors(*, debug: bool = False) -> Iterator[Outcome]:
-    """Turn what can be expected to go wrong into one line on stderr and an exit code; with `debug` let it pass."""
+def report_errors(*, debug: bool = False, memory: str = EDIT_MEMORY) -> Iterator[Outcome]:
+    """Turn what can be expected to go wrong into one line on stderr and an exit code; with `debug` let it pass.
+
+    `memory` is the way out when there is not enough of it.
+    """
     outcome = Outcome()
     try:
         yield outcome
@@ -272,22 +278,19 @@ def report_errors(*, debug: bool = False) -> Iterator[Outcome]:
     except BrokenPipeError:  # whoever reads our output, `head` say, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except Exception as error:
-        message = None if debug else _expected(error)
+        message = None if debug else _expected(error, memory)
         if message is None:
             raise
         outcome.exit_code = 1
         print("error: " + " ".join(message.split()), file=sys.stderr)
 
 
-def _expected(error: Exception) -> str | None:
+def _expected(error: Exception, way_out: str) -> str | None:
     """The line for an error that is the user's to solve; None for one that is ours."""
     text = str(error) or type(error).__name__
     memory = sys.modules.get("msbd.memory")  # imported with the nets, before anything large
     if isinstance(error, MemoryError) or (memory and memory.is_out_of_memory(error)):
-        return (
-            "out of memory; take fewer candidates, smaller tiles (--tile, --tile-batch 1), --no-decoder-optimization, "
-            "or --device cpu"
-        )
+        return f"out of memory; {way_out}"
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     return text if isinstance(error, (ValueError, OSError, ImportError)) else None

@@ -15,7 +15,7 @@ def draw_curves(runs: Sequence[Path], path: Path) -> None:
     """Training and validation losses of `runs` as one PNG. ValueError for a folder without a log."""
     from matplotlib.figure import Figure
 
-    logs = {run.name: _read(run) for run in runs}
+    logs = {name: _read(run) for name, run in _named(runs).items()}
     names = [name for name in LOSSES if any(name in line for log in logs.values() for line in log)]
     figure = Figure(figsize=(5.2 * len(names), 3.6), layout="constrained")
     axes = figure.subplots(1, len(names), squeeze=False)[0]
@@ -37,8 +37,8 @@ def draw_curves(runs: Sequence[Path], path: Path) -> None:
 def tenths_table(runs: Sequence[Path]) -> str:
     """The mean validation losses in the first and the last tenth of each run."""
     lines = [["validation loss", "first tenth", "last tenth", "validations"]]
-    for run in runs:
-        log = _read(run)
+    for run, path in _named(runs).items():
+        log = _read(path)
         last = max(line["step"] for line in log)
         for name in LOSSES:
             steps, values = _series(log, f"val_{name}")
@@ -46,8 +46,14 @@ def tenths_table(runs: Sequence[Path]) -> str:
             final = [v for s, v in zip(steps, values, strict=True) if s > 0.9 * last]
             if final:
                 means = [f"{sum(part) / len(part):.5f}" for part in (first, final)]
-                lines.append([f"{run.name}, {name}", *means, str(len(steps))])
+                lines.append([f"{run}, {name}", *means, str(len(steps))])
     return table(lines)
+
+
+def _named(runs: Sequence[Path]) -> dict[str, Path]:
+    """The runs by their folders' names, or their paths where two are alike."""
+    names = [run.name for run in runs]
+    return {run.name if names.count(run.name) == 1 else str(run): run for run in runs}
 
 
 def _read(run: Path) -> list[dict[str, float]]:
@@ -60,7 +66,7 @@ def _read(run: Path) -> list[dict[str, float]]:
 
 
 def _series(log: list[dict[str, float]], name: str) -> tuple[list[float], list[float]]:
-    found = [(line["step"], line[name]) for line in log if name in line]
+    found = [(line["step"], line[name]) for line in log if line.get(name) is not None]
     return [step for step, _ in found], [value for _, value in found]
 
 

@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,11 @@ from msbd.degrade import PASD, Ranges
 from msbd.latents import decode
 from msbd.load import load_training_parts
 from msbd.load_nets import put_pasd_tensors, start_pasd_nets
-from msbd.train import Encoder, Figures, Inputs, PASDObjective, Trainer, World, checkpoint_activations, train
+from msbd.train import Figures, Trainer, World, checkpoint_activations, train
 from msbd.train_base import BaseObjective, lora_state, unet_state
 from msbd.train_config import TrainConfig
 from msbd.train_data import TrainingData, collate
+from msbd.train_objective import Encoder, Inputs, PASDObjective
 from msbd.train_pictures import Pictures
 from msbd.train_state import RunFolder
 from msbd.train_validate import kept_weights, restore_pictures, validation_draws, validation_losses
@@ -30,16 +31,18 @@ from samplers.ddim import ddim_sample
 from samplers.schedule import trailing_timesteps, v_prediction
 from weights.files import whole_file, write_safetensors
 from weights.locate import locate
-from weights.merge import pack_delta
+from weights.merge import narrow, pack_delta
 from weights.settings import read_training
 
 from ._convert import convert, copying
 from ._curves import tenths_table
 from ._report import write_sheet
 
-SHOWN = 8  # validation pictures that are restored
+HELD_OUT = 64  # pictures to validate with
+SHOWN = 8  # of them at most that are drawn
 FREE = (  # what may change in mid-run
     *("steps", "learning_rate", "precision", "clip"),  # at the price of another curve
+    *("batch", "accumulate"),  # as long as a step has as many samples
     *("checkpointing", "zero", "nan_limit", "log_every", "validate_every", "save_every"),
 )
 
@@ -51,6 +54,7 @@ class Job:
     pictures: Pictures
     held_out: Pictures
     output: Path
+    data: str = "scenes"  # the words that `pictures` were named by
     base: str = "mini"
     size: int | None = None  # of the crops; None: the base's own
     scale: int = 4
@@ -70,8 +74,15 @@ class Job:
     @property
     def choices(self) -> dict[str, Any]:
         """What a run that goes on must have begun with."""
-        names = ("base", "size", "scale", "variant", "use_rrdb", "to_rgb", "grayscale", "rank")
-        return {name: getattr(self, name) for name in names} | {"pictures": len(self.pictures)}
+        left_out = ("held_out", "output", "workers")
+        found = {
+            field.name: getattr(self, field.name) for field in fields(self) if field.name not in left_out
+        }
+        return found | {
+            "pictures": len(self.pictures),
+            "ranges": asdict(self.ranges),
+            "start": str(self.start),
+        }
 
 
 def start_world(device: str) -> tuple[World, torch.device]:
@@ -88,15 +99,26 @@ def start_world(device: str) -> tuple[World, torch.device]:
     )
 
 
+def end_world() -> None:
+    """Leave the other processes in order."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
 class Run:
     """One run, ready to go on from where its folder is."""
 
     def __init__(self, job: Job, config: TrainConfig, device: torch.device, world: World) -> None:
-        self.job, self.config, self.device = job, config, device
-        self.folder = RunFolder(job.output)
-        self._check_same(world)
         self.parts = load_training_parts(job.base)
+        self.job = replace(job, size=job.size or self.parts.measures.native)
+        self.config, self.device, self.folder = config, device, RunFolder(job.output)
+        cell = self.parts.vae.downscale
+        if self.size % cell:
+            raise ValueError(f"pictures of {self.size} pixels; this base needs a multiple of {cell}")
         self.objective = self.make_objective()
+        self.parts = replace(
+            self.parts, unet=self.objective.unet
+        )  # lets go of the base's, where there are two
         if config.checkpointing:
             checkpoint_activations(self.objective, (ResnetBlock, Transformer))
         self.trainer = Trainer(self.objective, config, world=world)
@@ -104,8 +126,43 @@ class Run:
             self.parts.vae.bfloat16()
         vae, text_encoder = self.placed(self.parts.vae), self.parts.text_encoder.to(device)
         self.encoder = Encoder(vae, text_encoder, self.parts.tokenizer)
-        if state := self.folder.load(cut_log=world.rank == 0):
+        self._resume(world)
+
+    @property
+    def size(self) -> int:
+        """Pixels, of a side of the crops."""
+        assert self.job.size is not None
+        return self.job.size
+
+    def _resume(self, world: World) -> None:
+        """Go on from the folder's checkpoint, if it has one. ValueError where that is of a run with other options."""
+        path, first = self.folder.path / "run.json", world.rank == 0
+        batch = self.trainer.samples_per_step
+        options = json.loads(json.dumps(asdict(self.config) | self.job.choices | {"samples_per_step": batch}))
+        if self.folder.checkpoint.exists():
+            if not path.exists():
+                raise ValueError(
+                    f"{path}: missing beside a checkpoint, so that its options are unknown; take another folder"
+                )
+            before = json.loads(path.read_text())
+            if changed := [
+                name for name in options if name not in FREE and before.get(name) != options[name]
+            ]:
+                name = changed[0]
+                raise ValueError(
+                    f"{self.folder.path}: holds a run with {name} = {before.get(name)}, now {options[name]}; go on with the options "
+                    "it began with, or take another folder"
+                )
+        if state := self.folder.load(cut_log=first):
             self.trainer.load_state(state)
+        if len(set(world.all(self.trainer.done))) > 1:
+            raise ValueError(
+                f"{self.folder.path}: not the same for all processes; take a folder on a disk that all machines share"
+            )
+        if first:
+            self.folder.path.mkdir(parents=True, exist_ok=True)
+            with whole_file(path) as unfinished:
+                unfinished.write_text(json.dumps(options, indent=1) + "\n")
 
     def placed(self, net: Any) -> Any:
         """`net` on the run's device; for work in 16 bits channels last, which is faster on GPUs and on CPUs."""
@@ -155,21 +212,21 @@ class Run:
 
     def _data(self, pictures: Pictures, seed: int) -> TrainingData:
         job = self.job
-        size = job.size or self.parts.measures.native
         return TrainingData(
-            pictures, size=size, ranges=job.ranges, scale=job.scale, grayscale=job.grayscale, seed=seed
+            pictures, size=self.size, ranges=job.ranges, scale=job.scale, grayscale=job.grayscale, seed=seed
         )
 
     def _validation(self) -> Callable[[int], Figures]:
         """Losses on all held-out pictures with fixed timesteps and noise, and a sheet of the first ones."""
-        data, count, size = self._data(self.job.held_out, 0), len(self.job.held_out), self.config.batch
+        data, size = self._data(self.job.held_out, 0), self.config.batch
+        count = min(HELD_OUT, len(self.job.held_out))
         draw = validation_draws(self.config.seed, count, timesteps=len(self.parts.alphas_cumprod))
         groups = [range(i, min(i + size, count)) for i in range(0, count, size)]
         batches = [self.encoder(collate([data[n] for n in group]), draw) for group in groups]
         folder = self.job.output / "pictures"
 
         def validate(step: int) -> Figures:
-            with kept_weights(self.trainer), self.trainer.autocast(), torch.no_grad():
+            with kept_weights(self.trainer), torch.no_grad():  # in float32: the VAE could not bear float16
                 rows = self.draw(Inputs(*(field[:SHOWN] for field in batches[0])))
             folder.mkdir(exist_ok=True, parents=True)
             pictures = [picture.cpu() for row in rows for picture in row]
@@ -177,25 +234,6 @@ class Run:
             return validation_losses(self.trainer, self.objective, batches)
 
         return validate
-
-    def _check_same(self, world: World) -> None:
-        """ValueError where the folder holds a run with other options; else they are written down."""
-        path = self.folder.path / "run.json"
-        fixed = {name: value for name, value in asdict(self.config).items() if name not in FREE}
-        choices = json.loads(json.dumps(fixed | {"processes": world.size} | self.job.choices))
-        if path.exists() and self.folder.checkpoint.exists():
-            before = json.loads(path.read_text())
-            changed = [name for name in choices if before.get(name) != choices[name]]
-            if changed:
-                name = changed[0]
-                raise ValueError(
-                    f"{self.folder.path}: holds a run with {name} = {before.get(name)}, now {choices[name]}; go on with the options it "
-                    "began with, or take another folder"
-                )
-        elif world.rank == 0:
-            self.folder.path.mkdir(parents=True, exist_ok=True)
-            with whole_file(path) as unfinished:
-                unfinished.write_text(json.dumps(choices, indent=1) + "\n")
 
 
 class PASDRun(Run):
@@ -236,7 +274,7 @@ class PASDRun(Run):
         }
         if self.job.variant == "none":
             path, sizes = self.job.output / "controlnet.safetensors", sizes["controlnet"]
-            tensors = {key: tensor.half() for key, tensor in controlnet.items()}
+            tensors = _halved(controlnet)
         else:
             path, tensors = self.job.output / "pasd.safetensors", pack_delta(unet, controlnet)
         write_safetensors(path, tensors, {"config": json.dumps(sizes)})
@@ -271,9 +309,7 @@ class BaseRun(Run):
         kept = {key: tensor.cpu() for key, tensor in self.trainer.kept().items()}
         if self.job.rank is not None:
             path = self.job.output / "lora.safetensors"
-            tensors = {
-                key: tensor.half().contiguous() for key, tensor in lora_state(self.objective, kept).items()
-            }
+            tensors = _halved(lora_state(self.objective, kept))
             write_safetensors(path, tensors)
             return path
         folder, located = self.job.output / "model", locate(self.job.base)
@@ -283,9 +319,7 @@ class BaseRun(Run):
         config = asdict(self.unet.config) | {
             name: value for name, value in training.items() if value is not None
         }
-        tensors = {
-            key: tensor.half().contiguous() for key, tensor in unet_state(self.objective, kept).items()
-        }
+        tensors = _halved(unet_state(self.objective, kept))
         write_safetensors(folder / "unet.safetensors", tensors, {"config": json.dumps(config)})
         return folder
 
@@ -309,6 +343,11 @@ class BaseRun(Run):
 
 def _on_cpu(net: nn.Module) -> dict[str, Tensor]:
     return {key: tensor.cpu() for key, tensor in net.state_dict().items()}
+
+
+def _halved(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """In float16, for a file. WeightsError where that cannot hold a number."""
+    return {key: narrow(tensor, torch.float16, key).contiguous() for key, tensor in state.items()}
 
 
 class _Batches:

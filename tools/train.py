@@ -11,7 +11,9 @@ The same command goes on from the last checkpoint in the folder of -o. docs/trai
 
 import argparse
 import sys
+import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +35,10 @@ if TYPE_CHECKING:
 
 OPTIONS = config_options(TrainConfig)
 FLAGS = {"learning_rate": "--lr", "null_prompts": "--null-prompts"}
-HELD_OUT = 64  # pictures kept for validation where none are given, at most a twentieth of them
+HELD_OUT = 64  # pictures at most to validate with
+MEMORY = (
+    "take a smaller --batch (and more --accumulate), --checkpointing, --precision bf16, or a smaller --size"
+)
 
 # What --help says of every option but the seed, in its order.
 HELP: dict[str, dict[str, str]] = {
@@ -43,7 +48,7 @@ HELP: dict[str, dict[str, str]] = {
         "accumulate": "batches a process adds up for one update",
         "optimizer": "which",
         "learning_rate": "its rate",
-        "schedule": "of the rate; cosine falls to 0 at the last step",
+        "schedule": "of the rate; cosine falls towards 0",
         "warmup": "steps of linear rise",
         "weight_decay": "of the optimizer",
         "clip": "largest norm of the gradient",
@@ -89,11 +94,13 @@ def build_parser() -> argparse.ArgumentParser:
     add("--start", type=Path, metavar="PATH", help="PASD's weights to start from: a file or folder")
     add("--degradation", choices=("real-esrgan", "pasd"),
         help="whose ranges (default: real-esrgan with --preset paper, the milder pasd with the others)")  # fmt: skip
-    _add_running(pasd)
+    add("--scale", type=int, default=4, metavar="N", help="of the degradation's downscale (default: 4)")
+    _add_running(pasd, HELP)
     base = jobs.add_parser("base", help="fine-tune a base: the U-Net whole, or a LoRA of it")
     _add_data(base)
     base.add_argument("--rank", type=int, metavar="N", help="of a LoRA (default: the whole U-Net)")
-    _add_running(base)
+    plain = {"the losses": {"null_prompts": HELP["the losses"]["null_prompts"]}}
+    _add_running(base, HELP | plain)
     curves = jobs.add_parser("curves", help="draw the losses of runs")
     curves.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folders of runs")
     curves.add_argument("-o", "--output", type=Path, required=True, metavar="PNG", help="the picture")
@@ -113,13 +120,12 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
     add("--preset", choices=("paper", "official", "mini"), default="paper",
         help="whose options; any other flag overrules it (default: paper)")  # fmt: skip
     add("--size", type=int, metavar="PIXELS", help="of a training picture (default: the base's own)")
-    add("--scale", type=int, default=4, metavar="N", help="of the degradation's downscale (default: 4)")
     add("--workers", type=int, default=0, metavar="N",
         help="processes that prepare the data (default: 0: the training process itself)")  # fmt: skip
 
 
-def _add_running(parser: argparse.ArgumentParser) -> None:
-    add_config_options(parser, OPTIONS, HELP, FLAGS)
+def _add_running(parser: argparse.ArgumentParser, table: dict[str, dict[str, str]]) -> None:
+    add_config_options(parser, OPTIONS, table, FLAGS)
     add_shared_options(parser, dtype=False)
 
 
@@ -129,7 +135,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if words and words[0].startswith("-") and words[0] not in ("-h", "--help"):
         words = ["pasd", *words]
     args = build_parser().parse_args(words)
-    with report_errors(debug=args.debug) as outcome:
+    with report_errors(debug=args.debug, memory=MEMORY) as outcome:
         check_not_shadowed()
         {"pasd": _pasd, "base": _base, "curves": _curves}[args.job](args)
     return outcome.exit_code
@@ -137,8 +143,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def config_of(args: argparse.Namespace) -> TrainConfig:
     """The preset with the flags that were given."""
-    from dataclasses import replace
-
     if args.preset == "mini":
         from .mini.pasd import MINI
 
@@ -152,69 +156,68 @@ def _pasd(args: argparse.Namespace) -> None:
     from msbd.degrade import PASD, REAL_ESRGAN
 
     from ._training import PASDRun
+    from .mini.pasd import HINT_WIDTHS
 
-    ranges = args.degradation or ("real-esrgan" if args.preset == "paper" else "pasd")
+    # Real-ESRGAN sharpens its targets; PASD, whose paper does not speak of it and whose code does not, learns photographs.
+    ranges = {"pasd": PASD, "real-esrgan": replace(REAL_ESRGAN, usm=False)}
+    settings: dict[str, Any] = {"hint_widths": HINT_WIDTHS} if args.preset == "mini" else {}
     _train(
         args,
         PASDRun,
         variant=args.variant,
         use_rrdb=args.rrdb,
         to_rgb=args.to_rgb,
-        zero_init=args.init != "random" if args.init else args.preset != "official",
+        zero_init=(args.init or ("random" if args.preset == "official" else "zero")) == "zero",
         start=args.start,
         grayscale=args.mode == "colorize",
-        ranges={"pasd": PASD, "real-esrgan": REAL_ESRGAN}[ranges],
+        scale=args.scale,
+        ranges=ranges[args.degradation or ("real-esrgan" if args.preset == "paper" else "pasd")],
+        **settings,
     )
 
 
 def _base(args: argparse.Namespace) -> None:
     from ._training import BaseRun
 
-    _train(args, BaseRun, rank=args.rank)
+    _train(args, BaseRun, rank=args.rank, grayscale=True)  # there is no use for a degraded picture
 
 
 def _train(args: argparse.Namespace, kind: Any, **settings: Any) -> None:
-    from ._training import Job, start_world
+    from ._training import Job, end_world, start_world
 
     config = config_of(args)
     device, _ = choose_device(args.device, "float32")
     data, held_out = read_data(args.data, args.validation)
-    if args.preset == "mini":
-        from .mini.pasd import HINT_WIDTHS
-
-        settings["hint_widths"] = HINT_WIDTHS
     job = Job(
-        data,
-        held_out,
-        args.output,
-        base=args.base,
-        size=args.size,
-        scale=args.scale,
-        workers=args.workers,
-        **settings,
-    )
+        data, held_out, args.output, data=" ".join(args.data), base=args.base, size=args.size, workers=args.workers, **settings
+    )  # fmt: skip
     world, device = start_world(device.type)
     run = kind(job, config, device, world)
     result = run.run(quiet=args.quiet)
     if world.rank == 0 and not args.quiet:
         print(run.summary())
         print(result)
+    end_world()
 
 
 def read_data(data: list[str], validation: list[str] | None) -> "tuple[Pictures, Pictures]":
     """The pictures to train on and those to validate with. ValueError where there are none."""
-    pictures = _pictures(data)
-    if validation:
-        return pictures, _pictures(validation)
-    if data == ["scenes"]:
-        from .mini.pasd import HeldOutPictures
-
-        return pictures, HeldOutPictures(HELD_OUT)
     from msbd.train_pictures import Part
 
+    from .mini.pasd import HeldOutPictures
+
+    pictures = _pictures(data)
+    if validation or data == ["scenes"]:
+        return pictures, HeldOutPictures(HELD_OUT) if validation in (None, ["scenes"]) else _pictures(
+            validation
+        )
     count = min(HELD_OUT, len(pictures) // 20)
     if count == 0:
-        return pictures, Part(pictures, range(min(len(pictures), HELD_OUT)))
+        warnings.warn(
+            f"{len(pictures)} pictures are too few to keep some for validation: it shows training pictures",
+            stacklevel=2,
+        )
+        return pictures, pictures
     step = len(pictures) // count
     held_out = range(0, step * count, step)  # from everywhere: folders are sorted by kind
     kept = sorted(set(range(len(pictures))) - set(held_out))
@@ -224,9 +227,9 @@ def read_data(data: list[str], validation: list[str] | None) -> "tuple[Pictures,
 def _pictures(data: list[str]) -> "Pictures":
     from msbd.train_pictures import PictureFolder, TarShards
 
-    if data == ["scenes"]:
-        from .mini.pasd import ScenePictures
+    from .mini.pasd import ScenePictures
 
+    if data == ["scenes"]:
         return ScenePictures()
     if all(name.endswith(".tar") for name in data):
         return TarShards(data)

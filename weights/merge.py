@@ -68,7 +68,7 @@ def pack_delta(
         if not half:
             raise WeightsError(f"nothing to pack under {prefix!r}: expected PASD's U-Net and its ControlNet")
     return {
-        prefix + key: _narrow(tensor, dtype, prefix + key)
+        prefix + key: narrow(tensor, dtype, prefix + key)
         for prefix, half in halves.items()
         for key, tensor in half.items()
     }
@@ -118,11 +118,12 @@ def _mix(base: Tensor, other: Tensor, weight: float) -> Tensor:
     return torch.lerp(base.to(wide), other.to(wide), weight).to(base.dtype)
 
 
-def _narrow(tensor: Tensor, dtype: torch.dtype, key: str) -> Tensor:
-    narrow = tensor.to(dtype)
-    if not narrow.isfinite().all():
-        raise WeightsError(f"{key!r} has numbers that are not finite in {dtype}; pack it in float32")
-    return narrow
+def narrow(tensor: Tensor, dtype: torch.dtype, key: str) -> Tensor:
+    """`tensor` in `dtype`; WeightsError, which names it `key`, where that cannot hold its numbers."""
+    converted = tensor.to(dtype)
+    if not converted.isfinite().all():
+        raise WeightsError(f"{key!r} has numbers that are not finite in {dtype}; keep it in float32")
+    return converted
 
 
 def _require_layout(state: State, expected: State, what: str) -> None:

@@ -28,24 +28,19 @@ from tiny_training import (
 from torch import Tensor, nn
 
 from msbd.load_nets import start_pasd_nets
-from msbd.train import (
-    DivergedError,
+from msbd.train import DivergedError, Trainer, World, checkpoint_activations, learning_rate_factor, trainable
+from msbd.train_config import OFFICIAL, PAPER, TrainConfig
+from msbd.train_data import Batch
+from msbd.train_objective import (
     Draws,
     Encoder,
     Inputs,
     PASDObjective,
-    Trainer,
-    World,
-    checkpoint_activations,
     colourfulness_loss,
     draw_samples,
-    learning_rate_factor,
     removal_loss,
-    trainable,
 )
-from msbd.train_config import OFFICIAL, PAPER, TrainConfig
-from msbd.train_data import Batch
-from nets.pasd_unet import ADDED_KEYS, PASDUNet
+from nets.pasd_unet import ADDED_KEYS
 from nets.unet import ResnetBlock, Transformer, UNet, UNetConfig
 from samplers.schedule import q_sample, velocity
 
@@ -405,9 +400,9 @@ def test_marks_of_what_is_added_match_whole_names() -> None:
 
 
 def test_accumulating_equals_one_larger_batch() -> None:
-    joint = trained(configured(steps=3, batch=4))
+    joint = trained(configured(steps=2, batch=4))
     for batch, accumulate in ((2, 2), (1, 4)):
-        split = trained(configured(steps=3, batch=batch, accumulate=accumulate))
+        split = trained(configured(steps=2, batch=batch, accumulate=accumulate))
         for a, b in zip(joint["gradients"], split["gradients"], strict=True):
             assert difference(a, b) <= 1e-9
         assert difference(joint["weights"], split["weights"]) <= 1e-9
@@ -465,15 +460,16 @@ def test_gradients_are_clipped_all_together_after_accumulation(clip: float) -> N
 @pytest.mark.parametrize(("name", "decay"), [("adam", 0.0), ("adam", 0.1), ("adamw", 0.0), ("adamw", 0.1)])
 def test_first_update_by_the_formula_of_the_optimizer(name: Any, decay: float) -> None:
     """From Kingma & Ba's algorithm 1 the first step is g / (|g| + eps); decay is in g, or beside it (AdamW)."""
-    config = configured(optimizer=name, weight_decay=decay, clip=1e9)
+    config = configured(optimizer=name, weight_decay=decay, clip=1e9, warmup=1)
+    rate = 0.5e-3  # of the first of the two steps up
     trainer = Trainer(objective(config, dtype=torch.float64), config)
     before = {name: p.detach().clone() for name, p in trainer.parameters.items()}
     trainer.step(feed(trainer, torch.float64))
     for key, gradient in gradients(trainer).items():
         theta = before[key]
         g = gradient + decay * theta if name == "adam" else gradient
-        start = theta * (1 - 1e-3 * decay) if name == "adamw" else theta
-        assert torch.allclose(trainer.parameters[key], start - 1e-3 * g / (g.abs() + 1e-8), atol=1e-12), key
+        start = theta * (1 - rate * decay) if name == "adamw" else theta
+        assert torch.allclose(trainer.parameters[key], start - rate * g / (g.abs() + 1e-8), atol=1e-12), key
 
 
 @pytest.mark.parametrize(
@@ -701,9 +697,3 @@ def test_presets_are_the_published_recipes() -> None:
         assert {name: getattr(preset, name) for name in values} == values
         assert preset.null_prompts == 0.5 and preset.schedule == "constant" and preset.ema == 0
     assert not OFFICIAL.antialias and OFFICIAL.colour_weight == pytest.approx(3 * 4 * PAPER.colour_weight)
-
-
-def test_a_net_without_attention_to_pixels_has_its_controlnet_trained_alone() -> None:
-    found = trainable(objective(CONFIG, "none"))
-    assert found and all(name.startswith("controlnet.") for name in found)
-    assert isinstance(objective(CONFIG, "none").unet, PASDUNet)

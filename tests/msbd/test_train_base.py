@@ -19,9 +19,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.parallel import DistributedDataParallel
 
-from msbd.train import Inputs, Trainer, checkpoint_activations, trainable
+from msbd.train import Trainer, checkpoint_activations, trainable
 from msbd.train_base import BaseObjective, extract_lora, lora_state, low_rank, unet_state
 from msbd.train_config import TrainConfig
+from msbd.train_objective import Inputs
 from nets.unet import ResnetBlock, Transformer, UNet
 from weights.lora import merge_loras, read_lora
 

@@ -18,6 +18,9 @@ def config(batch: int, accumulate: int = 1, **changes: Any) -> TrainConfig:
     return TrainConfig(**{"steps": 3, "batch": batch, "accumulate": accumulate, **options, **changes})
 
 
+ZERO = config(1, 2, zero=True, optimizer="adamw")
+PLAIN = dataclasses.replace(ZERO, zero=False)
+
 # What two ranks do: 4 samples a step, however they are split. The official code fails with `accumulated` (bug 18).
 CASES: dict[str, dict[str, Any]] = {
     "full": {"config": config(2)},
@@ -25,7 +28,8 @@ CASES: dict[str, dict[str, Any]] = {
     "light, clipped, checkpointed": {"config": config(1, 2, clip=0.01), "variant": "light", "thrifty": True},
     "eq2, from zero": {"config": config(2), "variant": "eq2", "fresh": True},
     "none, without heads, resumed": {"config": config(2), "variant": "none", "to_rgb": False, "resume": 2},
-    "zero": {"config": config(1, 2, zero=True, optimizer="adamw"), "variant": "none", "resume": 1},
+    "zero": {"config": ZERO, "variant": "none", "resume": 1},
+    "zero, at first not": {"config": ZERO, "variant": "none", "resume": 1, "before": PLAIN},
     "poisoned": {"config": config(1, 2), "poison": (1, [2])},  # rank 1, in the first half of step 2
     "fp16": {"config": config(2, precision="fp16"), "dtype": torch.float32, "poison": (0, [1])},
 }
@@ -47,7 +51,7 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("case", [case for case in CASES if case not in ("poisoned", "fp16")])
 def test_two_ranks_are_one_process_with_the_joint_batch(ranks: list[dict[str, Any]], case: str) -> None:
-    own = ("config", "thrifty", "resume")
+    own = ("config", "thrifty", "resume", "before")
     options = {name: value for name, value in CASES[case].items() if name not in own}
     one = dataclasses.replace(CASES[case]["config"], batch=4, accumulate=1, zero=False)
     alone = trained(one, **options)

@@ -17,8 +17,11 @@ from tiny_bundle import write_tiny_bundle
 from msbd.load import load_edit_pipeline
 from msbd.load_nets import load_net, load_pasd_nets, read_lora_file
 from msbd.train_config import OFFICIAL, PAPER
+from nets.pasd_unet import ADDED_KEYS
+from nets.vae import AutoencoderKL
 from tools.train import build_parser, config_of, main, read_data
 from weights.files import read_metadata, read_state_dict
+from weights.merge import ADDED
 
 ROOT = Path(__file__).parents[2]
 QUICK = [
@@ -94,12 +97,17 @@ def test_a_controlnet_alone(photos: Path, bundle: Path, tmp_path: Path) -> None:
 
 
 def test_a_run_goes_on_where_it_was(photos: Path, bundle: Path, tmp_path: Path) -> None:
-    assert run("pasd", photos, bundle, tmp_path / "whole") == 0
-    assert run("pasd", photos, bundle, tmp_path / "parts") == 0
-    # As if it had been killed after step 3, with a checkpoint of step 2.
-    state = torch.load(tmp_path / "parts" / "last.pt", weights_only=True)
-    assert state["step"] == 4
-    assert run("pasd", photos, bundle, tmp_path / "parts") == 0  # nothing left to do
+    """In two goes, the second with a worker process: the same log and weights as in one."""
+    more = ("--ema", "0.5", "--accumulate", "2", "--lr", "1e-2")
+    assert run("pasd", photos, bundle, tmp_path / "whole", *more) == 0
+    assert run("pasd", photos, bundle, tmp_path / "parts", *more, steps=2) == 0
+    halfway = read_state_dict(tmp_path / "parts" / "pasd.safetensors")
+    assert run("pasd", photos, bundle, tmp_path / "parts", *more, "--workers", "1") == 0
+    assert curve(tmp_path / "parts") == curve(tmp_path / "whole")
+    whole, parts = (read_state_dict(tmp_path / name / "pasd.safetensors") for name in ("whole", "parts"))
+    assert all(torch.equal(whole[key], parts[key]) for key in whole)
+    assert any(not torch.equal(whole[key], halfway[key]) for key in whole)
+    assert run("pasd", photos, bundle, tmp_path / "parts", *more) == 0  # nothing left to do
     assert curve(tmp_path / "parts") == curve(tmp_path / "whole")
 
 
@@ -107,10 +115,26 @@ def test_other_options_are_refused(
     photos: Path, bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run("pasd", photos, bundle, tmp_path, steps=2) == 0
-    assert run("pasd", photos, bundle, tmp_path, "--gamma", "0.1", steps=2) == 1
-    error = capsys.readouterr().err
-    assert "gamma = 1.0, now 0.1" in error and error.count("\n") == 1
-    assert run("pasd", photos, bundle, tmp_path, "--log-every", "5", steps=2) == 0
+    for words, said in (
+        (("--gamma", "0.1"), "gamma = 1.0, now 0.1"),
+        (("--degradation", "real-esrgan"), "ranges = "),
+        (("--batch", "4"), "samples_per_step = 2, now 4"),
+        (("--seed", "1"), "seed = 0, now 1"),
+    ):
+        assert run("pasd", photos, bundle, tmp_path, *words, steps=2) == 1
+        error = capsys.readouterr().err
+        assert said in error and error.count("\n") == 1
+    # What a run that diverged is advised to change, and what does not change it.
+    for words in (
+        ("--lr", "1e-6"),
+        ("--precision", "bf16"),
+        ("--batch", "1", "--accumulate", "2"),
+        ("--log-every", "5"),
+    ):
+        assert run("pasd", photos, bundle, tmp_path, *words, steps=2) == 0
+    (tmp_path / "run.json").unlink()
+    assert run("pasd", photos, bundle, tmp_path, steps=2) == 1
+    assert "run.json: missing" in capsys.readouterr().err
 
 
 def test_training_goes_on_from_other_weights(photos: Path, bundle: Path, tmp_path: Path) -> None:
@@ -122,6 +146,43 @@ def test_training_goes_on_from_other_weights(photos: Path, bundle: Path, tmp_pat
     first, second = (read_state_dict(tmp_path / name / "pasd.safetensors") for name in ("first", "second"))
     assert all(torch.allclose(first[key].float(), second[key].float(), atol=1e-3) for key in first)
     assert run("pasd", photos, bundle, tmp_path / "third", "--start", str(start), "--variant", "light") == 1
+
+
+def test_a_controlnet_goes_on_from_another(photos: Path, bundle: Path, tmp_path: Path) -> None:
+    assert run("pasd", photos, bundle, tmp_path / "first", "--variant", "none", steps=1) == 0
+    start = ("--start", str(tmp_path / "first" / "controlnet.safetensors"))
+    assert run("pasd", photos, bundle, tmp_path / "second", "--variant", "none", *start, steps=1) == 0
+
+
+def test_a_base_that_predicts_v(photos: Path, tmp_path: Path) -> None:
+    base = write_tiny_bundle(tmp_path / "base", prediction_type="v_prediction", rescale_betas_zero_snr=True)
+    assert run("pasd", photos, base, tmp_path / "run", steps=2) == 0
+    assert np.isfinite(curve(tmp_path / "run")[-1]["val_denoising"])
+    assert run("base", photos, base, tmp_path / "tuned", steps=2) == 0
+    assert "v_prediction" in read_metadata(tmp_path / "tuned" / "model" / "unet.safetensors")["config"]
+
+
+def test_the_autoencoder_never_works_in_float16(
+    photos: Path, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = set()
+    convolve = torch.nn.Conv2d.forward
+
+    def watched(module: torch.nn.Conv2d, x: torch.Tensor) -> torch.Tensor:
+        result = convolve(module, x)
+        seen.add((module in autoencoder, result.dtype))
+        return result
+
+    autoencoder: set[Any] = set()
+    decode = AutoencoderKL.decode
+    monkeypatch.setattr(torch.nn.Conv2d, "forward", watched)
+    monkeypatch.setattr(
+        AutoencoderKL, "decode", lambda vae, z: (autoencoder.update(vae.modules()), decode(vae, z))[1]
+    )
+    assert run("pasd", photos, bundle, tmp_path / "pasd", "--precision", "fp16", steps=2) == 0
+    assert run("base", photos, bundle, tmp_path / "base", "--precision", "fp16", steps=2) == 0
+    assert (False, torch.float16) in seen  # the nets do
+    assert (True, torch.float32) in seen and (True, torch.float16) not in seen
 
 
 def test_colourisation(photos: Path, bundle: Path, tmp_path: Path) -> None:
@@ -157,29 +218,41 @@ def test_two_processes(photos: Path, bundle: Path, tmp_path: Path) -> None:
     """torchrun's environment, gloo: the same curve as one process with twice the batch, in two goes, the state spread."""
     assert run("pasd", photos, bundle, tmp_path / "one", "--batch", "2", steps=4) == 0
     for steps in ("2", "4"):
-        two_processes(photos, bundle, tmp_path / "two", "--steps", steps, "--zero")
+        assert two_processes(photos, bundle, tmp_path / "two", "--steps", steps, "--zero") == [0, 0]
     one, two = curve(tmp_path / "one"), curve(tmp_path / "two")
     assert [line["step"] for line in two] == [1, 2, 3, 4]
     for a, b in zip(one, two, strict=True):
         assert a == pytest.approx(b, rel=1e-4)
 
 
-def two_processes(photos: Path, bundle: Path, output: Path, *more: str) -> None:
+def test_processes_with_folders_of_their_own_are_refused(photos: Path, bundle: Path, tmp_path: Path) -> None:
+    """As on two machines that share no disk: one would begin anew beside the other's checkpoint."""
+    for expected, steps in ((0, "1"), (1, "2")):
+        words = ("--steps", steps, "--save-every", "1", "--validate-every", "0")
+        assert two_processes(photos, bundle, tmp_path, *words, apart=True) == [expected] * 2
+
+
+def two_processes(photos: Path, bundle: Path, output: Path, *more: str, apart: bool = False) -> list[int]:
+    """Their exit codes; `apart`: each with a folder of its own."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
-    words = ["--data", str(photos), "--base", str(bundle), "-o", str(output), *QUICK, "--batch", "1", *more]
-    words += ["--validate-every", "2", "--save-every", "2", "--device", "cpu", "--quiet"]
+    words = ["--data", str(photos), "--base", str(bundle), *QUICK, "--batch", "1"]
+    words += ["--validate-every", "2", "--save-every", "2", "--device", "cpu", "--quiet", *more]
     shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
     processes = [
         subprocess.Popen(
-            [sys.executable, "-m", "tools.train", *words],
+            [sys.executable, "-m", "tools.train", *words, "-o", str(output / str(rank) if apart else output)],
             cwd=ROOT,
             env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank), "PYTHONPATH": "."},
         )
         for rank in range(2)
     ]
-    assert [process.wait(timeout=120) for process in processes] == [0, 0]
+    return [process.wait(timeout=300) for process in processes]
+
+
+def test_what_pasd_adds_has_one_name() -> None:
+    assert sorted(ADDED_KEYS) == sorted(ADDED)
 
 
 def test_presets() -> None:
@@ -220,6 +293,7 @@ def test_pictures_for_validation_are_not_trained_on(tmp_path: Path) -> None:
         (["--data", "scenes", "--steps", "0"], "steps is 0"),
         (["--data", "scenes", "--base", "nosuch"], "nosuch"),
         (["--data", "scenes", "--scale", "999"], "999"),
+        (["--data", "scenes", "--size", "100"], "a multiple of 8"),
     ],
 )
 def test_bad_input_gets_one_line(

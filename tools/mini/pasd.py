@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from msbd.train import World
 from msbd.train_config import TrainConfig
-from tools._training import Job, PASDRun
+from tools._training import HELD_OUT, Job, PASDRun
 
 from .data import (
     NATIVE,
@@ -22,7 +22,6 @@ from .data import (
 )
 from .scenes import DEGRADED, render
 
-HELD_OUT_COUNT = 64  # pictures for validation
 HINT_WIDTHS = (16, 32, 64, 96)  # of the degradation removal, half of the full net's where it is widest
 
 # The rate is twenty times the paper's, since small nets bear more, and as there it does not fall: so a run can be prolonged,
@@ -67,7 +66,7 @@ def train_variant(name: str, device: torch.device) -> Path:
     one = VARIANTS[name]
     job = Job(
         ScenePictures(),
-        HeldOutPictures(HELD_OUT_COUNT),
+        HeldOutPictures(HELD_OUT),
         runs_folder() / name,
         variant=one.variant,
         to_rgb=one.to_rgb,
