@@ -233,6 +233,15 @@ def test_encoder_samples_the_posterior_and_leaves_captions_out() -> None:
     assert not any(field.requires_grad for field in found)
 
 
+def test_on_a_cpu_attention_is_wide_where_the_rest_is_not() -> None:
+    q = torch.ones(1, 1, 2, 4)
+    for changes, expected in (({}, torch.float32), ({"checkpointing": True}, torch.bfloat16)):
+        config = configured(precision="bf16", **changes)
+        with Trainer(objective(config), config).autocast():
+            assert F.scaled_dot_product_attention(q, q, q).dtype == expected
+            assert F.linear(q, q[0, 0]).dtype == torch.bfloat16
+
+
 def test_the_frozen_encoder_works_in_its_own_precision() -> None:
     """A VAE in float16 overflows: DESIGN section 4."""
     config = configured(precision="bf16")
