@@ -4,6 +4,7 @@ python -m tools.evaluate edit            is the asked thing there, in the asked 
 python -m tools.evaluate decoder-opt     what decoder optimisation does to the background and to the edge of the mask
 python -m tools.evaluate restore         degraded scenes enlarged x4: PASD beside interpolation and the upscaler
 python -m tools.evaluate degrade         pairs of clean and degraded pictures, and how fast they are made
+python -m tools.evaluate jpeg            JPEG in tensor code beside Pillow's
 
 Each edit's figures are kept under the runs folder as soon as they are there, by model and options: a run that was cut off goes
 on, and parts of it (--start, --count) may run side by side. --fresh forgets them; do that after changing the code.
@@ -59,6 +60,13 @@ def build_parser() -> argparse.ArgumentParser:
     _add_degrade(
         jobs.add_parser("degrade", help=about, description=f"{about}; --device and --dtype change nothing")
     )
+    jpeg = jobs.add_parser("jpeg", help="PSNR between JPEG in tensor code and Pillow's, and seconds")
+    jpeg.add_argument("-i", "--input", type=Path, nargs="+", required=True, metavar="FILE", help="pictures")
+    jpeg.add_argument(
+        "--qualities", type=int, nargs="+", default=[30, 60, 90], metavar="Q", help="(default: 30 60 90)"
+    )
+    jpeg.add_argument("--quiet", action="store_true", help="print nothing but errors")
+    jpeg.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser
 
 
@@ -159,7 +167,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     with report_errors(debug=args.debug) as outcome:
         check_not_shadowed()
-        text = {"degrade": _degrade, "restore": _restore}.get(args.job, _measure)(args)
+        text = {"degrade": _degrade, "restore": _restore, "jpeg": _jpeg}.get(args.job, _measure)(args)
         if not args.quiet:
             print(text)
     return outcome.exit_code
@@ -175,6 +183,12 @@ def _restore(args: argparse.Namespace) -> str:
     from ._restore import restore
 
     return restore(args)
+
+
+def _jpeg(args: argparse.Namespace) -> str:
+    from ._jpeg import compare_jpeg
+
+    return compare_jpeg(args)
 
 
 def _measure(args: argparse.Namespace) -> str:
