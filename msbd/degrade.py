@@ -226,7 +226,7 @@ def apply(
                 image = filter2d(image, step.kernel())
             case GaussianNoise() | PoissonNoise():
                 image = torch.cat([_add_noise(picture, step) for picture in image.split(1)]).clamp(0, 1)
-    return _round_to_8_bits(image)
+    return round_to_8_bits(image)
 
 
 def _resize_step(image: Tensor, step: Resize, original_size: tuple[int, int]) -> Tensor:
@@ -276,7 +276,7 @@ def add_poisson_noise(image: Tensor, scale: float, *, gray: bool, generator: tor
     The photon count at white is the number of 8-bit levels a picture uses, rounded up to a power of two, as
     in Real-ESRGAN's code.
     """
-    signal = _round_to_8_bits(_luma(image) if gray else image).cpu().float()
+    signal = round_to_8_bits(_luma(image) if gray else image).cpu().float()
     used = [(255 * x).round().int().flatten().bincount().count_nonzero().item() for x in signal]
     counts = torch.tensor([2.0 ** math.ceil(math.log2(levels)) for levels in used]).view(-1, 1, 1, 1)
     noise = torch.poisson(signal * counts, generator=generator) / counts - signal
@@ -376,5 +376,6 @@ def _luma(image: Tensor) -> Tensor:
     return (image * image.new_tensor([0.2989, 0.587, 0.114]).view(1, 3, 1, 1)).sum(1, keepdim=True)
 
 
-def _round_to_8_bits(image: Tensor) -> Tensor:
+def round_to_8_bits(image: Tensor) -> Tensor:
+    """`image` in [0, 1], clamped, on 256 levels."""
     return (image.clamp(0, 1) * 255).round() / 255

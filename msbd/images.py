@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -206,18 +206,23 @@ def parameters_text(metadata: Mapping[str, Any]) -> str:
     return "\n".join(line for line in lines if line)
 
 
+def first_frame(file: Path | BinaryIO) -> Image.Image:
+    """The first frame of a file of one of FORMATS, read and upright; raises whatever Pillow raises."""
+    with warnings.catch_warnings():
+        # Pillow warns from 89 megapixels on, which photographs have; its refusal from 179 on stays.
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        with Image.open(file, formats=FORMATS) as opened:
+            opened.load()
+            return ImageOps.exif_transpose(opened)
+
+
 def _open(path: str | Path) -> Image.Image:
     """The first frame of a file, read and upright, grey at 8 bits; ValueError for anything unreadable."""
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"{path}: there is no such file")
     try:
-        with warnings.catch_warnings():
-            # Pillow warns from 89 megapixels on, which photographs have; its refusal from 179 on stays.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(path, formats=FORMATS) as opened:
-                opened.load()
-                picture = ImageOps.exif_transpose(opened)
+        picture = first_frame(path)
     except Image.DecompressionBombError as error:
         raise ValueError(f"{path}: too large to be read safely ({error})") from error
     except Exception as error:  # of broken files plugins raise OSError, SyntaxError, struct.error, ...

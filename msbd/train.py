@@ -252,12 +252,10 @@ def train(
     while trainer.done < config.steps:
         figures = trainer.step(inputs)
         last = trainer.done == config.steps
-        if validate and config.validate_every and (trainer.done % config.validate_every == 0 or last):
+        due = bool(config.validate_every) and (trainer.done % config.validate_every == 0 or last)
+        if validate and due:
             figures |= validate(trainer.done)
-        told = (
-            trainer.done % config.log_every == 0 or last or any(name.startswith("val_") for name in figures)
-        )
-        if told and trainer.world.rank == 0:
+        if trainer.world.rank == 0 and (trainer.done % config.log_every == 0 or last or (validate and due)):
             folder.log(trainer.done, figures)
         if trainer.done % config.save_every == 0 or last:
             state = trainer.state()

@@ -15,10 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import register_parametrization
 
-from samplers.schedule import q_sample, velocity
+from samplers.schedule import q_sample
 
 from .train_config import TrainConfig
-from .train_objective import Inputs
+from .train_objective import Inputs, denoising_loss
 
 # Every dense layer of the transformers, where the text acts: kohya's default too, 192 layers of SD 1.x.
 _TARGETS = re.compile(
@@ -90,8 +90,7 @@ class BaseObjective(nn.Module):
         """The losses of a batch: "loss" is the one to descend, here "denoising" itself."""
         z, t, noise, context = inputs[:4]
         prediction = self.unet(q_sample(z, t, self.alphas_cumprod, noise), t, context)
-        target = velocity(z, noise, t, self.alphas_cumprod) if self.v_prediction else noise
-        denoising = F.mse_loss(prediction.to(target), target)
+        denoising = denoising_loss(prediction, inputs, self.alphas_cumprod, v_prediction=self.v_prediction)
         return {"loss": denoising, "denoising": denoising}
 
 

@@ -7,6 +7,8 @@ Copying  this file stands alone: the standard library only, so that a command li
 from dataclasses import dataclass, fields
 from typing import Literal, get_args, get_origin
 
+HELD_OUT = 64  # pictures at most to validate with
+
 
 @dataclass(frozen=True)
 class TrainConfig:

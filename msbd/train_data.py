@@ -23,7 +23,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from .degrade import PASD, Degradation, Ranges, apply, chance, sample_parameters, usm_sharpen
+from .degrade import PASD, Degradation, Ranges, apply, chance, round_to_8_bits, sample_parameters, usm_sharpen
 from .resize import resize
 from .train_pictures import Pictures
 
@@ -187,7 +187,7 @@ def enlarge(lq: Tensor, size: tuple[int, int]) -> Tensor:
     """A degraded picture (B, 3, h, w) in [0, 1] as the ControlNet gets it: (B, 3, *size), bicubic, on 256 levels.
 
     As restore enlarges a photograph. (The official code repeats pixels in the cases that were stored of it.)"""
-    return resize(lq, size, "bicubic").clamp(0, 1).mul(255).round() / 255
+    return round_to_8_bits(resize(lq, size, "bicubic"))
 
 
 def to_unit(picture: Image.Image) -> Tensor:

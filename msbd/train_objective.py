@@ -25,6 +25,15 @@ GOLDEN = (math.sqrt(5) - 1) / 2
 # ---- losses -----------------------------------------------------------------------------------------------------------------
 
 
+def denoising_loss(
+    prediction: Tensor, inputs: "Inputs", alphas_cumprod: Tensor, *, v_prediction: bool
+) -> Tensor:
+    """Eq. 5: the mean squared error of `prediction` (B, 4, h, w) against the noise, or the velocity."""
+    z, t, noise = inputs[:3]
+    target = velocity(z, noise, t, alphas_cumprod) if v_prediction else noise
+    return F.mse_loss(prediction.to(target), target)
+
+
 def removal_loss(to_rgbs: Sequence[Tensor], clean: Tensor, *, antialias: bool = True) -> Tensor:
     """L_DR of section 3.1: over the levels s, the sum of the mean |I_hq^s - I_sr^s|.
 
@@ -154,8 +163,7 @@ class PASDObjective(nn.Module):
         x = q_sample(z, t, self.alphas_cumprod, noise)
         residuals = self.controlnet(x, t, context, control)
         prediction = self.unet(x, t, context, residuals)
-        target = velocity(z, noise, t, self.alphas_cumprod) if self.v_prediction else noise
-        denoising = F.mse_loss(prediction.to(target), target)  # Eq. 5
+        denoising = denoising_loss(prediction, inputs, self.alphas_cumprod, v_prediction=self.v_prediction)
         losses = {"loss": denoising, "denoising": denoising}
         if residuals.to_rgbs:
             removal = removal_loss(residuals.to_rgbs, clean, antialias=self.config.antialias)

@@ -15,9 +15,9 @@ from typing import BinaryIO, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
-from .images import FORMATS
+from .images import first_frame
 
 FILE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
 CAPTION_ENDINGS = (".txt", ".caption")
@@ -181,12 +181,7 @@ def _first(members: dict[str, tarfile.TarInfo], endings: Sequence[str]) -> tarfi
 def _decode(file: Path | BinaryIO, name: str) -> Image.Image:
     """The first frame, upright, 8-bit RGB in the file's own colours, transparency over white; else ValueError."""
     try:
-        with warnings.catch_warnings():
-            # Pillow warns from 89 megapixels on, which photographs have; its refusal from 179 on stays.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(file, formats=FORMATS) as opened:
-                opened.load()
-                picture = ImageOps.exif_transpose(opened)
+        picture = first_frame(file)
     except UnidentifiedImageError as error:  # whose text would repeat the name
         raise ValueError(f"{name}: empty, or no picture of a known format") from error
     except Exception as error:  # of broken files plugins raise OSError, SyntaxError, struct.error, ...

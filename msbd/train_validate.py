@@ -14,7 +14,7 @@ from torch import Tensor
 
 from samplers.ddim import ddim_sample
 from samplers.guidance import classifier_free_guidance
-from samplers.schedule import eps_from_velocity, q_sample, trailing_timesteps
+from samplers.schedule import q_sample, trailing_timesteps, v_prediction
 
 from .latents import decode, encode
 from .train import Figures, Trainer
@@ -75,10 +75,11 @@ def restore_pictures(
     def predict(x: Tensor, t: Tensor, text: Tensor) -> Tensor:
         seen = hint.repeat(len(x) // len(hint), 1, 1, 1)  # guidance asks for both texts at once
         residuals = controlnet(x, t, text, scale=conditioning_scale, hint=seen)
-        eps = unet(x, t, text, residuals).float()
-        return eps_from_velocity(eps, x, t, alphas_cumprod) if prediction_type == "v_prediction" else eps
+        return unet(x, t, text, residuals).float()
 
     negative = context if negative is None else negative
     denoise = classifier_free_guidance(predict, context, negative, guidance_scale)
+    if prediction_type == "v_prediction":
+        denoise = v_prediction(denoise, alphas_cumprod)
     start = q_sample(z, int(timesteps[0]), alphas_cumprod, noise.to(z))
     return decode(vae, ddim_sample(denoise, start, timesteps, alphas_cumprod))

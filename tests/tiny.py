@@ -7,11 +7,21 @@ from torch import Tensor, nn
 
 from msbd.config import Measures
 from msbd.edit import EditPipeline
+from nets.unet import UNetConfig
 from nets.vae import AutoencoderKL, IdentityAutoencoder, VAEConfig
 from samplers.schedule import make_alphas_cumprod, make_betas
 
 ALPHAS = make_alphas_cumprod(make_betas())
 MEASURES = Measures(native=64, multiple=16)
+SMALL_UNET = UNetConfig(
+    block_out_channels=(8, 16),
+    layers_per_block=1,
+    cross_attention_dim=12,
+    attention_head_dim=2,
+    norm_num_groups=4,
+    down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+    up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+)
 
 
 class PullTowards(nn.Module):

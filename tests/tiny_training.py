@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from seeded_weights import load_seeded, seeded_input
 from tiny import ALPHAS
+from tiny import SMALL_UNET as UNET
 from torch import Tensor, nn
 
 from msbd import train_state
@@ -25,19 +26,10 @@ from msbd.train_state import RunFolder
 from msbd.train_validate import validation_losses
 from nets.controlnet import ControlNet
 from nets.pasd_unet import ADDED_KEYS, PASDUNet
-from nets.unet import ResnetBlock, Transformer, UNet, UNetConfig
+from nets.unet import ResnetBlock, Transformer, UNet
 
 VARIANTS = ("full", "light", "eq2", "none")
 LATENT = (4, 4, 4)  # of a picture of 32 pixels a side: 4 x 4 and 2 x 2 cells on the two levels
-UNET = UNetConfig(
-    block_out_channels=(8, 16),
-    layers_per_block=1,
-    cross_attention_dim=12,
-    attention_head_dim=2,
-    norm_num_groups=4,
-    down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-    up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-)
 
 
 def base_unet() -> UNet:

@@ -28,27 +28,11 @@ from msbd.train_pictures import PictureFolder, Pictures
 from weights.files import whole_file
 
 from ._report import table
-from .mini.data import held_out_scenes, to_bytes
-from .mini.scenes import render
+from .mini.data import RenderedScenes
 
 RANGES = {"pasd": PASD, "real-esrgan": REAL_ESRGAN}
 PARTS = ("hq", "lq", "parameters")  # folders under --out
 SCENE_SIZE = 512
-
-
-class RenderedScenes:
-    """The first `count` held-out scenes at `size` pixels a side, captioned: a source of pictures."""
-
-    def __init__(self, count: int, size: int) -> None:
-        self.scenes, self.size = held_out_scenes(count), size
-
-    def __len__(self) -> int:
-        return len(self.scenes)
-
-    def read(self, index: int) -> tuple[NDArray[np.uint8], str]:
-        """Scene `index`, (size, size, 3), and its caption."""
-        scene = self.scenes[index]
-        return to_bytes(render(scene, self.size).image), scene.caption
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from msbd.load import load_training_parts
 from msbd.load_nets import put_pasd_tensors, start_pasd_nets
 from msbd.train import Figures, Trainer, World, checkpoint_activations, train
 from msbd.train_base import BaseObjective, lora_state, unet_state
-from msbd.train_config import TrainConfig
+from msbd.train_config import HELD_OUT, TrainConfig
 from msbd.train_data import TrainingData, collate
 from msbd.train_objective import Encoder, Inputs, PASDObjective
 from msbd.train_pictures import Pictures
@@ -29,16 +29,13 @@ from nets.pasd_unet import ADDED_KEYS
 from nets.unet import ResnetBlock, Transformer
 from samplers.ddim import ddim_sample
 from samplers.schedule import trailing_timesteps, v_prediction
-from weights.files import whole_file, write_safetensors
-from weights.locate import locate
+from weights.files import read_metadata, whole_file, write_safetensors
 from weights.merge import narrow, pack_delta
-from weights.settings import read_training
 
 from ._convert import convert, copying
 from ._curves import tenths_table
 from ._report import write_sheet
 
-HELD_OUT = 64  # pictures to validate with
 SHOWN = 8  # of them at most that are drawn
 FREE = (  # what may change in mid-run
     *("steps", "learning_rate", "precision", "clip"),  # at the price of another curve
@@ -94,9 +91,8 @@ def start_world(device: str) -> tuple[World, torch.device]:
     if device == "cuda":
         torch.cuda.set_device(local)
     dist.init_process_group("nccl" if device == "cuda" else "gloo")
-    return World(dist.get_rank(), size), torch.device("cuda", local) if device == "cuda" else torch.device(
-        device
-    )
+    here = torch.device("cuda", local) if device == "cuda" else torch.device(device)
+    return World(dist.get_rank(), size), here
 
 
 def end_world() -> None:
@@ -116,9 +112,8 @@ class Run:
         if self.size % cell:
             raise ValueError(f"pictures of {self.size} pixels; this base needs a multiple of {cell}")
         self.objective = self.make_objective()
-        self.parts = replace(
-            self.parts, unet=self.objective.unet
-        )  # lets go of the base's, where there are two
+        # The base's own is let go of, where there are two.
+        self.parts = replace(self.parts, unet=self.objective.unet)
         if config.checkpointing:
             checkpoint_activations(self.objective, (ResnetBlock, Transformer))
         self.trainer = Trainer(self.objective, config, world=world)
@@ -309,36 +304,25 @@ class BaseRun(Run):
         kept = {key: tensor.cpu() for key, tensor in self.trainer.kept().items()}
         if self.job.rank is not None:
             path = self.job.output / "lora.safetensors"
-            tensors = _halved(lora_state(self.objective, kept))
-            write_safetensors(path, tensors)
+            write_safetensors(path, _halved(lora_state(self.objective, kept)))
             return path
-        folder, located = self.job.output / "model", locate(self.job.base)
+        folder = self.job.output / "model"
         for _ in convert(copying(self.job.base, folder)):
-            pass  # the base's own parts, of which one is replaced
-        training = asdict(read_training(located.net("unet"), located.scheduler))
-        config = asdict(self.unet.config) | {
-            name: value for name, value in training.items() if value is not None
-        }
-        tensors = _halved(unet_state(self.objective, kept))
-        write_safetensors(folder / "unet.safetensors", tensors, {"config": json.dumps(config)})
+            pass  # the base's own parts, of which one is replaced: what its file says of it stays
+        path = folder / "unet.safetensors"
+        write_safetensors(path, _halved(unet_state(self.objective, kept)), read_metadata(path))
         return folder
 
     def draw(self, inputs: Inputs) -> list[Tensor]:
         """What the captions give, and the pictures that they belong to."""
         alphas = self.parts.alphas_cumprod
-        denoise = self._denoiser(inputs.context)
-        z = ddim_sample(
-            denoise, inputs.noise, trailing_timesteps(20, num_train_timesteps=len(alphas)), alphas
-        )
-        return [decode(self.parts.vae, z), inputs.clean]
+        timesteps = trailing_timesteps(20, num_train_timesteps=len(alphas))
 
-    def _denoiser(self, context: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
         def predict(x: Tensor, t: Tensor) -> Tensor:
-            return self.unet(x, t, context).float()
+            return self.unet(x, t, inputs.context).float()
 
-        if self.parts.prediction_type == "v_prediction":
-            return v_prediction(predict, self.parts.alphas_cumprod)
-        return predict
+        denoise = v_prediction(predict, alphas) if self.parts.prediction_type == "v_prediction" else predict
+        return [decode(self.parts.vae, ddim_sample(denoise, inputs.noise, timesteps, alphas)), inputs.clean]
 
 
 def _on_cpu(net: nn.Module) -> dict[str, Tensor]:

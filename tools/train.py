@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from msbd.train_config import OFFICIAL, PAPER, TrainConfig
+from msbd.train_config import HELD_OUT, OFFICIAL, PAPER, TrainConfig
 
 from ._cli import (
     add_config_options,
@@ -34,8 +34,7 @@ if TYPE_CHECKING:
 
 
 OPTIONS = config_options(TrainConfig)
-FLAGS = {"learning_rate": "--lr", "null_prompts": "--null-prompts"}
-HELD_OUT = 64  # pictures at most to validate with
+FLAGS = {"learning_rate": "--lr"}
 MEMORY = (
     "take a smaller --batch (and more --accumulate), --checkpointing, --precision bf16, or a smaller --size"
 )
@@ -204,13 +203,13 @@ def read_data(data: list[str], validation: list[str] | None) -> "tuple[Pictures,
     """The pictures to train on and those to validate with. ValueError where there are none."""
     from msbd.train_pictures import Part
 
-    from .mini.pasd import HeldOutPictures
+    from .mini.pasd import held_out_pictures
 
     pictures = _pictures(data)
-    if validation or data == ["scenes"]:
-        return pictures, HeldOutPictures(HELD_OUT) if validation in (None, ["scenes"]) else _pictures(
-            validation
-        )
+    if (validation or data) == ["scenes"]:
+        return pictures, held_out_pictures()
+    if validation:
+        return pictures, _pictures(validation)
     count = min(HELD_OUT, len(pictures) // 20)
     if count == 0:
         warnings.warn(

@@ -8,6 +8,7 @@ import torch
 from goldens import GOLDEN, load_golden, relative_error
 from seeded_nets import seeded_controlnet
 from seeded_weights import load_seeded, read_manifest, seeded_input, shapes_of
+from tiny import SMALL_UNET
 from torch import Tensor
 
 from nets.controlnet import (
@@ -17,17 +18,8 @@ from nets.controlnet import (
     ControlNetConfig,
     start_from_unet,
 )
-from nets.unet import SDXL_UNET, UNet, UNetConfig
+from nets.unet import SDXL_UNET, UNet
 
-SMALL_UNET = UNetConfig(
-    block_out_channels=(8, 16),
-    layers_per_block=1,
-    cross_attention_dim=12,
-    attention_head_dim=2,
-    norm_num_groups=4,
-    down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-    up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-)
 SMALL = ControlNetConfig(
     **dataclasses.asdict(SMALL_UNET), conditioning_embedding_out_channels=(4, 6, 8, 10), use_rrdb=True
 )

@@ -11,6 +11,7 @@ import torch
 from goldens import GOLDEN, Golden, load_golden, relative_error
 from seeded_nets import seeded_pasd
 from seeded_weights import load_seeded, read_manifest, seeded_input, seeded_tensor, shapes_of
+from tiny import SMALL_UNET
 from torch import Tensor, nn
 
 from nets.controlnet import PASD_CONTROLNET, ControlNet, ControlNetConfig, ControlOutput
@@ -25,15 +26,6 @@ from nets.pasd_unet import (
 from nets.unet import SDXL_UNET, UNet, UNetConfig
 
 VARIANTS = ("full", "light", "eq2", "none")
-SMALL_UNET = UNetConfig(
-    block_out_channels=(8, 16),
-    layers_per_block=1,
-    cross_attention_dim=12,
-    attention_head_dim=2,
-    norm_num_groups=4,
-    down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-    up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-)
 
 
 def small_config(variant: str, **changes: Any) -> PASDUNetConfig:

@@ -12,19 +12,11 @@ import torch
 from goldens import GOLDEN, Golden, load_golden, relative_error
 from seeded_nets import seeded_unet
 from seeded_weights import load_seeded, read_manifest, seeded_input, shapes_of
+from tiny import SMALL_UNET as SMALL
 from torch import Tensor, nn
 
 from nets.unet import SD15_INPAINT_UNET, SD15_UNET, SDXL_UNET, UNet, UNetConfig, timestep_embedding
 
-SMALL = UNetConfig(
-    block_out_channels=(8, 16),
-    layers_per_block=1,
-    cross_attention_dim=12,
-    attention_head_dim=2,
-    norm_num_groups=4,
-    down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-    up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-)
 TEXT_TIME = dataclasses.replace(
     SMALL,
     addition_embed_type="text_time",

@@ -109,6 +109,21 @@ def held_out_scenes(count: int, start: int = 0) -> list[Scene]:
     return [random_scene(HELD_OUT + start + i) for i in range(count)]
 
 
+class RenderedScenes:
+    """`count` held-out scenes from number `start` on, captioned, at `size` pixels a side: a source of training pictures."""
+
+    def __init__(self, count: int, size: int, start: int = 0) -> None:
+        self.scenes, self.size = held_out_scenes(count, start), size
+
+    def __len__(self) -> int:
+        return len(self.scenes)
+
+    def read(self, index: int) -> tuple[NDArray[np.uint8], str]:
+        """Scene `index`, (size, size, 3), and its caption."""
+        scene = self.scenes[index]
+        return to_bytes(render(scene, self.size).image), scene.caption
+
+
 def _uncaptioned(seed: int) -> tuple[NDArray[np.uint8], str]:
     return abstract_picture(seed), ""
 

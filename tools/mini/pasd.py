@@ -8,24 +8,23 @@ import torch
 from numpy.typing import NDArray
 
 from msbd.train import World
-from msbd.train_config import TrainConfig
-from tools._training import HELD_OUT, Job, PASDRun
+from msbd.train_config import HELD_OUT, TrainConfig
+from tools._training import Job, PASDRun
 
 from .data import (
     NATIVE,
+    RenderedScenes,
     abstract_pictures,
-    held_out_scenes,
     runs_folder,
     stage_pictures,
-    to_bytes,
     training_pictures,
 )
-from .scenes import DEGRADED, render
+from .scenes import DEGRADED
 
 HINT_WIDTHS = (16, 32, 64, 96)  # of the degradation removal, half of the full net's where it is widest
 
-# The rate is ten times the paper's (at twenty times the full variant diverged, docs/log.md), and as there it does not fall: so a run can be prolonged,
-# and its first steps are the run of a shorter one. The averaged weights are kept.
+# The rate is ten times the paper's (at twenty times the full variant diverged, docs/log.md), and as there it does not fall:
+# so a run can be prolonged, and its first steps are the run of a shorter one. The averaged weights are kept.
 MINI = TrainConfig(
     steps=12_000,
     batch=16,
@@ -66,13 +65,12 @@ def train_variant(name: str, device: torch.device) -> Path:
     one = VARIANTS[name]
     job = Job(
         ScenePictures(),
-        HeldOutPictures(HELD_OUT),
+        held_out_pictures(),
         runs_folder() / name,
         variant=one.variant,
         to_rgb=one.to_rgb,
         grayscale=one.grayscale,
         hint_widths=HINT_WIDTHS,
-        size=NATIVE,
     )
     return PASDRun(job, replace(MINI, steps=one.steps), device, World()).run()
 
@@ -98,15 +96,6 @@ class ScenePictures:
         return np.array(source.images[row]), source.captions[row]
 
 
-class HeldOutPictures:
-    """Scenes that no net was trained on."""
-
-    def __init__(self, count: int, start: int = 20_000) -> None:
-        self._scenes = held_out_scenes(count, start=start)
-
-    def __len__(self) -> int:
-        return len(self._scenes)
-
-    def read(self, i: int) -> tuple[NDArray[np.uint8], str]:
-        """Scene number `i` (128, 128, 3), and its caption."""
-        return to_bytes(render(self._scenes[i], NATIVE).image), self._scenes[i].caption
+def held_out_pictures() -> RenderedScenes:
+    """Scenes that no net was trained on, and no table is made of, to validate with."""
+    return RenderedScenes(HELD_OUT, NATIVE, start=20_000)
