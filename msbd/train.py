@@ -57,6 +57,10 @@ class World:
             dist.all_reduce(values)
         return values
 
+    def any(self, value: bool) -> bool:
+        """Whether `value` is true in a process."""
+        return any(self.all(value))
+
     def all(self, value: Any) -> list[Any]:
         """What `value` is in each process."""
         values = [value] * self.size
@@ -240,8 +244,12 @@ def train(
     *,
     validate: Callable[[int], Figures] | None = None,
     on_step: Callable[[int, Figures], None] | None = None,
+    stop: Callable[[], bool] | None = None,
 ) -> None:
-    """Run `trainer` to its last step: log, validate, save, as its config says. `batches` belong to `trainer.batches()`."""
+    """Run `trainer` to its last step: log, validate, save, as its config says. `batches` belong to `trainer.batches()`.
+
+    After the step in which `stop()` is first true, in any process, the run is saved and left; `trainer.done` tells.
+    """
     config = trainer.config
     timesteps = len(_unwrapped(trainer.objective).alphas_cumprod)
 
@@ -257,12 +265,15 @@ def train(
             figures |= validate(trainer.done)
         if trainer.world.rank == 0 and (trainer.done % config.log_every == 0 or last or (validate and due)):
             folder.log(trainer.done, figures)
-        if trainer.done % config.save_every == 0 or last:
+        left = stop is not None and trainer.world.any(stop())
+        if trainer.done % config.save_every == 0 or last or left:
             state = trainer.state()
             if trainer.world.rank == 0:
                 folder.save(state)
         if on_step:
             on_step(trainer.done, figures)
+        if left:
+            return
 
 
 def _unwrapped(objective: nn.Module) -> Any:

@@ -270,11 +270,11 @@ def report_errors(*, debug: bool = False, memory: str = EDIT_MEMORY) -> Iterator
     outcome = Outcome()
     try:
         yield outcome
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         if debug:
             raise
         outcome.exit_code = 130  # 128 + SIGINT, as shells have it
-        print("interrupted", file=sys.stderr)
+        print(str(interrupt) or "interrupted", file=sys.stderr)
     except BrokenPipeError:  # whoever reads our output, `head` say, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except Exception as error:

@@ -2,7 +2,9 @@
 
 import json
 import os
+import signal
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -101,6 +103,32 @@ def end_world() -> None:
         dist.destroy_process_group()
 
 
+@contextmanager
+def stop_signals() -> Iterator[Callable[[], bool]]:
+    """Within it Ctrl-C and SIGTERM only ask to stop; a second one stops at once. Yields whether one came."""
+    came: list[int] = []
+
+    def handle(number: int, frame: object) -> None:
+        came.append(number)
+        restore()
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: bool(came)
+    finally:
+        restore()
+
+
+def _deaf(worker: int) -> None:
+    """Leave it to the training process to stop a worker."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
 class Run:
     """One run, ready to go on from where its folder is."""
 
@@ -177,28 +205,36 @@ class Run:
         raise NotImplementedError
 
     def run(self, *, quiet: bool = False) -> Path:
-        """Train to the last step; where the result is."""
+        """Train to the last step; where the result is. KeyboardInterrupt where it was stopped, and is saved."""
         batches = DataLoader(
             self._data(self.job.pictures, self.config.seed),
             batch_sampler=_Batches(self.trainer.batches),
             num_workers=self.job.workers,
             collate_fn=collate,
+            worker_init_fn=_deaf,  # torchrun signals them too, and they are needed to the end of the step
             pin_memory=self.device.type == "cuda",
         )
         first = self.trainer.world.rank == 0
         validate = self._validation() if first and self.config.validate_every else None
-        with tqdm(
+        bar = tqdm(
             total=self.config.steps,
             initial=self.trainer.done,
             disable=True if quiet or not first else None,
             dynamic_ncols=True,
-        ) as bar:
+        )
+        with bar, stop_signals() as stop:
 
             def show(step: int, figures: Figures) -> None:
                 bar.update()
                 bar.set_postfix(loss=f"{figures['loss']:.4f}")
 
-            train(self.trainer, self.encoder, batches, self.folder, validate=validate, on_step=show)
+            train(
+                self.trainer, self.encoder, batches, self.folder, validate=validate, on_step=show, stop=stop
+            )
+        if self.trainer.done < self.config.steps:
+            raise KeyboardInterrupt(
+                f"interrupted after step {self.trainer.done}, which is saved: the same command goes on from there"
+            )
         return self.export() if first else self.job.output
 
     def summary(self) -> str:

@@ -2,9 +2,11 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +19,10 @@ from tiny_bundle import write_tiny_bundle
 from msbd.load import load_edit_pipeline
 from msbd.load_nets import load_net, load_pasd_nets, read_lora_file
 from msbd.train_config import OFFICIAL, PAPER
+from msbd.train_state import RunFolder
 from nets.pasd_unet import ADDED_KEYS
 from nets.vae import AutoencoderKL
+from tools._training import stop_signals
 from tools.train import build_parser, config_of, main, read_data
 from weights.files import read_metadata, read_state_dict
 from weights.merge import ADDED
@@ -72,6 +76,37 @@ def run(job: str, photos: Path, bundle: Path, output: Path, *more: str, steps: i
 def curve(folder: Path) -> list[dict[str, float]]:
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     return [{name: value for name, value in line.items() if name != "seconds"} for line in lines]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_run_that_is_interrupted_is_saved(
+    number: signal.Signals, photos: Path, bundle: Path, tmp_path: Path, monkeypatch: Any, capsys: Any
+) -> None:
+    def log(self: RunFolder, step: int, figures: Any) -> None:
+        whole_log(self, step, figures)
+        if step == 3:
+            signal.raise_signal(number)
+
+    more = ("--save-every", "100", "--validate-every", "0")
+    assert run("pasd", photos, bundle, tmp_path / "whole", *more, steps=5) == 0
+    whole_log = RunFolder.log
+    with monkeypatch.context() as patched:
+        patched.setattr(RunFolder, "log", log)
+        assert run("pasd", photos, bundle, tmp_path / "parts", *more, steps=5) == 130
+    assert capsys.readouterr().err.startswith("interrupted after step 3, which is saved: the same command")
+    assert torch.load(tmp_path / "parts" / "last.pt")["step"] == 3
+    assert run("pasd", photos, bundle, tmp_path / "parts", *more, steps=5) == 0
+    assert curve(tmp_path / "parts") == curve(tmp_path / "whole")
+
+
+def test_a_second_interruption_does_not_wait() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt), stop_signals() as stop:  # noqa: PT012 (the first one must not raise)
+        assert not stop()
+        signal.raise_signal(signal.SIGINT)
+        assert stop()
+        signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 @pytest.mark.parametrize("variant", ["full", "light", "eq2"])
@@ -232,8 +267,24 @@ def test_processes_with_folders_of_their_own_are_refused(photos: Path, bundle: P
         assert two_processes(photos, bundle, tmp_path, *words, apart=True) == [expected] * 2
 
 
-def two_processes(photos: Path, bundle: Path, output: Path, *more: str, apart: bool = False) -> list[int]:
-    """Their exit codes; `apart`: each with a folder of its own."""
+def test_processes_stop_together(photos: Path, bundle: Path, tmp_path: Path) -> None:
+    """A signal to one of them, the one that does not save, and, as torchrun does it, to the worker that reads for it."""
+
+    def stop(processes: list[subprocess.Popen[bytes]]) -> None:
+        while len(RunFolder(tmp_path).read_log()) < 2:
+            assert processes[1].poll() is None
+            time.sleep(0.05)
+        os.killpg(processes[1].pid, signal.SIGTERM)
+
+    words = ("--steps", "100000", "--save-every", "100000", "--validate-every", "0", "--workers", "1")
+    assert two_processes(photos, bundle, tmp_path, *words, then=stop) == [130, 130]
+    assert torch.load(tmp_path / "last.pt")["step"] == curve(tmp_path)[-1]["step"] < 100_000
+
+
+def two_processes(
+    photos: Path, bundle: Path, output: Path, *more: str, apart: bool = False, then: Any = None
+) -> list[int]:
+    """Their exit codes; `apart`: each with a folder of its own; `then` is called with both, running."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
@@ -245,9 +296,12 @@ def two_processes(photos: Path, bundle: Path, output: Path, *more: str, apart: b
             [sys.executable, "-m", "tools.train", *words, "-o", str(output / str(rank) if apart else output)],
             cwd=ROOT,
             env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank), "PYTHONPATH": "."},
+            start_new_session=True,
         )
         for rank in range(2)
     ]
+    if then:
+        then(processes)
     return [process.wait(timeout=300) for process in processes]
 
 
