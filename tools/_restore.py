@@ -6,12 +6,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from msbd.color import wavelet_color_fix
 from msbd.load import TrainingParts, load_edit_pipeline, load_training_parts
 from msbd.load_nets import load_net, load_pasd_nets
 from msbd.train_data import enlarge
 from msbd.train_validate import restore_pictures
 from weights.locate import locate
-from weights.registry import MINI
 
 from ._report import write_json
 from ._restore_trials import (
@@ -26,7 +26,10 @@ from ._restore_trials import (
     upscaler_method,
 )
 
-SETTINGS = ("model", "scenes", "start", "steps", "captions", "guidance", "negative", "conditioning_scale")
+SETTINGS = (
+    *("model", "scenes", "start", "steps", "captions", "guidance", "negative"),
+    *("conditioning_scale", "color_fix"),
+)
 
 
 def restore(args: argparse.Namespace) -> str:
@@ -37,7 +40,7 @@ def restore(args: argparse.Namespace) -> str:
     methods: dict[str, Method] = {"bicubic": bicubic}
     if pipe.upscaler is not None:
         methods["RRDB"] = upscaler_method(pipe)
-    for name, path in args.pasd or [("PASD", MINI / "pasd.safetensors")]:
+    for name, path in args.pasd or [("PASD", "mini-pasd")]:
         methods[name] = pasd_method(parts, path, args)
     if args.baseline not in methods:
         raise ValueError(f"--baseline {args.baseline}: not among what is compared ({', '.join(methods)})")
@@ -68,12 +71,14 @@ def pasd_method(parts: TrainingParts, path: str | Path, args: argparse.Namespace
         shape = (vae.config.latent_channels, height // vae.downscale, width // vae.downscale)
         seeds = range(first_seed, first_seed + len(low))
         noise = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
-        return restore_pictures(
-            unet, controlnet, vae, enlarge(low, (height, width)),
+        control = enlarge(low, (height, width))
+        restored = restore_pictures(
+            unet, controlnet, vae, control,
             text(captions if args.captions else [""] * len(low)), parts.alphas_cumprod,
             noise=torch.stack(noise), steps=args.steps, prediction_type=parts.prediction_type,
             conditioning_scale=args.conditioning_scale, guidance_scale=args.guidance,
             negative=text([args.negative] * len(low)),
         )  # fmt: skip
+        return wavelet_color_fix(restored, control * 2 - 1) if args.color_fix == "wavelet" else restored
 
     return method

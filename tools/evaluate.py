@@ -74,7 +74,8 @@ def _add_restore(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--model", default="mini", help="the base: a name, folder or file (default: mini)")
     add("--pasd", action="append", type=named_path, metavar="NAME=PATH",
-        help="nets to compare, of `tools.train`: pasd.safetensors, or a ControlNet's; may be repeated (default: the bundle's)")  # fmt: skip
+        help="nets to compare: a known name, or what `tools.train` wrote (pasd.safetensors, or a ControlNet's); may be repeated "
+        "(default: mini-pasd)")  # fmt: skip
     add("--scenes", type=int, default=64, metavar="N", help="held-out ones (default: 64)")
     add("--steps", type=int, default=20, metavar="N", help="of DDIM (default: 20)")
     add("--captions", action="store_true", help="tell PASD the scenes' captions (default: no text)")
@@ -82,6 +83,8 @@ def _add_restore(parser: argparse.ArgumentParser) -> None:
     add("--negative", default="", metavar="TEXT", help="what guidance leads away from (default: no text)")
     add("--conditioning-scale", type=float, default=1.0, metavar="X",
         help="of the ControlNet's residuals (default: 1)")  # fmt: skip
+    add("--color-fix", choices=("wavelet", "none"), default="wavelet",
+        help="large areas take the degraded picture's colours, as PASD's code has it (default: wavelet)")  # fmt: skip
     add("--start", type=int, default=0, metavar="N", help="first scene (default: 0)")
     add("--baseline", default="bicubic", metavar="NAME",
         help="what the others are compared with, in pairs (default: bicubic)")  # fmt: skip

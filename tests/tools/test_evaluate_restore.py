@@ -11,7 +11,7 @@ from msbd.load import load_training_parts
 from msbd.train import World
 from msbd.train_config import TrainConfig
 from tools._restore import pasd_method
-from tools._restore_trials import make_pairs
+from tools._restore_trials import bicubic, make_pairs
 from tools._training import Job, PASDRun
 from tools.evaluate import build_parser, main
 
@@ -68,3 +68,17 @@ def test_batches_do_not_matter(bundle: Path, tmp_path: Path) -> None:
 def test_names_and_paths_are_told_apart(word: str) -> None:
     with pytest.raises(SystemExit):
         main(["restore", "--pasd", word])
+
+
+def test_large_areas_take_the_degraded_pictures_colours(bundle: Path, tmp_path: Path) -> None:
+    path, pairs = write_untrained(tmp_path, bundle, "none"), make_pairs(2)
+    low, captions = torch.cat([pair.low for pair in pairs]), ["", ""]
+    far = {}
+    for fix in ("wavelet", "none"):
+        args = build_parser().parse_args(
+            ["restore", "--steps", "2", "--color-fix", fix, "--model", str(bundle)]
+        )
+        with torch.no_grad():
+            made = pasd_method(load_training_parts(bundle), path, args)(low, captions, 0)
+        far[fix] = (made - bicubic(low, captions, 0)).mean((2, 3)).abs().max().item()
+    assert far["wavelet"] < 0.2 * far["none"]
