@@ -64,8 +64,11 @@ def filter2d(image: Tensor, kernel: Tensor) -> Tensor:
 
 def _fast_length(length: int) -> int:
     """The first number from `length` up without a prime factor above 5."""
-    rest = length
-    for prime in (2, 3, 5):
-        while rest % prime == 0:
-            rest //= prime
-    return length if rest == 1 else _fast_length(length + 1)
+    while True:
+        rest = length
+        for prime in (2, 3, 5):
+            while rest % prime == 0:
+                rest //= prime
+        if rest == 1:
+            return length
+        length += 1

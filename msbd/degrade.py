@@ -204,16 +204,16 @@ def sample_parameters(generator: torch.Generator, *, ranges: Ranges = PASD, scal
 def apply(
     image: Tensor, parameters: Degradation, *, jpeg: Callable[[Tensor, int], Tensor] = pillow_jpeg
 ) -> Tensor:
-    """Degrade `image` (B, 3, H, W) in [0, 1]; every picture of the batch gets the same steps and noise.
+    """Degrade `image` (B, 3, H, W) in [0, 1], float32 or float64; all pictures of the batch get the same steps and seeds.
 
     Returns (B, 3, max(1, H // scale), max(1, W // scale)) for the `scale` given to `sample_parameters`, in
     [0, 1] and rounded to 8 bits as a file would be. Deterministic: `parameters` has the seeds of its noise.
     `jpeg` takes pictures (B, 3, h, w) in [0, 1] and a quality 1..100; jpeg.py has one that runs on a GPU.
-    ValueError for another shape.
+    ValueError for another shape or dtype.
     """
-    if image.ndim != 4 or image.shape[1] != 3:
+    if image.ndim != 4 or image.shape[1] != 3 or image.dtype not in (torch.float32, torch.float64):
         raise ValueError(
-            f"degrade.apply wants a (B, 3, H, W) picture in [0, 1], got shape {tuple(image.shape)}"
+            f"degrade.apply wants a (B, 3, H, W) picture in [0, 1] as float32 or float64, got {tuple(image.shape)} {image.dtype}"
         )
     original_size = (image.shape[-2], image.shape[-1])
     for step in parameters.steps:
@@ -226,6 +226,8 @@ def apply(
                 image = filter2d(image, step.kernel())
             case GaussianNoise() | PoissonNoise():
                 image = torch.cat([_add_noise(picture, step) for picture in image.split(1)]).clamp(0, 1)
+            case _:
+                raise TypeError(f"degrade.apply: {step!r:.80} is no step of a Degradation")
     return round_to_8_bits(image)
 
 

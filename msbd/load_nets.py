@@ -75,21 +75,22 @@ def load_net(path: str | Path, part: str | None = None) -> Any:
 
 
 def load_pasd_nets(model: str | Path, base: str | Path | None = None) -> tuple[PASDUNet, ControlNet]:
-    """PASD's two nets, of a name ("pasd"), a folder (unet/, controlnet/) or a compact export, on the CPU.
+    """PASD's two nets, of a name ("pasd", "mini-pasd"), a folder (unet/, controlnet/) or a compact export, on the CPU.
 
     With `base` (a name, folder or file of a Stable Diffusion 1.x model) only what PASD added to its U-Net is taken, and put
-    on that base's; a compact export needs one. The tensors are in their files' own dtypes. Raises WeightsError.
+    on that base's; a compact export needs one, unless its name brings it. The tensors are in their files' own dtypes. Raises
+    WeightsError.
     """
     located = locate(model)
     shelf = Shelf(located)
     controlnet = shelf.net("controlnet")
-    if base is None:
-        if "pasd_added" in located.nets:
-            raise WeightsError(
-                f"{model}: what PASD adds to a U-Net, without the U-Net; give a Stable Diffusion 1.x model as base"
-            )
+    if base is None and "pasd_added" not in located.nets:
         return shelf.net("unet"), controlnet
-    state, source = Shelf(locate(base)).tensors("unet")
+    if base is None and "unet" not in located.nets:
+        raise WeightsError(
+            f"{model}: what PASD adds to a U-Net, without the U-Net; give a Stable Diffusion 1.x model as base"
+        )
+    state, source = (Shelf(locate(base)) if base is not None else shelf).tensors("unet")
     return build_net(state | shelf.added(), source), controlnet
 
 
@@ -127,17 +128,20 @@ def start_pasd_nets(
 def put_pasd_tensors(path: str | Path, unet: Any, controlnet: ControlNet) -> None:
     """Fill the two nets with what a file or folder of PASD has: what it adds to the U-Net, and the ControlNet. WeightsError."""
     shelf = Shelf(locate(path))
-    added = {} if unet.config.variant == "none" else shelf.added()
     control, source = shelf.tensors("controlnet")
-    for net, state in ((unet, dict(unet.state_dict()) | added), (controlnet, control)):
-        fitting = net.state_dict()
-        wrong = sorted(fitting.keys() ^ state.keys())
-        wrong += [key for key in fitting.keys() & state.keys() if fitting[key].shape != state[key].shape]
+    expected = added_tensors(unet.state_dict())
+    parts = [(controlnet, controlnet.state_dict(), control)]
+    if expected:
+        parts.append((unet, expected, shelf.added()))
+    for _, own, state in parts:
+        wrong = sorted(own.keys() ^ state.keys())
+        wrong += [key for key in own.keys() & state.keys() if own[key].shape != state[key].shape]
         if wrong:
             raise WeightsError(
-                f"{source.path}: does not fit these nets, first {wrong[0]!r:.80}; take the same variant"
+                f"{source.path}: does not fit these nets, first {wrong[0]!r:.80}; take the same variant, toRGB heads and RRDBs"
             )
-        net.load_state_dict(state)
+    for net, _, state in parts:
+        net.load_state_dict(state, strict=False)
 
 
 def read_lora_file(path: str | Path) -> Lora:

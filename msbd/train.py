@@ -6,6 +6,7 @@ Sample number n of a run draws its timestep, noise and null prompt from a genera
 run is the same however its samples are spread over processes, accumulated batches and interruptions.
 """
 
+import copy
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -57,10 +58,6 @@ class World:
             dist.all_reduce(values)
         return values
 
-    def any(self, value: bool) -> bool:
-        """Whether `value` is true in a process."""
-        return any(self.all(value))
-
     def all(self, value: Any) -> list[Any]:
         """What `value` is in each process."""
         values = [value] * self.size
@@ -108,7 +105,8 @@ class Trainer:
         config, weights = self.config, list(self.parameters.values())
         kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.optimizer]
         options: dict[str, Any] = {"lr": config.learning_rate, "weight_decay": config.weight_decay}
-        if self.device.type == "cuda":
+        # ZeRO puts Adam's counts on the CPU when it loads a state, which the fused kernel refuses.
+        if self.device.type == "cuda" and not (config.zero and self.world.size > 1):
             options["fused"] = True
         if config.zero and self.world.size > 1:
             spread: Any = ZeroRedundancyOptimizer
@@ -160,6 +158,10 @@ class Trainer:
         figures = dict(zip(totals, (summed / self.world.size).tolist(), strict=True))
         seconds = time.perf_counter() - started
         return figures | {"gradient": norm, "rate": rate, "skipped": self.skipped, "seconds": seconds}
+
+    def anywhere(self, value: bool) -> bool:
+        """Whether `value` is true in one of the processes."""
+        return bool(self.world.sum(torch.tensor(float(value), device=self.device)))
 
     def _synchronised(self, last: bool) -> AbstractContextManager[Any]:
         """Gradients are summed over the processes with the last batch of an update only."""
@@ -217,7 +219,12 @@ class Trainer:
             parameter.copy_(state["weights"][name])
         if self.average and state["average"]:
             self.average.load_state(state["average"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        optimizer, fused = state["optimizer"], self.optimizer.param_groups[0].get("fused")
+        if self.device.type == "cpu":  # where it would go on in the checkpoint's own, mapped memory
+            optimizer = copy.deepcopy(optimizer)
+        for group in optimizer["param_groups"]:
+            group["fused"] = fused
+        self.optimizer.load_state_dict(optimizer)
         if state["scaler"]:  # of a run in float16
             self.scaler.load_state_dict(state["scaler"])
         self.done, self.skipped = int(state["step"]), int(state["skipped"])
@@ -265,7 +272,7 @@ def train(
             figures |= validate(trainer.done)
         if trainer.world.rank == 0 and (trainer.done % config.log_every == 0 or last or (validate and due)):
             folder.log(trainer.done, figures)
-        left = stop is not None and trainer.world.any(stop())
+        left = stop is not None and trainer.anywhere(stop())
         if trainer.done % config.save_every == 0 or last or left:
             state = trainer.state()
             if trainer.world.rank == 0:
@@ -273,6 +280,7 @@ def train(
         if on_step:
             on_step(trainer.done, figures)
         if left:
+            trainer.world.all(None)  # wait for the one that saves
             return
 
 

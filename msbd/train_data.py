@@ -175,10 +175,10 @@ def degrade_pair(
 ) -> tuple[Tensor, Tensor, Degradation]:
     """The target, its degraded version, and what was drawn.
 
-    `clean` (B, 3, H, W) in [0, 1]. The target is `clean`, sharpened if `ranges.usm`; the degraded version, of
-    1/`scale` of its size, is made from the target.
+    `clean` (B, 3, H, W) in [0, 1] on 256 levels, as both results are. The target is `clean`, sharpened if `ranges.usm`; the
+    degraded version, of 1/`scale` of its size, is made from the target.
     """
-    target = usm_sharpen(clean) if ranges.usm else clean
+    target = round_to_8_bits(usm_sharpen(clean)) if ranges.usm else clean
     parameters = sample_parameters(generator, ranges=ranges, scale=scale)
     return target, apply(target, parameters), parameters
 
@@ -186,7 +186,8 @@ def degrade_pair(
 def enlarge(lq: Tensor, size: tuple[int, int]) -> Tensor:
     """A degraded picture (B, 3, h, w) in [0, 1] as the ControlNet gets it: (B, 3, *size), bicubic, on 256 levels.
 
-    As restore enlarges a photograph. (The official code repeats pixels in the cases that were stored of it.)"""
+    As restoring enlarges a photograph; the official code takes area, bilinear or bicubic at random.
+    """
     return round_to_8_bits(resize(lq, size, "bicubic"))
 
 

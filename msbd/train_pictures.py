@@ -156,6 +156,11 @@ def _index_shard(file: Path) -> tuple[list[str], NDArray[np.int64]]:
                 stem, _, ending = name.partition(".")  # webdataset: "7.seg.png" is the "seg.png" of "7"
                 if stem and member.isfile() and not member.issparse():
                     samples.setdefault(folder + slash + stem, {}).setdefault(ending.lower(), member)
+            # tarfile stops without a word at a damaged header; a whole archive ends in zeros.
+            with file.open("rb") as raw:
+                raw.seek(tar.offset)
+                if raw.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+                    raise tarfile.ReadError("cut off, or damaged in the middle")
     except tarfile.TarError as error:
         raise ValueError(f"{file}: not a whole, uncompressed tar file ({error})") from error
     names: list[str] = []

@@ -69,7 +69,12 @@ class RunFolder:
         """The checkpoint, or None. With `cut_log` (one process of a run) the log loses what was written after it was saved."""
         state = None
         if self.checkpoint.exists():
-            state = torch.load(self.checkpoint, map_location="cpu", weights_only=True, mmap=True)
+            try:
+                state = torch.load(self.checkpoint, map_location="cpu", weights_only=True, mmap=True)
+            except Exception as error:
+                raise ValueError(
+                    f"{self.checkpoint}: damaged; put a copy back, or take another folder"
+                ) from error
         if cut_log and self.log_file.exists():
             step = state["step"] if state else 0
             lines = [json.dumps(line) + "\n" for line in self.read_log() if line["step"] <= step]
@@ -103,7 +108,7 @@ def _replacing(path: Path) -> Iterator[Path]:
     unfinished = path.with_suffix(".unfinished")
     try:
         yield unfinished
-        with unfinished.open("rb") as file:
+        with unfinished.open("r+b") as file:  # Windows flushes only what may be written
             os.fsync(file.fileno())
         os.replace(unfinished, path)
     except BaseException:

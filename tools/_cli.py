@@ -9,6 +9,7 @@ import math
 import os
 import sys
 import tomllib
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
@@ -28,15 +29,16 @@ ROOT = Path(__file__).resolve().parent.parent
 # ---- options ----------------------------------------------------------------------------------------------------------------
 
 
-def add_shared_options(parser: argparse.ArgumentParser, *, dtype: bool = True) -> None:
-    """--device, --dtype (unless `dtype` is false), --seed, --quiet, --debug and --version."""
+def add_shared_options(parser: argparse.ArgumentParser, *, device: bool = True, dtype: bool = True) -> None:
+    """--device, --dtype (unless these are false), --seed, --quiet, --debug and --version."""
     group = parser.add_argument_group("running")
-    group.add_argument(
-        "--device",
-        choices=("auto", "cpu", "cuda", "mps"),
-        default="auto",
-        help="where to compute (default: auto: the GPU if there is one)",
-    )
+    if device:
+        group.add_argument(
+            "--device",
+            choices=("auto", "cpu", "cuda", "mps"),
+            default="auto",
+            help="where to compute (default: auto: the GPU if there is one)",
+        )
     if dtype:
         group.add_argument(
             "--dtype",
@@ -267,7 +269,8 @@ def report_errors(*, debug: bool = False, memory: str = EDIT_MEMORY) -> Iterator
 
     `memory` is the way out when there is not enough of it.
     """
-    outcome = Outcome()
+    outcome, before = Outcome(), warnings.formatwarning
+    warnings.formatwarning = lambda message, *_: f"warning: {message}\n"  # in one line too
     try:
         yield outcome
     except KeyboardInterrupt as interrupt:
@@ -283,6 +286,8 @@ def report_errors(*, debug: bool = False, memory: str = EDIT_MEMORY) -> Iterator
             raise
         outcome.exit_code = 1
         print("error: " + " ".join(message.split()), file=sys.stderr)
+    finally:
+        warnings.formatwarning = before
 
 
 def _expected(error: Exception, way_out: str) -> str | None:

@@ -13,7 +13,12 @@ SMOOTH = 50  # logged lines that a point of the training curve is the mean of
 
 def draw_curves(runs: Sequence[Path], path: Path) -> None:
     """Training and validation losses of `runs` as one PNG. ValueError for a folder without a log."""
-    from matplotlib.figure import Figure
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ValueError(
+            "curves are drawn by matplotlib, which is not installed: pip install matplotlib"
+        ) from error
 
     logs = {name: _read(run) for name, run in _named(runs).items()}
     names = [name for name in LOSSES if any(name in line for log in logs.values() for line in log)]
@@ -43,11 +48,11 @@ def tenths_table(runs: Sequence[Path]) -> str:
         for name in LOSSES:
             steps, values = _series(log, f"val_{name}")
             first = [v for s, v in zip(steps, values, strict=True) if s <= last / 10] or values[:1]
-            final = [v for s, v in zip(steps, values, strict=True) if s > 0.9 * last]
+            final = [v for s, v in zip(steps, values, strict=True) if s > 0.9 * last] or values[-1:]
             if final:
                 means = [f"{sum(part) / len(part):.5f}" for part in (first, final)]
                 lines.append([f"{run}, {name}", *means, str(len(steps))])
-    return table(lines)
+    return table(lines) if len(lines) > 1 else "no validation losses"
 
 
 def _named(runs: Sequence[Path]) -> dict[str, Path]:

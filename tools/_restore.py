@@ -34,9 +34,13 @@ SETTINGS = (
 
 def restore(args: argparse.Namespace) -> str:
     """Measure what the options ask for; the table. ValueError, WeightsError."""
-    if args.pictures:
-        args.pictures.mkdir(parents=True, exist_ok=True)
+    for folder in filter(None, (args.pictures, args.json and args.json.parent)):
+        folder.mkdir(parents=True, exist_ok=True)
     pipe, parts = load_edit_pipeline(args.model), load_training_parts(args.model)
+    if pipe.clip is None:
+        raise ValueError(
+            f"--model {args.model}: without CLIP, which measures the results; add its clip.safetensors"
+        )
     methods: dict[str, Method] = {"bicubic": bicubic}
     if pipe.upscaler is not None:
         methods["RRDB"] = upscaler_method(pipe)

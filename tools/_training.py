@@ -1,16 +1,12 @@
 """A run of training: nets, data, validation, files. What `tools.train` and `tools.mini train` have in common."""
 
 import json
-import os
-import signal
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
@@ -36,12 +32,14 @@ from weights.merge import narrow, pack_delta
 
 from ._convert import convert, copying
 from ._curves import tenths_table
+from ._processes import deaf, plain_failures, stop_signals
 from ._report import write_sheet
 
 SHOWN = 8  # of them at most that are drawn
 FREE = (  # what may change in mid-run
     *("steps", "learning_rate", "precision", "clip"),  # at the price of another curve
     *("batch", "accumulate"),  # as long as a step has as many samples
+    "data",  # may have moved: its pictures are counted
     *("checkpointing", "zero", "nan_limit", "log_every", "validate_every", "save_every"),
 )
 
@@ -79,54 +77,10 @@ class Job:
         }
         return found | {
             "pictures": len(self.pictures),
+            "held_out": len(self.held_out),
             "ranges": asdict(self.ranges),
             "start": str(self.start),
         }
-
-
-def start_world(device: str) -> tuple[World, torch.device]:
-    """This process's place among those that torchrun started, and its device; alone where it started none."""
-    size = int(os.environ.get("WORLD_SIZE", "1"))
-    if size == 1:
-        return World(), torch.device(device)
-    local = int(os.environ.get("LOCAL_RANK", "0"))
-    if device == "cuda":
-        torch.cuda.set_device(local)
-    dist.init_process_group("nccl" if device == "cuda" else "gloo")
-    here = torch.device("cuda", local) if device == "cuda" else torch.device(device)
-    return World(dist.get_rank(), size), here
-
-
-def end_world() -> None:
-    """Leave the other processes in order."""
-    if dist.is_initialized():
-        dist.destroy_process_group()
-
-
-@contextmanager
-def stop_signals() -> Iterator[Callable[[], bool]]:
-    """Within it Ctrl-C and SIGTERM only ask to stop; a second one stops at once. Yields whether one came."""
-    came: list[int] = []
-
-    def handle(number: int, frame: object) -> None:
-        came.append(number)
-        restore()
-
-    def restore() -> None:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: bool(came)
-    finally:
-        restore()
-
-
-def _deaf(worker: int) -> None:
-    """Leave it to the training process to stop a worker."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
 
 
 class Run:
@@ -134,10 +88,13 @@ class Run:
 
     def __init__(self, job: Job, config: TrainConfig, device: torch.device, world: World) -> None:
         self.parts = load_training_parts(job.base)
-        self.job = replace(job, size=job.size or self.parts.measures.native)
+        self.size = (
+            self.parts.measures.native if job.size is None else job.size
+        )  # pixels, of a side of the crops
+        self.job = replace(job, size=self.size)
         self.config, self.device, self.folder = config, device, RunFolder(job.output)
         cell = self.parts.vae.downscale
-        if self.size % cell:
+        if self.size < 1 or self.size % cell:
             raise ValueError(f"pictures of {self.size} pixels; this base needs a multiple of {cell}")
         self.objective = self.make_objective()
         # The base's own is let go of, where there are two.
@@ -151,12 +108,6 @@ class Run:
         self.encoder = Encoder(vae, text_encoder, self.parts.tokenizer)
         self._resume(world)
 
-    @property
-    def size(self) -> int:
-        """Pixels, of a side of the crops."""
-        assert self.job.size is not None
-        return self.job.size
-
     def _resume(self, world: World) -> None:
         """Go on from the folder's checkpoint, if it has one. ValueError where that is of a run with other options."""
         path, first = self.folder.path / "run.json", world.rank == 0
@@ -167,9 +118,14 @@ class Run:
                 raise ValueError(
                     f"{path}: missing beside a checkpoint, so that its options are unknown; take another folder"
                 )
-            before = json.loads(path.read_text())
+            try:
+                before = json.loads(path.read_text())
+            except ValueError as error:
+                raise ValueError(f"{path}: damaged ({error}); take another folder") from error
             if changed := [
-                name for name in options if name not in FREE and before.get(name) != options[name]
+                name
+                for name in before
+                if name in options and name not in FREE and before[name] != options[name]
             ]:
                 name = changed[0]
                 raise ValueError(
@@ -188,7 +144,7 @@ class Run:
                 unfinished.write_text(json.dumps(options, indent=1) + "\n")
 
     def placed(self, net: Any) -> Any:
-        """`net` on the run's device; for work in 16 bits channels last, which is faster on GPUs and on CPUs."""
+        """`net` on the run's device; for work in 16 bits channels last, which is faster on CPUs (a GPU was not measured)."""
         wide = self.config.precision == "fp32"
         return net.to(self.device, memory_format=torch.preserve_format if wide else torch.channels_last)
 
@@ -208,10 +164,10 @@ class Run:
         """Train to the last step; where the result is. KeyboardInterrupt where it was stopped, and is saved."""
         batches = DataLoader(
             self._data(self.job.pictures, self.config.seed),
-            batch_sampler=_Batches(self.trainer.batches),
+            batch_sampler=self.trainer.batches(),
             num_workers=self.job.workers,
             collate_fn=collate,
-            worker_init_fn=_deaf,  # torchrun signals them too, and they are needed to the end of the step
+            worker_init_fn=deaf,
             pin_memory=self.device.type == "cuda",
         )
         first = self.trainer.world.rank == 0
@@ -222,7 +178,7 @@ class Run:
             disable=True if quiet or not first else None,
             dynamic_ncols=True,
         )
-        with bar, stop_signals() as stop:
+        with bar, plain_failures(), stop_signals() as stop:
 
             def show(step: int, figures: Figures) -> None:
                 bar.update()
@@ -232,9 +188,8 @@ class Run:
                 self.trainer, self.encoder, batches, self.folder, validate=validate, on_step=show, stop=stop
             )
         if self.trainer.done < self.config.steps:
-            raise KeyboardInterrupt(
-                f"interrupted after step {self.trainer.done}, which is saved: the same command goes on from there"
-            )
+            saved = f"interrupted after step {self.trainer.done}, which is saved: the same command goes on from there"
+            raise KeyboardInterrupt(saved if first else "")
         return self.export() if first else self.job.output
 
     def summary(self) -> str:
@@ -258,7 +213,9 @@ class Run:
 
         def validate(step: int) -> Figures:
             with kept_weights(self.trainer), torch.no_grad():  # in float32: the VAE could not bear float16
-                rows = self.draw(Inputs(*(field[:SHOWN] for field in batches[0])))
+                rows = self.draw(
+                    Inputs(*(torch.cat(fields)[:SHOWN] for fields in zip(*batches, strict=True)))
+                )
             folder.mkdir(exist_ok=True, parents=True)
             pictures = [picture.cpu() for row in rows for picture in row]
             write_sheet(folder / f"{step:07d}.png", pictures, len(rows[0]))
@@ -368,13 +325,3 @@ def _on_cpu(net: nn.Module) -> dict[str, Tensor]:
 def _halved(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """In float16, for a file. WeightsError where that cannot hold a number."""
     return {key: narrow(tensor, torch.float16, key).contiguous() for key, tensor in state.items()}
-
-
-class _Batches:
-    """A sampler of whole batches, for DataLoader."""
-
-    def __init__(self, batches: Callable[[], Iterator[list[int]]]) -> None:
-        self._batches = batches
-
-    def __iter__(self) -> Iterator[list[int]]:
-        return self._batches()

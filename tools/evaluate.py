@@ -18,7 +18,7 @@ from typing import get_args
 
 from msbd.config import EditConfig, Mode
 
-from ._cli import add_shared_options, check_not_shadowed, choose_device, report_errors
+from ._cli import add_shared_options, check_not_shadowed, choose_device, finite, report_errors
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -57,9 +57,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_common(decoder, scenes=16)
     _add_restore(jobs.add_parser("restore", help="PSNR, SSIM, GMSD, CLIP's distance, of scenes enlarged x4"))
     about = "pairs of clean and degraded pictures, for training or measuring restoration, on all cores"
-    _add_degrade(
-        jobs.add_parser("degrade", help=about, description=f"{about}; --device and --dtype change nothing")
-    )
+    _add_degrade(jobs.add_parser("degrade", help=about, description=about))
     jpeg = jobs.add_parser("jpeg", help="PSNR between JPEG in tensor code and Pillow's, and seconds")
     jpeg.add_argument("-i", "--input", type=Path, nargs="+", required=True, metavar="FILE", help="pictures")
     jpeg.add_argument(
@@ -79,9 +77,9 @@ def _add_restore(parser: argparse.ArgumentParser) -> None:
     add("--scenes", type=int, default=64, metavar="N", help="held-out ones (default: 64)")
     add("--steps", type=int, default=20, metavar="N", help="of DDIM (default: 20)")
     add("--captions", action="store_true", help="tell PASD the scenes' captions (default: no text)")
-    add("--guidance", type=float, default=1.0, metavar="W", help="of the text (default: 1, without)")
+    add("--guidance", type=finite, default=1.0, metavar="W", help="of the text (default: 1, without)")
     add("--negative", default="", metavar="TEXT", help="what guidance leads away from (default: no text)")
-    add("--conditioning-scale", type=float, default=1.0, metavar="X",
+    add("--conditioning-scale", type=finite, default=1.0, metavar="X",
         help="of the ControlNet's residuals (default: 1)")  # fmt: skip
     add("--color-fix", choices=("wavelet", "none"), default="wavelet",
         help="large areas take the degraded picture's colours, as PASD's code has it (default: wavelet)")  # fmt: skip
@@ -129,9 +127,10 @@ def _add_degrade(parser: argparse.ArgumentParser) -> None:
         "--size",
         type=int,
         metavar="PIXELS",
-        help="a random square crop of that side (default: whole pictures; of scenes: rendered at that size, 512)",
+        help="a random square crop of that side (default: whole pictures, cut to multiples of --scale; scenes: rendered at that "
+        "size, 512)",
     )
-    add_shared_options(parser)
+    add_shared_options(parser, device=False, dtype=False)
 
 
 def _add_common(parser: argparse.ArgumentParser, *, scenes: int) -> None:

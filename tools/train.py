@@ -3,7 +3,7 @@
   python -m tools.train pasd --data PHOTOS --base sd-v1-5 -o runs/pasd                 the paper's recipe, one GPU
   torchrun --nproc-per-node 8 -m tools.train pasd --data "train-{000..031}.tar" --base sd-v1-5 -o runs/pasd
   python -m tools.train pasd --preset mini --data scenes -o runs/mini                  the bundle's own, on a CPU
-  python -m tools.train base --data STYLE --base sd-v1-5 --rank 8 -o runs/style        a LoRA of a style
+  python -m tools.train base --data STYLE --base sd-v1-5 --rank 8 --lr 1e-4 --steps 2000 -o runs/style
   python -m tools.train curves runs/pasd -o curves.png                                 what the log says
 
 The same command goes on from the last checkpoint in the folder of -o. docs/training.md has the recipes.
@@ -79,11 +79,15 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     jobs = parser.add_subparsers(dest="job", required=True)
-    pasd = jobs.add_parser("pasd", help="ControlNet and pixel-aware attention on a frozen base (the default)")
+    pasd = jobs.add_parser(
+        "pasd",
+        help="ControlNet and pixel-aware attention on a frozen base (the job where options come first)",
+    )
     _add_data(pasd)
     add = pasd.add_argument_group("the nets").add_argument
     add("--variant", choices=("full", "light", "eq2", "none"), default="full",
-        help="of the pixel-aware attention; none: a ControlNet alone (default: full)")  # fmt: skip
+        help="of the pixel-aware attention: full, a transformer beside each of the U-Net's on its way up; light, one attention in "
+        "each of those; eq2, the paper's equation alone; none, a ControlNet alone (default: full)")  # fmt: skip
     add("--mode", choices=("sr", "colorize"), default="sr", help="what to learn (default: sr)")
     add("--rrdb", action="store_true", help="two RRDBs in the degradation removal")
     add("--no-to-rgb", dest="to_rgb", action="store_false",
@@ -93,7 +97,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--start", type=Path, metavar="PATH", help="PASD's weights to start from: a file or folder")
     add("--degradation", choices=("real-esrgan", "pasd"),
         help="whose ranges (default: real-esrgan with --preset paper, the milder pasd with the others)")  # fmt: skip
-    add("--scale", type=int, default=4, metavar="N", help="of the degradation's downscale (default: 4)")
+    add("--scale", type=int, metavar="N", help="of the degradation's downscale (default: 4)")
     _add_running(pasd, HELP)
     base = jobs.add_parser("base", help="fine-tune a base: the U-Net whole, or a LoRA of it")
     _add_data(base)
@@ -113,11 +117,13 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
         help='a folder of pictures with captions in .txt files beside them, tar shards ("train-{000..031}.tar"), or scenes: '
         "those of the mini bundle")  # fmt: skip
     add("--validation", nargs="+", metavar="DATA",
-        help=f"the same, for validation (default: {HELD_OUT} of --data, which are then not trained on)")  # fmt: skip
+        help=f"the same, for validation (default: a twentieth of --data, {HELD_OUT} at most, which is then not trained on; of fewer "
+        "than 20 pictures none is kept, and training pictures are shown)")  # fmt: skip
     add("-o", "--output", type=Path, required=True, metavar="FOLDER", help="where the run is kept")
     add("--base", default="mini", metavar="MODEL", help="a name, folder or file (default: mini)")
     add("--preset", choices=("paper", "official", "mini"), default="paper",
-        help="whose options; any other flag overrules it (default: paper)")  # fmt: skip
+        help="whose options, which any other flag overrules (default: paper); mini: the bundle's, whose degradation removal is "
+        "half as wide too")  # fmt: skip
     add("--size", type=int, metavar="PIXELS", help="of a training picture (default: the base's own)")
     add("--workers", type=int, default=0, metavar="N",
         help="processes that prepare the data (default: 0: the training process itself)")  # fmt: skip
@@ -159,6 +165,7 @@ def _pasd(args: argparse.Namespace) -> None:
 
     # Real-ESRGAN sharpens its targets; PASD, whose paper does not speak of it and whose code does not, learns photographs.
     ranges = {"pasd": PASD, "real-esrgan": replace(REAL_ESRGAN, usm=False)}
+    refuse_useless(args)
     settings: dict[str, Any] = {"hint_widths": HINT_WIDTHS} if args.preset == "mini" else {}
     _train(
         args,
@@ -169,10 +176,30 @@ def _pasd(args: argparse.Namespace) -> None:
         zero_init=(args.init or ("random" if args.preset == "official" else "zero")) == "zero",
         start=args.start,
         grayscale=args.mode == "colorize",
-        scale=args.scale,
+        scale=4 if args.scale is None else args.scale,
         ranges=ranges[args.degradation or ("real-esrgan" if args.preset == "paper" else "pasd")],
         **settings,
     )
+
+
+def refuse_useless(args: argparse.Namespace) -> None:
+    """ValueError for an option that would change nothing beside another one."""
+    given = given_options(args, OPTIONS)
+    colour, heads = args.mode == "colorize", args.to_rgb
+    for flag, useless, why in (
+        ("--degradation", args.degradation and colour, "--mode colorize degrades nothing"),
+        ("--scale", args.scale is not None and colour, "--mode colorize degrades nothing"),
+        ("--gamma", "gamma" in given and not heads, "--no-to-rgb leaves that loss out"),
+        ("--antialias", "antialias" in given and not heads, "--no-to-rgb leaves that loss out"),
+        (
+            "--colour-weight",
+            "colour_weight" in given and not (heads and colour),
+            "only with --mode colorize and toRGB heads",
+        ),
+        ("--init", args.init and args.variant == "none", "--variant none adds no attention"),
+    ):
+        if useless:
+            raise ValueError(f"{flag} changes nothing here: {why}; leave it out")
 
 
 def _base(args: argparse.Namespace) -> None:
@@ -182,9 +209,12 @@ def _base(args: argparse.Namespace) -> None:
 
 
 def _train(args: argparse.Namespace, kind: Any, **settings: Any) -> None:
-    from ._training import Job, end_world, start_world
+    from ._processes import end_world, start_world
+    from ._training import Job
 
     config = config_of(args)
+    if args.output.exists() and not args.output.is_dir():
+        raise ValueError(f"--output {args.output}: a file; expected a folder, or a new name")
     device, _ = choose_device(args.device, "float32")
     data, held_out = read_data(args.data, args.validation)
     job = Job(
@@ -192,6 +222,8 @@ def _train(args: argparse.Namespace, kind: Any, **settings: Any) -> None:
     )  # fmt: skip
     world, device = start_world(device.type)
     run = kind(job, config, device, world)
+    if run.trainer.done >= config.steps and not args.quiet:
+        print(f"{args.output}: already at step {run.trainer.done}; nothing to train, --steps can be more")
     result = run.run(quiet=args.quiet)
     if world.rank == 0 and not args.quiet:
         print(run.summary())
@@ -213,7 +245,8 @@ def read_data(data: list[str], validation: list[str] | None) -> "tuple[Pictures,
     count = min(HELD_OUT, len(pictures) // 20)
     if count == 0:
         warnings.warn(
-            f"{len(pictures)} pictures are too few to keep some for validation: it shows training pictures",
+            f"{len(pictures)} pictures are too few to keep some back: the validation losses are of training pictures, unless "
+            "--validation names others",
             stacklevel=2,
         )
         return pictures, pictures
@@ -241,6 +274,7 @@ def _curves(args: argparse.Namespace) -> None:
     from ._curves import draw_curves, tenths_table
 
     text = tenths_table(args.runs)
+    args.output.parent.mkdir(parents=True, exist_ok=True)
     draw_curves(args.runs, args.output)
     print(f"{text}\n{args.output}")
 

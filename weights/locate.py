@@ -68,6 +68,8 @@ def locate(model: str | Path, *, companions: bool = False) -> Located:
         return _with_companions(found) if companions else found
     flat = {part: path / f"{part}.safetensors" for part in PARTS}
     nets = {part: Source(file) for part, file in flat.items() if file.is_file()}
+    if not nets and (path / "pasd.safetensors").is_file():  # the folder of a training run
+        return _single(path / "pasd.safetensors")
     if not nets:
         raise WeightsError(
             f"{path}: no model's folder; expected a diffusers folder (unet/, vae/, text_encoder/), or files named "

@@ -293,3 +293,14 @@ def test_filter2d_is_a_correlation_with_reflected_borders(
     padded = np.pad(image.double().numpy(), [(0, 0), (0, 0), (half, half), (half, half)], mode="reflect")
     reference = F.conv2d(torch.from_numpy(padded).view(6, 1, *padded.shape[2:]), kernel[None, None])
     assert relative_error(filter2d(image, kernel).reshape(reference.shape), reference) <= 1e-6
+
+
+def test_what_is_no_step_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"'jpeg'.* is no step"):
+        degrade.apply(torch.zeros(1, 3, 8, 8), Degradation(({"step": "jpeg"},)))  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize("image", [torch.zeros(1, 1, 8, 8), torch.zeros(1, 3, 8, 8, dtype=torch.float16)])
+def test_other_pictures_are_refused(image: Tensor) -> None:
+    with pytest.raises(ValueError, match="wants a .B, 3, H, W. picture"):
+        degrade.apply(image, Degradation(()))

@@ -194,10 +194,13 @@ def test_shards_that_cannot_be_used_are_told_in_one_line(tmp_path: Path) -> None
     write_tar(tmp_path / "captions.tar", members[1:])
     write_tar(tmp_path / "gzipped.tar", members, "w:gz")
     (tmp_path / "cut.tar").write_bytes(whole[: len(members[0][1]) // 2])
+    second = whole.index(members[1][0].encode())  # its header
+    (tmp_path / "short.tar").write_bytes(whole[:second])
+    (tmp_path / "damaged.tar").write_bytes(whole[:second] + b"?" + whole[second + 1 :])
     (tmp_path / "nothing.tar").touch()
     (tmp_path / "text.tar").write_text("hello " * 300)
     reasons = {"empty": "no picture", "captions": "no picture", "gzipped": "not a whole", "cut": "not a whole",
-               "nothing": "not a whole", "text": "not a whole"}  # fmt: skip
+               "short": "not a whole", "damaged": "not a whole", "nothing": "not a whole", "text": "not a whole"}  # fmt: skip
     for name, reason in reasons.items():
         with pytest.raises(ValueError, match=rf"^[^\n]*{name}\.tar: {reason}[^\n]*$"):
             TarShards(tmp_path / f"{name}.tar")

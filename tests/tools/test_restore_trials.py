@@ -212,13 +212,15 @@ def test_differences_are_paired_and_the_baseline_has_none() -> None:
 
 
 def test_the_table_has_both_parts_and_a_star_where_zero_is_left_out() -> None:
-    lines = restore_table(RESULTS).splitlines()
+    many = {method: {name: values * 3 for name, values in row.items()} for method, row in RESULTS.items()}
+    lines = restore_table(many).splitlines()
     assert "PSNR, dB (up)" in lines[0] and "GMSD (down)" in lines[0]
-    assert lines[2].split()[:5] == ["bicubic", "3", "2.00", "(1.00", ".."]
+    assert lines[2].split()[:3] == ["bicubic", "9", "2.00"]
     assert lines[5].startswith("less bicubic, paired")
-    assert lines[7].split()[:2] == ["other", "3"]
+    assert lines[7].split()[:2] == ["other", "9"]
     assert "+1.00 (+1.00 .. +1.00) *" in lines[7] and "-0.5000 (-0.5000 .. -0.5000) *" in lines[7]
     assert lines[7].count("*") == 2
+    assert "*" not in restore_table(RESULTS).splitlines()[7]  # three scenes say nothing
     assert "less" not in restore_table({"bicubic": RESULTS["bicubic"]})
 
 

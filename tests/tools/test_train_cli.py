@@ -2,11 +2,13 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +24,10 @@ from msbd.train_config import OFFICIAL, PAPER
 from msbd.train_state import RunFolder
 from nets.pasd_unet import ADDED_KEYS
 from nets.vae import AutoencoderKL
-from tools._training import stop_signals
+from tools import _processes
+from tools._processes import stop_signals
 from tools.train import build_parser, config_of, main, read_data
-from weights.files import read_metadata, read_state_dict
+from weights.files import read_metadata, read_state_dict, write_safetensors
 from weights.merge import ADDED
 
 ROOT = Path(__file__).parents[2]
@@ -99,14 +102,26 @@ def test_a_run_that_is_interrupted_is_saved(
     assert curve(tmp_path / "parts") == curve(tmp_path / "whole")
 
 
-def test_a_second_interruption_does_not_wait() -> None:
+def test_a_second_interruption_does_not_wait(monkeypatch: Any) -> None:
     before = signal.getsignal(signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt), stop_signals() as stop:  # noqa: PT012 (the first one must not raise)
+    with pytest.raises(KeyboardInterrupt), stop_signals() as stop:  # noqa: PT012 (the first ones must not raise)
         assert not stop()
-        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)  # the same, delivered twice
         assert stop()
+        monkeypatch.setattr(_processes, "TWICE", -1.0)
         signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_signal_that_was_ignored_stays_so() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with stop_signals() as stop:
+            signal.raise_signal(signal.SIGHUP)
+            assert not stop()
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 @pytest.mark.parametrize("variant", ["full", "light", "eq2"])
@@ -167,9 +182,87 @@ def test_other_options_are_refused(
         ("--log-every", "5"),
     ):
         assert run("pasd", photos, bundle, tmp_path, *words, steps=2) == 0
-    (tmp_path / "run.json").unlink()
-    assert run("pasd", photos, bundle, tmp_path, steps=2) == 1
-    assert "run.json: missing" in capsys.readouterr().err
+    capsys.readouterr()
+    for name, content, said in (
+        ("run.json", "{", "run.json: damaged"),
+        ("run.json", None, "run.json: missing"),
+    ):
+        (tmp_path / name).unlink()
+        if content is not None:
+            (tmp_path / name).write_text(content)
+        assert run("pasd", photos, bundle, tmp_path, steps=2) == 1
+        error = capsys.readouterr().err
+        assert said in error and error.count("\n") == 1
+
+
+def test_a_damaged_checkpoint_is_named(photos: Path, bundle: Path, tmp_path: Path, capsys: Any) -> None:
+    assert run("pasd", photos, bundle, tmp_path, steps=2) == 0
+    checkpoint = tmp_path / "last.pt"
+    checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
+    assert run("pasd", photos, bundle, tmp_path, steps=4) == 1
+    error = capsys.readouterr().err
+    assert "last.pt: damaged; put a copy back" in error and error.count("\n") == 1
+
+
+def test_a_runs_folder_stands_for_what_it_trained(photos: Path, bundle: Path, tmp_path: Path) -> None:
+    assert run("pasd", photos, bundle, tmp_path / "first", steps=1) == 0
+    start = ("--start", str(tmp_path / "first"), "--lr", "1e-9")
+    assert run("pasd", photos, bundle, tmp_path / "second", *start, steps=1) == 0
+    assert len(load_pasd_nets(tmp_path / "second", bundle)) == 2
+
+
+def test_warnings_and_what_is_done_already_are_told(
+    photos: Path, bundle: Path, tmp_path: Path, capsys: Any
+) -> None:
+    words = [
+        "pasd",
+        "--data",
+        str(photos),
+        "--base",
+        str(bundle),
+        "-o",
+        str(tmp_path),
+        *QUICK,
+        "--device",
+        "cpu",
+    ]
+    for _ in range(2):
+        with warnings.catch_warnings():  # pytest's own would keep them
+            warnings.simplefilter("always")
+            warnings.showwarning = lambda *told, **_: sys.stderr.write(warnings.formatwarning(*told[:4]))
+            assert main([*words, "--steps", "1"]) == 0
+    told = capsys.readouterr()
+    lines = [line for line in told.err.splitlines() if "warning" in line]
+    assert len(lines) == 2 and lines[0].startswith("warning: 6 pictures are too few")
+    assert told.out.count("already at step 1") == 1
+
+
+def test_a_file_is_no_place_for_a_run(photos: Path, bundle: Path, tmp_path: Path, capsys: Any) -> None:
+    (tmp_path / "file").touch()
+    assert run("pasd", photos, bundle, tmp_path / "file") == 1
+    assert "file: a file; expected a folder" in capsys.readouterr().err
+
+
+def test_pictures_may_move(photos: Path, bundle: Path, tmp_path: Path) -> None:
+    assert run("pasd", photos, bundle, tmp_path / "run", steps=2) == 0
+    moved = Path(shutil.copytree(photos, tmp_path / "moved"))
+    assert run("pasd", moved, bundle, tmp_path / "run", steps=4) == 0
+    (moved / "0.png").unlink()
+    assert run("pasd", moved, bundle, tmp_path / "run", steps=6) == 1
+
+
+def test_weights_to_start_from_are_complete(photos: Path, bundle: Path, tmp_path: Path, capsys: Any) -> None:
+    assert run("pasd", photos, bundle, tmp_path / "first", steps=1) == 0
+    whole = tmp_path / "first" / "pasd.safetensors"
+    tensors = read_state_dict(whole)
+    part = {key: tensor for key, tensor in tensors.items() if "pixel_attentions.1" not in key}
+    assert 0 < len(part) < len(tensors)
+    write_safetensors(tmp_path / "part.safetensors", part, read_metadata(whole))
+    assert (
+        run("pasd", photos, bundle, tmp_path / "second", "--start", str(tmp_path / "part.safetensors")) == 1
+    )
+    error = capsys.readouterr().err
+    assert "part.safetensors: does not fit these nets, first 'up_blocks" in error
 
 
 def test_training_goes_on_from_other_weights(photos: Path, bundle: Path, tmp_path: Path) -> None:
@@ -348,6 +441,11 @@ def test_pictures_for_validation_are_not_trained_on(tmp_path: Path) -> None:
         (["--data", "scenes", "--base", "nosuch"], "nosuch"),
         (["--data", "scenes", "--scale", "999"], "999"),
         (["--data", "scenes", "--size", "100"], "a multiple of 8"),
+        (["--data", "scenes", "--size", "0"], "a multiple of 8"),
+        (["--data", "scenes", "--mode", "colorize", "--scale", "2"], "--scale changes nothing here"),
+        (["--data", "scenes", "--no-to-rgb", "--gamma", "2"], "--gamma changes nothing here"),
+        (["--data", "scenes", "--colour-weight", "2"], "--colour-weight changes nothing here"),
+        (["--data", "scenes", "--variant", "none", "--init", "zero"], "--init changes nothing here"),
     ],
 )
 def test_bad_input_gets_one_line(

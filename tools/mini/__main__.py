@@ -27,7 +27,9 @@ def build_parser() -> argparse.ArgumentParser:
     jobs = parser.add_subparsers(dest="job", required=True)
     train = jobs.add_parser("train", help="train one part, from its last checkpoint on")
     train.add_argument("--part", choices=(*PARTS, *PASD, *ABLATIONS), required=True)
-    train.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
+    train.add_argument(
+        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="where (default: auto)"
+    )
     train.add_argument("--threads", type=int, help="CPU threads (default: all)")
     export = jobs.add_parser("export", help="write the bundle's files from the last checkpoints")
     export.add_argument(
