@@ -244,7 +244,8 @@ def test_real_esrgan_sharpens_the_target_and_pasd_does_not() -> None:
     plain, sharp = (
         TrainingData(Arrays([textured(40, 40)]), size=40, ranges=r)[0].clean for r in (PASD, REAL_ESRGAN)
     )
-    assert torch.allclose(usm_sharpen(plain[None] / 2 + 0.5)[0] * 2 - 1, sharp, atol=1e-5)
+    sharpened = usm_sharpen(plain[None] / 2 + 0.5)[0] * 2 - 1
+    assert torch.allclose(sharpened, sharp, atol=1.01 / 255)  # half a level
 
 
 def test_grayscale_control_is_the_luma_of_the_target_undegraded() -> None:
