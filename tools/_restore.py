@@ -8,7 +8,7 @@ from torch import Tensor
 
 from msbd.color import wavelet_color_fix
 from msbd.load import TrainingParts, load_edit_pipeline, load_training_parts
-from msbd.load_nets import load_net, load_pasd_nets
+from msbd.load_nets import Shelf, load_pasd_nets
 from msbd.train_data import enlarge
 from msbd.train_validate import restore_pictures
 from weights.locate import locate
@@ -61,8 +61,9 @@ def pasd_method(parts: TrainingParts, path: str | Path, args: argparse.Namespace
 
     A file that holds a ControlNet alone is the variant "none".
     """
-    if set(locate(path).nets) == {"controlnet"}:
-        unet, controlnet = parts.unet, load_net(path)
+    located = locate(path)
+    if set(located.nets) == {"controlnet"}:
+        unet, controlnet = parts.unet, Shelf(located).net("controlnet")
     else:
         unet, controlnet = load_pasd_nets(path, args.model)
     unet, controlnet, vae = unet.float(), controlnet.float(), parts.vae

@@ -72,7 +72,7 @@ def _add_restore(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--model", default="mini", help="the base: a name, folder or file (default: mini)")
     add("--pasd", action="append", type=named_path, metavar="NAME=PATH",
-        help="nets to compare: a known name, or what `tools.train` wrote (pasd.safetensors, or a ControlNet's); may be repeated "
+        help="nets to compare: a known name, or the folder of a run of `tools.train`, or its file; may be repeated "
         "(default: mini-pasd)")  # fmt: skip
     add("--scenes", type=int, default=64, metavar="N", help="held-out ones (default: 64)")
     add("--steps", type=int, default=20, metavar="N", help="of DDIM (default: 20)")

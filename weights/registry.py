@@ -101,6 +101,14 @@ _ALL = (
         + (ModelFile("tokenizer", "tokenizer.json"),),
     ),
     Model(
+        "mini-pasd", "PASD on the mini bundle: x 4 and repair", "Apache-2.0",
+        (ModelFile("all", "pasd.safetensors"),), ("mini",),
+    ),
+    Model(
+        "mini-pasd-color", "PASD on the mini bundle, light variant: colour for grey pictures", "Apache-2.0",
+        (ModelFile("all", "pasd-color.safetensors"),), ("mini",),
+    ),
+    Model(
         "sd-v1-4", "Stable Diffusion 1.4, one file", OPENRAIL,
         (ModelFile("all", "sd-v1-4.ckpt", _SD14_FILES, size=4_265_380_512,
                    sha256="fe4efff1e174c627256e44ec2991ba279b3816e364b49f9be2abc0b3ff3f8556"),),

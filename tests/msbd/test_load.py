@@ -37,6 +37,7 @@ from samplers.schedule import eps_from_velocity, make_alphas_cumprod, make_betas
 from weights.files import WeightsError, read_metadata, read_state_dict, write_safetensors
 from weights.ldm import to_ldm
 from weights.merge import added_tensors, base_tensors, pack_delta
+from weights.registry import MINI
 from weights.tokenizer import train_tokenizer
 
 
@@ -650,6 +651,17 @@ def test_a_compact_export_needs_a_base(
     assert same(base_tensors(unet.state_dict()), base_parts(layouts["flat"])["unet"])
     control = net_files(pasd[variant] / "controlnet")
     check_net(controlnet, ControlNet, {key: tensor.bfloat16() for key, tensor in control.items()})
+
+
+@pytest.mark.parametrize(("name", "variant"), [("mini-pasd", "full"), ("mini-pasd-color", "light")])
+def test_a_compact_export_of_a_known_name_brings_its_base(name: str, variant: str) -> None:
+    unet, controlnet = load_pasd_nets(name)
+    assert asdict(unet.config)["variant"] == variant and asdict(controlnet.config)["to_rgb"]
+    assert same(base_tensors(unet.state_dict()), base_parts(MINI)["unet"])
+    assert all(
+        same(net.state_dict(), other.state_dict())
+        for net, other in zip((unet, controlnet), load_pasd_nets(name, "mini"), strict=True)
+    )
 
 
 def pasd_refusal(model: Path, base: Path | str | None = None) -> str:

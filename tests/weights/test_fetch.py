@@ -69,6 +69,7 @@ def test_a_bare_name_counts_only_where_it_says_what_the_file_is() -> None:
 def test_the_bundle_is_found_in_the_checkout() -> None:
     files = local_files(MODELS["mini"])
     assert files["unet"] == module.MINI / "unet.safetensors" == fetch(MODELS["mini"].files[2])
+    assert local_files(MODELS["mini-pasd"]) == files | {"all": module.MINI / "pasd.safetensors"}
 
 
 def test_a_missing_file_of_the_bundle_is_not_to_be_downloaded(
@@ -80,7 +81,7 @@ def test_a_missing_file_of_the_bundle_is_not_to_be_downloaded(
         local_files(MODELS["mini"])
 
 
-@pytest.mark.parametrize("name", [name for name in MODELS if name != "mini"])
+@pytest.mark.parametrize("name", [name for name in MODELS if not name.startswith("mini")])
 def test_every_model_loads_from_full_caches_without_a_socket(name: str) -> None:
     for file in needed_files(MODELS[name]):
         path = cache(file, file.file.encode()) if file.repo else put(weights_folder() / file.file)

@@ -227,7 +227,7 @@ def test_companions_are_found_in_the_hugging_face_cache(models: Path) -> None:
 
 
 def test_nothing_found_is_one_line(tmp_path: Path) -> None:
-    assert "no model is called 'nowhere'; known: mini, sd-v1-4," in refusal(lambda: locate("nowhere"))
+    assert "no model is called 'nowhere'; known: mini, mini-pasd, " in refusal(lambda: locate("nowhere"))
     (tmp_path / "empty").mkdir()
     assert refusal(lambda: locate(tmp_path / "empty")) == (
         f"{tmp_path / 'empty'}: no model's folder; expected a diffusers folder (unet/, vae/, text_encoder/), or files named "

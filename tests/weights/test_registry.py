@@ -48,14 +48,15 @@ def test_every_file_comes_from_one_place(file: ModelFile) -> None:
 
 
 def test_exactly_the_bundle_is_part_of_the_checkout() -> None:
-    inside = {
-        model.name
+    inside = [
+        (model.name, file.file)
         for model in MODELS.values()
         for file in model.files
         if file.repo is file.url is file.page is None
-    }
-    assert inside == {"mini"}
-    assert all((MINI / file.file).is_file() for file in MODELS["mini"].files)
+    ]
+    assert {name for name, _ in inside} == {"mini", "mini-pasd", "mini-pasd-color"}
+    there = {path.name for path in MINI.iterdir()} - {"README.md"}
+    assert sorted(file for _, file in inside) == sorted(there)
     assert {"unet", "vae", "clip", "rrdb", "tokenizer"} == {file.part for file in MODELS["mini"].files}
 
 
@@ -80,7 +81,8 @@ def test_the_models_that_the_design_names_are_there() -> None:
 @pytest.mark.parametrize("name", [name for name, model in MODELS.items() if model.needs])
 def test_a_model_and_what_it_needs_make_a_pipeline(name: str) -> None:
     parts = {file.part for file in needed_files(MODELS[name])}
-    nets = {"unet", "vae", "text_encoder"} if "all" not in parts else set()
+    nets = {"unet", "vae"} if "all" not in parts else set()
+    assert parts & {"all", "text_encoder", "clip"}
     assert nets | {"tokenizer"} <= parts
     assert {"controlnet", "controlnet_config", "unet_config", "scheduler"} <= parts or {
         "clip",
@@ -106,7 +108,9 @@ def test_renamed_repositories_lead_to_ones_in_use() -> None:
 
 
 def test_unknown_name_lists_the_known_ones() -> None:
-    with pytest.raises(WeightsError, match="'sd-v9'.*mini, sd-v1-4, .*sd-v1-5, .*pasd") as caught:
+    with pytest.raises(
+        WeightsError, match="'sd-v9'.*mini, mini-pasd, .*sd-v1-4, .*sd-v1-5, .*pasd"
+    ) as caught:
         find_model("sd-v9")
     assert "\n" not in str(caught.value)
 

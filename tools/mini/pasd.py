@@ -26,7 +26,7 @@ HINT_WIDTHS = (16, 32, 64, 96)  # of the degradation removal, half of the full n
 # The rate is ten times the paper's (at twenty times the full variant diverged, docs/log.md), and as there it does not fall:
 # so a run can be prolonged, and its first steps are the run of a shorter one. The averaged weights are kept.
 MINI = TrainConfig(
-    steps=12_000,
+    steps=9_000,
     batch=16,
     optimizer="adamw",
     learning_rate=5e-4,
@@ -52,7 +52,7 @@ class Variant:
 
 VARIANTS = {
     "pasd": Variant(),
-    "pasd-color": Variant("light", grayscale=True, steps=SHORT),
+    "pasd-color": Variant("light", grayscale=True, steps=2500),
     # For the ablations: figures only. All for as many steps, the full one too
     "pasd-short": Variant(steps=SHORT),
     "pasd-none": Variant("none", steps=SHORT),  # Fig. 9 b of the paper
