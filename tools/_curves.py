@@ -25,12 +25,13 @@ def draw_curves(runs: Sequence[Path], path: Path) -> None:
     figure = Figure(figsize=(5.2 * len(names), 3.6), layout="constrained")
     axes = figure.subplots(1, len(names), squeeze=False)[0]
     for axis, name in zip(axes, names, strict=True):
-        for run, log in logs.items():
+        for number, (run, log) in enumerate(logs.items()):
             steps, values = _series(log, name)
             if not steps:
                 continue
-            (line,) = axis.plot(steps, _smoothed(values), alpha=0.4, linewidth=1)
-            axis.plot(*_series(log, f"val_{name}"), color=line.get_color(), marker=".", label=run)
+            color = f"C{number}"  # the same in every panel
+            axis.plot(steps, _smoothed(values), color=color, alpha=0.4, linewidth=1)
+            axis.plot(*_series(log, f"val_{name}"), color=color, marker=".", label=run)
         axis.set(title=LOSSES[name], xlabel="step", yscale="log")
         axis.legend(frameon=False)
     figure.supxlabel(
