@@ -90,7 +90,7 @@ def load_pasd_nets(model: str | Path, base: str | Path | None = None) -> tuple[P
         raise WeightsError(
             f"{model}: what PASD adds to a U-Net, without the U-Net; give a Stable Diffusion 1.x model as base"
         )
-    state, source = (Shelf(locate(base)) if base is not None else shelf).tensors("unet")
+    state, source = (shelf if base is None else Shelf(locate(base))).tensors("unet")
     return build_net(state | shelf.added(), source), controlnet
 
 
