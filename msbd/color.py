@@ -12,8 +12,11 @@ from torch import Tensor
 
 
 def wavelet_color_fix(image: Tensor, reference: Tensor, levels: int = 5) -> Tensor:
-    """The fine structure of `image` on the coarse one of `reference`, of the same size: its colours and lights."""
-    _check_same_shape(image, reference)
+    """The fine structure of `image` on the coarse one of `reference`, its colours and lights. ValueError unless of one size."""
+    if image.shape != reference.shape:
+        raise ValueError(
+            f"the picture is {tuple(image.shape)}, the one with its colours {tuple(reference.shape)}; resize one"
+        )
     return image + low_frequencies(reference - image, levels)  # which is linear
 
 
@@ -39,10 +42,3 @@ def adain_color_fix(image: Tensor, reference: Tensor) -> Tensor:
 
     (mean, std), (wanted_mean, wanted_std) = moments(image), moments(reference)
     return (image - mean) / std * wanted_std + wanted_mean
-
-
-def _check_same_shape(image: Tensor, reference: Tensor) -> None:
-    if image.shape != reference.shape:
-        raise ValueError(
-            f"the picture is {tuple(image.shape)}, the one with its colours {tuple(reference.shape)}; resize one"
-        )

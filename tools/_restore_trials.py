@@ -13,11 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from msbd.degrade import PASD, Ranges, apply, sample_parameters, usm_sharpen
+from msbd.degrade import PASD, Ranges
 from msbd.edit import EditPipeline
 from msbd.metrics import gmsd, psnr, ssim
 from msbd.rerank import clip_pixels
-from msbd.train_data import enlarge
+from msbd.train_data import degrade_pair, enlarge
 
 from ._report import Figure, mean, table, write_sheet
 from .mini.data import held_out_scenes
@@ -87,12 +87,9 @@ def make_pairs(count: int, size: int = 128, ranges: Ranges = PASD, start: int = 
         )
     pairs = []
     for number, scene in enumerate(held_out_scenes(count, start=start), start):
-        clean = picture(scene, size)
-        if ranges.usm:
-            clean = to_8_bits(usm_sharpen(clean / 2 + 0.5) * 2 - 1)
         generator = torch.Generator().manual_seed(number)
-        low = apply(clean / 2 + 0.5, sample_parameters(generator, ranges=ranges, scale=SCALE))
-        pairs.append(Pair(clean, low, scene.caption, number))
+        clean, low, _ = degrade_pair(picture(scene, size) / 2 + 0.5, generator, ranges=ranges, scale=SCALE)
+        pairs.append(Pair(clean * 2 - 1, low, scene.caption, number))
     return pairs
 
 

@@ -128,7 +128,7 @@ class Run:
             ]:
                 name = changed[0]
                 raise ValueError(
-                    f"{self.folder.path}: holds a run with {name} = {before.get(name)}, now {options[name]}; go on with the options "
+                    f"{self.folder.path}: holds a run with {name} = {before[name]}, now {options[name]}; go on with the options "
                     "it began with, or take another folder"
                 )
         if state := self.folder.load(cut_log=first):
