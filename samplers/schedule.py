@@ -1,18 +1,19 @@
 """Noise schedules and the forward process, and the types every sampler here shares.
 
 Papers   Ho et al. 2020, arXiv:2006.11239 (betas, q); Song et al. 2021, arXiv:2010.02502 (sub-sequences);
-         Salimans and Ho 2022, arXiv:2202.00512 (v); Lin et al. 2024, arXiv:2305.08891 (zero terminal SNR)
+         Salimans and Ho 2022, arXiv:2202.00512 (v); Lin et al. 2024, arXiv:2305.08891 (zero terminal SNR);
+         Karras et al. 2022, arXiv:2206.00364 (sigmas)
 Tensors  x (B, C, h, w) latents of any floating dtype · alphas_cumprod (T,) float64 · timesteps (N,) int64
 Copying  this file stands alone: torch only
 
 "Level" means a value of alphas_cumprod: 1 is clean, 0 is pure noise; a latent at level a is sqrt(a) x0 +
-sqrt(1 - a) noise. Tables stay in float64 on the CPU. Only Python floats and float32 tensors made from them
-meet a latent, since some devices have no float64; formulas are evaluated in at least float32 and rounded once
-to the latent's dtype.
+sqrt(1 - a) noise; its sigma is sqrt((1 - a) / a), noise over signal. Tables stay in float64 on the CPU. Only
+Python floats and float32 tensors made from them meet a latent, since some devices have no float64; formulas
+are evaluated in at least float32 and rounded once to the latent's dtype.
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -20,7 +21,9 @@ import torch
 from torch import Tensor
 
 Denoiser = Callable[[Tensor, Tensor], Tensor]
-"""`denoise(x, t) -> eps`: x, eps (B, C, h, w), t a 0-dim int64 tensor on x's device; all else closed over."""
+"""`denoise(x, t) -> eps`: x, eps (B, C, h, w), t a 0-dim int64 tensor on x's device; all else closed over.
+
+Between two timesteps t is float32 (`solver_steps`)."""
 
 NoiseSource = Callable[[str, int, tuple[int, ...]], Tensor]
 """`noise(site, step, shape) -> Tensor`: standard normal, float32, of that shape; samplers list their sites."""
@@ -32,7 +35,7 @@ class StepInfo:
 
     step: int  # 0-based index of the evaluation
     total: int  # number of evaluations
-    t: int  # training timestep the denoiser was evaluated at
+    t: float  # training timestep the denoiser was evaluated at; an int but for `solver_steps`' fractions
     x: Tensor  # the latent that the next evaluation will see
     pred_x0: Tensor  # the clean latent the denoiser predicted
 
@@ -210,12 +213,67 @@ def step_levels(
     ts = [int(t) for t in timesteps]
     if any(a <= b for a, b in pairwise(ts)) or any(not 0 <= t < len(alphas_cumprod) for t in ts):
         raise ValueError(f"timesteps must fall strictly and lie in 0..{len(alphas_cumprod) - 1}, got {ts}")
-    levels = [*(float(alphas_cumprod[t]) for t in ts), float(final_alpha)]
-    if ts and not levels[-2] <= levels[-1] <= 1:
+    levels = [float(alphas_cumprod[t]) for t in ts]
+    return list(zip(ts, levels, _following(levels, final_alpha), strict=True))
+
+
+def solver_steps(
+    timesteps: Sequence[float] | Tensor,
+    alphas_cumprod: Tensor,
+    final_alpha: float = 1.0,
+    levels: Sequence[float] | Tensor | None = None,
+) -> list[tuple[float, float, float]]:
+    """`step_levels` for timesteps that are fractions, or that are not where the latent is.
+
+    At a fraction of a timestep sigma is linear between its two neighbours, as in diffusers' Euler schedulers.
+    With `levels` (N,) those are the latent's, and t is only what the denoiser is told (`karras_steps`). Whole
+    timesteps come back as int. Raises ValueError unless the timesteps lie inside the table and the levels
+    rise strictly, up to `final_alpha`.
+    """
+    ts = [int(t) if t.is_integer() else t for t in map(float, timesteps)]
+    if any(not 0 <= t <= len(alphas_cumprod) - 1 for t in ts):
+        raise ValueError(f"timesteps must lie in 0..{len(alphas_cumprod) - 1}, got {ts}")
+    given = [_level_at(t, alphas_cumprod) for t in ts] if levels is None else [float(a) for a in levels]
+    if len(given) != len(ts) or not all(a < b for a, b in pairwise(given)):
+        raise ValueError(f"{len(ts)} timesteps need as many levels, rising strictly; got {given}")
+    return list(zip(ts, given, _following(given, final_alpha), strict=True))
+
+
+def karras_steps(num_steps: int, alphas_cumprod: Tensor, *, rho: float = 7.0) -> tuple[Tensor, Tensor]:
+    """Timesteps (N,) int64 and levels (N,) float64 of N sigmas spaced as by Karras et al., eq. 5.
+
+    From the sigma of the last table entry to that of the first, evenly in sigma^(1 / rho). Sigmas lie between
+    the table's; the timestep a net is told there is found linearly in log sigma and rounded, as in diffusers'
+    DPM-Solver++, so towards the clean end it may repeat. Pass both: `dpmpp_sample(..., timesteps,
+    alphas_cumprod, levels=levels)`.
+    """
+    _check_num_steps(num_steps, len(alphas_cumprod))
+    levels = alphas_cumprod.to("cpu", torch.float64)
+    table = ((1 - levels) / levels).sqrt()  # (T,) sigmas, rising
+    fraction = torch.arange(num_steps, dtype=torch.float64) / max(num_steps - 1, 1)
+    sigmas = torch.lerp(table[-1] ** (1 / rho), table[0] ** (1 / rho), fraction) ** rho
+    high = torch.searchsorted(table, sigmas).clamp(1, len(table) - 1)
+    low_log, high_log = table[high - 1].log(), table[high].log()
+    timesteps = high - 1 + (sigmas.log() - low_log) / (high_log - low_log)
+    return timesteps.round().long(), (1 / (1 + sigmas**2)).clamp(levels[-1], levels[0])
+
+
+def _level_at(t: float, alphas_cumprod: Tensor) -> float:
+    """The level of a timestep that may be a fraction, sigma being linear in between."""
+    low, fraction = int(t), t - int(t)
+    if fraction == 0:
+        return float(alphas_cumprod[low])
+    before, after = (math.sqrt((1 - a) / a) for a in map(float, alphas_cumprod[low : low + 2]))
+    return 1 / (1 + (before + fraction * (after - before)) ** 2)
+
+
+def _following(levels: list[float], final_alpha: float) -> list[float]:
+    """The level that each step leads to."""
+    if levels and not levels[-1] <= final_alpha <= 1:
         raise ValueError(
-            f"final_alpha is {final_alpha}; it must lie between the last step's level {levels[-2]:.6f} and 1"
+            f"final_alpha is {final_alpha}; it must lie between the last step's level {levels[-1]:.6f} and 1"
         )
-    return list(zip(ts, levels[:-1], levels[1:], strict=True))
+    return [*levels[1:], float(final_alpha)] if levels else []
 
 
 # ---- the forward process -----------------------------------------------------------------------------------
@@ -261,6 +319,18 @@ def predict_x0(x: Tensor, eps: Tensor, a_t: float) -> Tensor:
         )
     dtype = working_dtype(x)
     return (x.to(dtype) - math.sqrt(1 - a_t) * eps.to(dtype)) / math.sqrt(a_t)
+
+
+def half_log_snr(level: float) -> float:
+    """lambda = log(sqrt(a) / sqrt(1 - a)) of a level: what exponential integrators count steps in.
+
+    Raises ValueError unless 0 < level < 1.
+    """
+    if not 0 < level < 1:
+        raise ValueError(
+            f"level is {level}; log(signal / noise) needs 0 < level < 1 (zero terminal SNR: clamp to 2**-24)"
+        )
+    return (math.log(level) - math.log1p(-level)) / 2
 
 
 # ---- v-prediction ------------------------------------------------------------------------------------------

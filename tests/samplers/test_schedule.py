@@ -12,6 +12,8 @@ from torch import Tensor
 
 from samplers.schedule import (
     eps_from_velocity,
+    half_log_snr,
+    karras_steps,
     ldm_start_timesteps,
     ldm_timesteps,
     leading_timesteps,
@@ -23,6 +25,7 @@ from samplers.schedule import (
     q_sample,
     q_sample_between,
     rescale_zero_terminal_snr,
+    solver_steps,
     start_timesteps,
     step_levels,
     trailing_timesteps,
@@ -255,3 +258,78 @@ def test_noise_source_refuses_two_sources_none_and_wrong_shapes() -> None:
         noise_source(None, None)("step", 3, (1,))
     with pytest.raises(ValueError, match="asked for"):
         noise_source(lambda *_: torch.zeros(1, 2), None)("step", 3, (2, 2))
+
+
+def test_solver_steps_are_step_levels_at_whole_timesteps() -> None:
+    for spacing in SPACINGS:
+        for final_alpha in (1.0, float(LEVELS[0])):
+            steps = solver_steps(spacing(20).float(), LEVELS, final_alpha)
+            assert steps == step_levels(spacing(20), LEVELS, final_alpha)
+            assert all(isinstance(t, int) for t, _, _ in steps)
+
+
+def test_solver_steps_between_timesteps_have_sigmas_on_a_line() -> None:
+    sigmas = ((1 - LEVELS) / LEVELS).sqrt()
+    steps = solver_steps([999, 946.25, 0.5], LEVELS)
+    assert [t for t, _, _ in steps] == [999, 946.25, 0.5]
+    expected = [sigmas[999], 0.75 * sigmas[946] + 0.25 * sigmas[947], (sigmas[0] + sigmas[1]) / 2]
+    for (_, a_t, _), sigma in zip(steps, expected, strict=True):
+        assert math.sqrt((1 - a_t) / a_t) == pytest.approx(sigma.item(), rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    "timesteps, levels, message",
+    [
+        ([999.5, 1], None, "0..999"),
+        ([21, -0.5], None, "0..999"),
+        ([1, 21], None, "rising"),
+        ([21, 21], None, "rising"),
+        ([21, 1], [0.5], "as many"),
+        ([21, 1], [0.5, 0.5], "rising"),
+        ([21, 1], [math.nan, math.nan], "rising"),
+        ([21, 1], [0.5, 1.1], "final_alpha"),
+    ],
+)
+def test_solver_steps_refuses_levels_that_do_not_rise(
+    timesteps: list[float], levels: list[float] | None, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        solver_steps(timesteps, LEVELS, levels=levels)
+
+
+@given(st.integers(1, 1000))
+def test_karras_steps_span_the_table_evenly_in_the_seventh_root_of_sigma(num_steps: int) -> None:
+    timesteps, levels = karras_steps(num_steps, LEVELS)
+    assert timesteps.dtype == torch.int64 and levels.dtype == torch.float64 and len(levels) == num_steps
+    assert timesteps[0] == 999 and bool((timesteps.diff() <= 0).all())
+    solver_steps(timesteps, LEVELS, float(LEVELS[0]), levels)  # rise strictly, inside the table
+    # the timestep told is the nearest: its neighbours' levels enclose the latent's
+    assert bool((LEVELS[(timesteps + 1).clamp(max=999)] <= levels + 1e-12).all())
+    assert bool((LEVELS[(timesteps - 1).clamp(min=0)] >= levels - 1e-12).all())
+    if num_steps > 2:
+        roots = ((1 - levels) / levels) ** (1 / 14)
+        torch.testing.assert_close(roots.diff(), roots.diff()[:1].expand(num_steps - 1), rtol=1e-6, atol=1e-9)
+        assert (timesteps[-1], levels[-1].item()) == (0, pytest.approx(LEVELS[0].item(), rel=1e-12))
+
+
+def test_karras_levels_stay_in_the_table_whatever_the_rounding() -> None:
+    """A root and its power need not give back the table's ends: with these betas the last would exceed it."""
+    levels = make_alphas_cumprod(make_betas("linear", beta_start=1e-4, beta_end=0.02))
+    timesteps, rising = karras_steps(8, levels)
+    steps = solver_steps(timesteps, levels, float(levels[0]), rising)
+    assert steps[-1][1] == steps[-1][2] == float(levels[0])
+
+
+def test_karras_sigmas_match_diffusers() -> None:
+    golden = load_golden("schedulers", "dpmpp2m_karras_12")
+    timesteps, levels = karras_steps(12, LEVELS)
+    assert torch.equal(timesteps, golden["timesteps"])
+    assert relative_error(((1 - levels) / levels).sqrt(), golden["sigmas"][:-1]) < 1e-6
+
+
+def test_half_log_snr_is_0_where_signal_and_noise_are_even() -> None:
+    assert half_log_snr(0.5) == 0
+    assert half_log_snr(0.2) == pytest.approx(math.log(0.2 / 0.8) / 2)
+    for level in (0.0, 1.0, math.nan):
+        with pytest.raises(ValueError, match="level"):
+            half_log_snr(level)
