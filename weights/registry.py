@@ -58,7 +58,8 @@ _SD15 = RENAMED["runwayml/stable-diffusion-v1-5"]
 _SD15_ARCHIVE = "Comfy-Org/stable-diffusion-v1-5-archive"
 _CLIP_L = "openai/clip-vit-large-patch14"
 _PASD = "yangtao9009/PASD"
-_BLIP = "Salesforce/blip-image-captioning-large"
+_BLIP = "Salesforce/blip-image-captioning-base"
+_BLIP_LARGE = "Salesforce/blip-image-captioning-large"
 _NET = "diffusion_pytorch_model"  # what diffusers calls the weights of any net
 
 
@@ -94,6 +95,17 @@ def _esrgan(name: str, what: str, release: str, file: str, size: int, sha256: st
     return Model(name, what, "BSD-3-Clause", (ModelFile("rrdb", file, url=url, size=size, sha256=sha256),))
 
 
+def _torchvision(name: str, what: str, pictures: str, part: str, file: str, size: int, sha256: str) -> Model:
+    licence = f"BSD-3-Clause, as torchvision; the pictures it was trained on ({pictures}) have other terms"
+    url = f"https://download.pytorch.org/models/{file}"
+    return Model(name, what, licence, (ModelFile(part, file, url=url, size=size, sha256=sha256),))
+
+
+def _blip_text(repo: str) -> tuple[ModelFile, ...]:
+    """The small files of a BLIP folder."""
+    return tuple(ModelFile(f"caption_{name}", f"{name}.json", repo) for name in ("config", "tokenizer"))
+
+
 _ALL = (
     Model(
         "mini", "small nets of the same classes, trained here on synthetic scenes; part of the checkout", "Apache-2.0",
@@ -107,6 +119,10 @@ _ALL = (
     Model(
         "mini-pasd-color", "PASD on the mini bundle, light variant: colour for grey pictures", "Apache-2.0",
         (ModelFile("all", "pasd-color.safetensors"),), ("mini",),
+    ),
+    Model(
+        "mini-style", "a LoRA that makes the mini bundle draw in red chalk", "Apache-2.0",
+        (ModelFile("lora", "style-lora.safetensors"),),
     ),
     Model(
         "sd-v1-4", "Stable Diffusion 1.4, one file", OPENRAIL,
@@ -191,12 +207,23 @@ _ALL = (
         "lcm-lora", "a LoRA with which Stable Diffusion 1.5 samples in a few steps", "openrail++, with restrictions on use",
         (ModelFile("lora", "pytorch_lora_weights.safetensors", "latent-consistency/lcm-lora-sdv1-5"),),
     ),
+    _torchvision("resnet50", "ResNet-50, IMAGENET1K_V2: names what a picture shows", "ImageNet", "classifier",
+                 "resnet50-11ad3fa6.pth", 102_540_417,
+                 "11ad3fa62ca79e40addfd354a8ec4b7c75143b3038b8d2a807fbc68deab379ca"),
+    _torchvision("fasterrcnn-resnet50-v2", "Faster R-CNN ResNet-50 FPN v2: finds the objects in a picture", "COCO", "detector",
+                 "fasterrcnn_resnet50_fpn_v2_coco-dd69338a.pth", 175_221_657,
+                 "dd69338a24b8d7381807e247652bdc356325bcbaf1cd3e092e00e0a1a58706bf"),
+    Model(
+        "blip-base", "BLIP base: describes a picture in words", "BSD-3-Clause",
+        (ModelFile("caption", "pytorch_model.bin", _BLIP, size=989_820_849,
+                   sha256="d6638651a5526cc2ede56f2b5104d6851b0755816d220e5e046870430180c767"),
+         *_blip_text(_BLIP)),
+    ),
     Model(
         "blip-large", "BLIP large: describes a picture in words", "BSD-3-Clause",
-        (ModelFile("caption", "model.safetensors", _BLIP, about=1_880_000_000,
+        (ModelFile("caption", "model.safetensors", _BLIP_LARGE, about=1_880_000_000,
                    sha256="ebc867586b8318647dd7b75ef8e52f93f89b98ac7dcbd04d10219d33b9a68c6f"),
-         *(ModelFile(f"caption_{file}", f"{file}.json", _BLIP)
-           for file in ("config", "preprocessor_config", "tokenizer", "tokenizer_config"))),
+         *_blip_text(_BLIP_LARGE)),
     ),
 )  # fmt: skip
 
