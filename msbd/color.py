@@ -1,4 +1,4 @@
-"""Give a restored picture the colours of the picture that it was made from.
+"""Give a restored picture the colours of another: those it was made from, or new ones on its own luma.
 
 Paper    Wang et al. 2024 (StableSR), arXiv:2305.07015, section 3.4 and appendix: the wavelet correction and AdaIN;
          Huang & Belongie 2017, arXiv:1703.06868, Eq. 8 (AdaIN). PASD's code applies the first one to every result
@@ -42,3 +42,36 @@ def adain_color_fix(image: Tensor, reference: Tensor) -> Tensor:
 
     (mean, std), (wanted_mean, wanted_std) = moments(image), moments(reference)
     return (image - mean) / std * wanted_std + wanted_mean
+
+
+def luma(image: Tensor) -> Tensor:
+    """BT.601's luma 0.299 R + 0.587 G + 0.114 B, (B, 1, H, W), of `image` (B, 3, H, W), in its units."""
+    red, green, blue = image.split(1, dim=1)
+    return 0.299 * red + 0.587 * green + 0.114 * blue
+
+
+def to_gray(image: Tensor) -> Tensor:
+    """`image` (B, 3, H, W) without its colours: its luma in all three channels."""
+    return luma(image).expand_as(image)
+
+
+def transfer_chroma(image: Tensor, gray_source: Tensor) -> Tensor:
+    """The colours of `image` (B, 3, H, W) on the luma Y of `gray_source` (B, 1 or 3, H, W), both in [-1, 1].
+
+    At each pixel Y + s (c - luma(c)), c being `image`'s colour, with the largest s in [0, 1] that keeps the
+    three channels in [-1, 1]: a channel d of the difference is held by s d <= 1 - Y, or s |d| <= 1 + Y where
+    d < 0. The difference has no luma, so the result has Y for any s; and s keeps the ratios of R - Y, G - Y
+    and B - Y, so the hue too. Rounding to 8 bits moves each channel by half a level at most, and so the luma,
+    their weighted mean. `gray_source` is clamped. ValueError unless of one size.
+    """
+    if image.shape[-2:] != gray_source.shape[-2:]:
+        raise ValueError(
+            f"the coloured picture is {tuple(image.shape)}, "
+            f"the one with the luma {tuple(gray_source.shape)}; resize one"
+        )
+    y = (luma(gray_source) if gray_source.shape[1] == 3 else gray_source).clamp(-1, 1)
+    chroma = image - luma(image)
+    room = torch.where(chroma > 0, 1 - y, 1 + y)
+    smallest = torch.finfo(chroma.dtype).tiny
+    s = (room / chroma.abs().clamp_min(smallest)).amin(1, keepdim=True).clamp_max(1)
+    return (y + s * chroma).clamp(-1, 1)  # rounding may leave it by an ulp

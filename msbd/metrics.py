@@ -1,6 +1,7 @@
 """How close two pictures are, and how sure one can be of a figure measured on a few.
 
 Papers   Wang et al. 2004 (SSIM), doi:10.1109/TIP.2003.819861; Xue et al. 2014 (GMSD), arXiv:1308.3052;
+         Hasler & Suesstrunk 2003 (colourfulness), doi:10.1117/12.477378;
          Wilson 1927 (interval of a share); Efron & Tibshirani 1993, "An Introduction to the Bootstrap",
          section 13.3
 Tensors  images (B, 3, H, W) in [-1, 1]; masks (B, 1, H, W), weights of the pixels
@@ -77,6 +78,39 @@ def gmsd(image: Tensor, reference: Tensor) -> Tensor:
     return similarity.std(dim=(1, 2, 3), correction=0)
 
 
+def colourfulness(image: Tensor) -> Tensor:
+    """Hasler & Suesstrunk's colourfulness (B,) of `image` (B, 3, H, W) in [-1, 1].
+
+    sqrt(var(rg) + var(yb)) + 0.3 sqrt(mean(rg)^2 + mean(yb)^2) of the opponents rg = R - G and yb = (R + G) /
+    2 - B in 8-bit levels: 0 for grey; viewers called 33 moderately and 109 extremely colourful. Training's
+    `colourfulness_loss` is another measure, the official code's, of |rg| and |yb|.
+    """
+    red, green, blue = (image.double() * 127.5).flatten(2).unbind(1)  # (B, H * W)
+    opponents = torch.stack((red - green, (red + green) / 2 - blue))
+    spread, offset = opponents.var(-1, correction=0).sum(0), opponents.mean(-1).square().sum(0)
+    return spread.sqrt() + 0.3 * offset.sqrt()
+
+
+def hue_error(image: Tensor, reference: Tensor) -> Tensor:
+    """Mean error of the hues (B,), in degrees, of `image` (B, 3, H, W) in [-1, 1] against `reference`.
+
+    A colour is the vector (Cb, Cr) of BT.601, its hue the vector's direction and its chroma the length, in
+    8-bit levels; luma does not enter. The error at a pixel is the angle between the two vectors, 0 to 180,
+    and the mean is weighted by the reference's chroma: the hue of a nearly grey pixel is hardly seen, and
+    mostly noise. Below 1 level, the step of 8 bits, a colour counts as grey, which has no hue. Such a pixel
+    of `image` has error 90 by definition, what a hue drawn at random has on average, so that leaving out the
+    colour is as bad as guessing it; such a pixel of `reference` weighs nothing. NaN where all of it is grey.
+    ValueError for shapes that differ.
+    """
+    _check_same_shape(image, reference)
+    (b, r), (true_b, true_r) = (_chroma(picture).unbind(1) for picture in (image, reference))
+    angle = torch.atan2((b * true_r - r * true_b).abs(), b * true_b + r * true_r).rad2deg()
+    error = torch.where(torch.hypot(b, r) < 1, 90, angle)
+    weight = torch.hypot(true_b, true_r)
+    weight = torch.where(weight < 1, 0, weight)
+    return (error * weight).sum(dim=(1, 2)) / weight.sum(dim=(1, 2))
+
+
 def to_luma(image: Tensor, *, full_range: bool = False) -> Tensor:
     """BT.601's luma (B, 1, H, W) in float64 of `image` (B, 3, H, W) in [-1, 1], itself in units of [-1, 1].
 
@@ -85,6 +119,13 @@ def to_luma(image: Tensor, *, full_range: bool = False) -> Tensor:
     """
     y = torch.einsum("bchw,c->bhw", image.double() / 2 + 0.5, image.new_tensor(_LUMA, dtype=torch.float64))
     return (y if full_range else (16 + 219 * y) / 255)[:, None] * 2 - 1
+
+
+def _chroma(image: Tensor) -> Tensor:
+    """(Cb, Cr) of BT.601, (B, 2, H, W) in float64, 8-bit levels around 0, of `image` (B, 3, H, W)."""
+    red, _, blue = (image.double() * 127.5).split(1, dim=1)
+    y = to_luma(image, full_range=True) * 127.5
+    return torch.cat(((blue - y) / (2 * (1 - _LUMA[2])), (red - y) / (2 * (1 - _LUMA[0]))), dim=1)
 
 
 def _check_same_shape(image: Tensor, reference: Tensor) -> None:

@@ -1,13 +1,23 @@
-"""msbd/color.py: the colours come from the reference, the structure stays."""
+"""msbd/color.py: the colours come from the reference, the structure stays; or the luma does, to a level."""
 
 from collections.abc import Callable
 
 import pytest
 import torch
 from goldens import load_golden, relative_error
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 
-from msbd.color import adain_color_fix, low_frequencies, wavelet_color_fix
+from msbd.color import (
+    adain_color_fix,
+    low_frequencies,
+    luma,
+    to_gray,
+    transfer_chroma,
+    wavelet_color_fix,
+)
+from msbd.metrics import to_luma
 
 Fix = Callable[[Tensor, Tensor], Tensor]
 FIXES: list[Fix] = [wavelet_color_fix, adain_color_fix]
@@ -73,3 +83,73 @@ def test_a_picture_of_one_pixel() -> None:
 def test_pictures_of_two_sizes_are_refused() -> None:
     with pytest.raises(ValueError, match=r"^the picture is \(1, 3, 4, 4\), .* \(1, 3, 4, 5\); resize one$"):
         wavelet_color_fix(torch.zeros(1, 3, 4, 4), torch.zeros(1, 3, 4, 5))
+
+
+LEVEL = st.integers(0, 255)
+COLOURS = st.lists(st.tuples(LEVEL, LEVEL, LEVEL, LEVEL), min_size=1, max_size=30)
+
+
+def coloured_and_grey(levels: list[tuple[int, int, int, int]], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Pictures (1, 3, 1, n) and (1, 1, 1, n) of n pixels of red, green and blue, and of grey."""
+    pixels = torch.tensor(levels, dtype=dtype).T[None, :, None] / 127.5 - 1
+    return pixels[:, :3], pixels[:, 3:]
+
+
+def test_luma_is_the_weighted_mean(pictures: tuple[Tensor, Tensor]) -> None:
+    image, _ = pictures
+    torch.testing.assert_close(luma(image), to_luma(image, full_range=True), atol=1e-12, rtol=0)
+    torch.testing.assert_close(luma(to_gray(image)), luma(image), atol=1e-12, rtol=0)
+    assert to_gray(image).shape == image.shape and to_gray(image).std(1).max() == 0
+    primaries = torch.eye(3).view(3, 3, 1, 1)
+    assert luma(primaries).flatten().tolist() == pytest.approx([0.299, 0.587, 0.114])
+
+
+@given(COLOURS)
+def test_the_luma_of_transferred_chroma_is_the_sources(levels: list[tuple[int, int, int, int]]) -> None:
+    for dtype in (torch.float32, torch.float64):
+        image, gray = coloured_and_grey(levels, dtype)
+        result = transfer_chroma(image, gray)
+        assert result.dtype == dtype and result.abs().max() <= 1
+        torch.testing.assert_close(luma(result), gray, atol=1e-6, rtol=0)
+        rounded = ((result + 1) * 127.5).round()
+        assert (luma(rounded) - (gray + 1) * 127.5).abs().max() < 0.5 + 1e-4  # in levels
+
+
+@given(COLOURS)
+def test_transferred_chroma_keeps_its_hue_and_what_fits(levels: list[tuple[int, int, int, int]]) -> None:
+    image, gray = coloured_and_grey(levels, torch.float64)
+    result = transfer_chroma(image, gray)
+    chroma, kept = image - luma(image), result - luma(result)
+    s = (kept * chroma).sum(1, keepdim=True) / chroma.square().sum(1, keepdim=True).clamp_min(1e-30)
+    torch.testing.assert_close(kept, s * chroma, atol=1e-12, rtol=0)  # one factor for the three channels
+    assert s.min() > -1e-12 and s.max() < 1 + 1e-12
+    whole = gray + chroma
+    fits = whole.abs().amax(1) <= 1
+    torch.testing.assert_close(torch.where(fits[:, None], result, whole), whole, atol=1e-12, rtol=0)
+    at_the_edge = result.abs().amax(1) > 1 - 1e-12
+    assert bool((fits | at_the_edge).all())  # no smaller than it must be
+
+
+def test_chroma_is_scaled_by_the_channel_that_leaves_first() -> None:
+    image = torch.tensor([0.5, 0.0, -0.5]).view(1, 3, 1, 1)  # chroma 0.4075, -0.0925, -0.5925 around 0.0925
+    for y, s in ((0.8, 0.2 / 0.4075), (-0.8, 0.2 / 0.5925), (0.0, 1.0), (1.0, 0.0), (-1.0, 0.0)):
+        expected = y + s * torch.tensor([0.4075, -0.0925, -0.5925])
+        result = transfer_chroma(image, torch.full((1, 1, 1, 1), y))
+        torch.testing.assert_close(result.flatten(), expected, atol=1e-6, rtol=0)
+
+
+def test_the_source_of_luma_may_have_colours_and_leave_the_range(pictures: tuple[Tensor, Tensor]) -> None:
+    image, source = pictures
+    torch.testing.assert_close(transfer_chroma(image, source), transfer_chroma(image, luma(source)))
+    torch.testing.assert_close(transfer_chroma(image, image), image, atol=1e-12, rtol=0)
+    torch.testing.assert_close(transfer_chroma(to_gray(image), source), to_gray(source), atol=1e-12, rtol=0)
+    assert torch.equal(
+        transfer_chroma(image, source * 9), transfer_chroma(image, luma(source * 9).clamp(-1, 1))
+    )
+
+
+def test_luma_of_another_size_is_refused() -> None:
+    with pytest.raises(
+        ValueError, match=r"^the coloured picture is \(1, 3, 4, 4\), .* \(1, 1, 4, 5\); resize one$"
+    ):
+        transfer_chroma(torch.zeros(1, 3, 4, 4), torch.zeros(1, 1, 4, 5))

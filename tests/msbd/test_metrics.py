@@ -13,8 +13,10 @@ from torch import Tensor
 
 from msbd.metrics import (
     bootstrap_interval,
+    colourfulness,
     edge_step,
     gmsd,
+    hue_error,
     psnr,
     squared_error,
     ssim,
@@ -240,3 +242,69 @@ def test_bootstrap_interval_of_one_value_is_that_value() -> None:
     assert bootstrap_interval([1.5]) == (1.5, 1.5)
     with pytest.raises(ValueError, match="no values"):
         bootstrap_interval([])
+
+
+def from_hues(degrees: Tensor, chroma: float, y: float = 0.0) -> Tensor:
+    """A picture (1, 3, *degrees.shape) of luma y whose (Cb, Cr) have these directions and this length."""
+    radians, length = degrees.double().deg2rad(), chroma / 127.5
+    blue, red = y + 1.772 * length * radians.cos(), y + 1.402 * length * radians.sin()  # BT.601
+    return torch.stack((red, (y - 0.299 * red - 0.114 * blue) / 0.587, blue))[None]
+
+
+@pytest.mark.parametrize("turn, error", [(0, 0), (30, 30), (-120, 120), (180, 180), (270, 90), (359, 1)])
+def test_turned_hues_are_off_by_their_angle(turn: float, error: float) -> None:
+    hues = torch.arange(0, 360, 5.0).view(8, 9)
+    reference = from_hues(hues, 40)
+    for picture in (from_hues(hues + turn, 40), from_hues(hues + turn, 3, y=0.3)):  # paler and lighter
+        assert hue_error(picture, reference).item() == pytest.approx(error, abs=1e-9)
+
+
+def test_grey_is_as_bad_as_a_guess() -> None:
+    generator = torch.Generator().manual_seed(0)
+    hues, guess = torch.rand(2, 100, 100, generator=generator) * 360
+    reference = from_hues(hues, 30)
+    assert hue_error(from_hues(guess, 30), reference).item() == pytest.approx(90, abs=1)
+    assert hue_error(torch.zeros_like(reference), reference).item() == 90
+    assert hue_error(from_hues(hues, 0.99), reference).item() == 90  # below a level
+    assert hue_error(from_hues(hues, 1.01), reference).item() == pytest.approx(0, abs=1e-9)
+
+
+def test_hue_errors_weigh_by_the_chroma_of_the_truth() -> None:
+    vivid, pale = (from_hues(torch.zeros(2, 3), chroma) for chroma in (60, 20))
+    reference, turned = (
+        torch.cat((vivid, pale), dim=-1),
+        torch.cat((vivid, from_hues(torch.full((2, 3), 80.0), 50)), dim=-1),
+    )
+    assert hue_error(turned, reference).item() == pytest.approx(80 * 20 / (60 + 20))
+    almost_gray = from_hues(torch.zeros(2, 3), 0.99)  # weighs nothing, whatever is there
+    gray = torch.cat((vivid, almost_gray), dim=-1)
+    assert hue_error(turned, gray).item() == pytest.approx(0, abs=1e-9)
+
+
+def test_a_grey_truth_has_no_hue_and_each_picture_its_own_error() -> None:
+    one = from_hues(torch.zeros(4, 4), 30)
+    other = from_hues(torch.full((4, 4), 50.0), 30)
+    errors = hue_error(torch.cat((one, one, one)), torch.cat((one, other, torch.full_like(one, 0.5))))
+    assert errors[:2].tolist() == pytest.approx([0, 50], abs=1e-9) and errors[2].isnan()
+    with pytest.raises(ValueError, match="cannot be compared"):
+        hue_error(one, other[..., 1:])
+
+
+def test_colourfulness_by_its_formula() -> None:
+    red, yellow, gray = ([255, 0, 0], [255, 255, 0], [90, 90, 90])
+    pixels = torch.tensor([[red, yellow], [red, red], [gray, gray]]).permute(0, 2, 1)[:, :, None] / 127.5 - 1
+    # red: rg 255, yb 127.5; yellow: rg 0, yb 255
+    spread, offset = math.hypot(127.5, 63.75), math.hypot(127.5, 191.25)
+    expected = [spread + 0.3 * offset, 0.3 * math.hypot(255, 127.5), 0]
+    assert colourfulness(pixels).tolist() == pytest.approx(expected, abs=1e-4)
+
+
+def test_colourfulness_of_random_colours_against_numpy_and_of_less_colour() -> None:
+    picture, _ = pictures()
+    r, g, b = (picture[0].double().numpy() * 127.5).reshape(3, -1)
+    rg, yb = r - g, (r + g) / 2 - b
+    expected = np.sqrt(rg.var() + yb.var()) + 0.3 * np.sqrt(rg.mean() ** 2 + yb.mean() ** 2)
+    assert colourfulness(picture)[0].item() == pytest.approx(expected)
+    y = to_luma(picture, full_range=True)
+    half = colourfulness(y + 0.5 * (picture - y))  # proportional to the chroma
+    torch.testing.assert_close(half, 0.5 * colourfulness(picture))
