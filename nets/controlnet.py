@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .rrdb import RRDB
-from .unet import Added, Timestep, UNetConfig, UNetEncoder
+from .unet import Added, Context, Timestep, UNetConfig, UNetEncoder
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class ControlNet(UNetEncoder):
         self,
         x: Tensor,
         t: Timestep,
-        context: Tensor,
+        context: Context,
         image: Tensor | None = None,
         scale: float = 1.0,
         *,

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .unet import CrossAttention, Transformer, TransformerBlock, UNet, UNetConfig, UpBlock, project
+from .unet import Context, CrossAttention, Transformer, TransformerBlock, UNet, UNetConfig, UpBlock, project
 
 _VARIANTS = ("full", "light", "eq2", "none")
 
@@ -81,7 +81,7 @@ class LightBlock(TransformerBlock):
         if zero_init:
             _zero(self.attn2_plus.to_out)
 
-    def forward(self, x: Tensor, context: Tensor, pixels: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, context: Context, pixels: Tensor | None = None) -> Tensor:
         """x (B, N, C), context (B, M, context_width), pixels (B, N, K) -> (B, N, C)."""
         x = x + self.attn1(self.norm1(x))
         x = x + self.attn2(self.norm2(x), context)
@@ -101,7 +101,7 @@ class LightTransformer(Transformer):
             nn.Linear(pixel_width, pixel_width) if linear else nn.Conv2d(pixel_width, pixel_width, 1)
         )
 
-    def forward(self, x: Tensor, context: Tensor, pixels: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, context: Context, pixels: Tensor | None = None) -> Tensor:
         """x (B, C, h, w), context (B, M, context_width), pixels (B, N, K) -> (B, C, h, w)."""
         if pixels is not None:
             pixels = project(self.proj_in_plus, pixels)
@@ -124,7 +124,7 @@ class PASDUpBlock(UpBlock):
         self.pixel_attentions = nn.ModuleList(paca(level, width, config) for width in skips if paca)
 
     def forward(
-        self, x: Tensor, skips: list[Tensor], temb: Tensor, context: Tensor, residuals: list[Tensor] | None
+        self, x: Tensor, skips: list[Tensor], temb: Tensor, context: Context, residuals: list[Tensor] | None
     ) -> Tensor:
         """x (B, in_channels, h, w) -> (B, C, h', w'); takes skips and residuals off the lists' ends."""
         if residuals is None:

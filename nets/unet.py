@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 _TRANSFORMER_NORM_EPS = 1e-6  # of the GroupNorm that leads into a transformer, whatever norm_eps is
 Timestep = Tensor | float  # of the training schedule, 0 to 999; (B,) or a scalar, any real number
+Context = Tensor | Callable[[nn.Module, int], tuple[Tensor, Tensor]]  # text states, or (layer, B) -> k, v
 Added = tuple[Tensor, Tensor] | None  # SDXL: pooled text (B, 1280), sizes and crop (B, 6) in pixels
 
 # Kinds of blocks as config.json names them; "CrossAttn" in a name means attention.
@@ -141,13 +142,17 @@ class CrossAttention(nn.Module):
         self.to_v = nn.Linear(context_width, width, bias=False)
         self.to_out = nn.ModuleList([nn.Linear(width, width)])  # a list on disk; index 1 was dropout
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, context: Context | None = None) -> Tensor:
         """x (B, N, C), context (B, M, context_width) -> (B, N, C)."""
         context = x if context is None else context
-        qkv = self.to_q(x), self.to_k(context), self.to_v(context)  # (B, N, C), (B, M, C) twice
-        q, k, v = (a.unflatten(-1, (self.heads, -1)).transpose(1, 2) for a in qkv)  # (B, heads, N|M, C/heads)
+        k, v = context(self, len(x)) if callable(context) else self.keys_values(context)  # (B, M, C) each
+        q, k, v = (a.unflatten(-1, (self.heads, -1)).transpose(1, 2) for a in (self.to_q(x), k, v))
         out = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(-2)  # (B, N, C)
         return self.to_out[0](out)
+
+    def keys_values(self, context: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, M, context_width) -> (B, M, C), twice; of a context that stays the same to be kept."""
+        return self.to_k(context), self.to_v(context)
 
 
 class GEGLU(nn.Module):
@@ -188,7 +193,7 @@ class TransformerBlock(nn.Module):
         self.norm3 = nn.LayerNorm(width)
         self.ff = FeedForward(width)
 
-    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+    def forward(self, x: Tensor, context: Context) -> Tensor:
         """x (B, N, C), context (B, M, context_width) -> (B, N, C)."""
         x = x + self.attn1(self.norm1(x))
         x = x + self.attn2(self.norm2(x), context)
@@ -210,7 +215,7 @@ class Transformer(nn.Module):
         self.transformer_blocks = nn.ModuleList(block(width=width, heads=heads) for _ in range(depth))
         self.proj_out = nn.Linear(width, width) if linear else nn.Conv2d(width, width, 1)
 
-    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+    def forward(self, x: Tensor, context: Context) -> Tensor:
         """x (B, C, h, w), context (B, M, context_width) -> (B, C, h, w)."""
         tokens = self.norm(x).flatten(2).transpose(1, 2)  # (B, N, C)
         tokens = project(self.proj_in, tokens)
@@ -234,8 +239,7 @@ class Resize(nn.Module):
 
     def forward(self, x: Tensor, size: Sequence[int] | None = None) -> Tensor:
         """(B, C, h, w), first enlarged to `size` -> (B, C, ceil(h / stride), ceil(w / stride))."""
-        x = x if size is None else F.interpolate(x, size=tuple(size), mode="nearest")
-        return self.conv(x)
+        return self.conv(x if size is None else F.interpolate(x, size=tuple(size), mode="nearest"))
 
 
 class DownBlock(nn.Module):
@@ -248,10 +252,10 @@ class DownBlock(nn.Module):
         self.resnets = nn.ModuleList(ResnetBlock(inner, width, config) for inner in widths[:-1])
         count = config.layers_per_block if "CrossAttn" in config.down_block_types[level] else 0
         self.attentions = nn.ModuleList(Transformer(level, config) for _ in range(count))
-        coarsest = level == len(config.block_out_channels) - 1
-        self.downsamplers = nn.ModuleList([] if coarsest else [Resize(width, stride=2)])
+        finer = level < len(config.block_out_channels) - 1
+        self.downsamplers = nn.ModuleList([Resize(width, stride=2)] if finer else [])
 
-    def forward(self, x: Tensor, temb: Tensor, context: Tensor) -> list[Tensor]:
+    def forward(self, x: Tensor, temb: Tensor, context: Context) -> list[Tensor]:
         """Every layer's output in order, all of them skips, the last also what the next level gets."""
         outputs = []
         for i, resnet in enumerate(self.resnets):
@@ -272,7 +276,7 @@ class MidBlock(nn.Module):
         self.attentions = nn.ModuleList(Transformer(-1, config) for _ in range(count))
         self.resnets = nn.ModuleList(ResnetBlock(width, width, config) for _ in range(1 + count))
 
-    def forward(self, x: Tensor, temb: Tensor, context: Tensor) -> Tensor:
+    def forward(self, x: Tensor, temb: Tensor, context: Context) -> Tensor:
         """(B, C, h, w) -> (B, C, h, w)."""
         x = self.resnets[0](x, temb)
         for attention, resnet in zip(self.attentions, self.resnets[1:], strict=True):
@@ -294,7 +298,7 @@ class UpBlock(nn.Module):
         self.upsamplers = nn.ModuleList([Resize(width, stride=1)] if level else [])
 
     def forward(
-        self, x: Tensor, skips: list[Tensor], temb: Tensor, context: Tensor, residuals: list[Tensor] | None
+        self, x: Tensor, skips: list[Tensor], temb: Tensor, context: Context, residuals: list[Tensor] | None
     ) -> Tensor:
         """x (B, in_channels, h, w) -> (B, C, h', w'); takes skips and residuals off the lists' ends."""
         for i, resnet in enumerate(self.resnets):
@@ -340,7 +344,7 @@ class UNetEncoder(nn.Module):
             temb = temb + self.add_embedding(torch.cat((text.to(x.dtype), waves.to(x.dtype)), dim=-1))
         return F.silu(temb)  # once, for every residual block: each begins with it
 
-    def encode(self, x: Tensor, temb: Tensor, context: Tensor) -> tuple[list[Tensor], Tensor]:
+    def encode(self, x: Tensor, temb: Tensor, context: Context) -> tuple[list[Tensor], Tensor]:
         """The skips, fine to coarse, and the middle's output; x (B, C, h, w) is what `conv_in` gives."""
         skips = [x]
         for block in self.down_blocks:
@@ -366,13 +370,9 @@ class UNet(UNetEncoder):
         self.conv_out = nn.Conv2d(widths[0], config.out_channels, 3, padding=1)
 
     def forward(
-        self, x: Tensor, t: Timestep, context: Tensor, control: Control | None = None, added: Added = None
+        self, x: Tensor, t: Timestep, context: Context, control: Control | None = None, added: Added = None
     ) -> Tensor:
-        """Noise (B, out_channels, h, w) in x (B, in_channels, h, w), any h, w.
-
-        context is (B, M, cross_attention_dim); `added` as in `embed_time`.
-        ValueError for a wrong number of residuals.
-        """
+        """Noise (B, out_channels, h, w) in x (B, in_channels, h, w), any h, w. ValueError for wrong residuals."""
         temb = self.embed_time(x, t, added)  # (B, D)
         skips, x = self.encode(self.conv_in(x), temb, context)
         residuals = None

@@ -44,6 +44,12 @@ class DiagonalGaussian:
     mean: Tensor  # (B, latent_channels, h, w)
     logvar: Tensor  # (B, latent_channels, h, w), natural logarithm of the variance
 
+    @classmethod
+    def from_moments(cls, moments: Tensor) -> "DiagonalGaussian":
+        """The distribution that `quant_conv` gives, (B, 2 * latent_channels, h, w): mean, then log variance."""
+        mean, logvar = moments.chunk(2, dim=1)
+        return cls(mean, logvar.clamp(*_LOGVAR_RANGE))
+
     def mode(self) -> Tensor:
         """The likeliest latent, (B, latent_channels, h, w): the mean."""
         return self.mean
@@ -248,8 +254,7 @@ class AutoencoderKL(nn.Module):
                 f"AutoencoderKL.encode: the picture is {tuple(image.shape[-2:])} pixels, expected at least "
                 f"{self.downscale} along each side; pad it first"
             )
-        mean, logvar = self.quant_conv(self.encoder(image)).chunk(2, dim=1)
-        return DiagonalGaussian(mean, logvar.clamp(*_LOGVAR_RANGE))
+        return DiagonalGaussian.from_moments(self.quant_conv(self.encoder(image)))
 
     def decode(self, latent: Tensor) -> Tensor:
         """Picture of an unscaled latent (B, latent_channels, h, w), about [-1, 1] and not clamped.

@@ -22,7 +22,11 @@ ALLOWED: dict[str, set[str]] = {
     "msbd": {"samplers"},
     "tools": {"msbd", "samplers", "nets", "weights", "tools"},
 }
-EXTRA = {name: {"nets", "weights"} for name in ("msbd/load.py", "msbd/load_nets.py")}  # the composition root
+EXTRA = {  # the composition root
+    "msbd/load.py": {"nets", "weights"},
+    "msbd/load_nets.py": {"nets", "weights"},
+    "msbd/load_captions.py": {"weights"},
+}
 
 # Folder -> the third-party packages it may import (DESIGN section 7: never diffusers, basicsr, einops, opencv, ...).
 LIBRARIES = {
@@ -33,7 +37,7 @@ LIBRARIES = {
     "tools": {"torch", "numpy", "PIL", "safetensors", "tqdm"},
 }
 EXTRA_LIBRARIES = {  # lazily, all of them
-    "msbd/captions.py": {"torchvision", "transformers"},
+    "msbd/load_captions.py": {"torchvision", "transformers", "tokenizers"},
     "tools/_curves.py": {"matplotlib"},
 }
 
@@ -145,6 +149,11 @@ TINY = {
         "c = m.VAEConfig(block_out_channels=(8, 8), layers_per_block=1, norm_num_groups=4)\n"
         "net = m.AutoencoderKL(c)\n"
         "assert net.decode(net.encode(torch.zeros(1, 3, 16, 16)).mode()).shape == (1, 3, 16, 16)"
+    ),
+    "tiled_vae": (
+        "c = m.VAEConfig(block_out_channels=(8, 8), layers_per_block=1, norm_num_groups=4)\n"
+        "net = m.TiledAutoencoder(m.AutoencoderKL(c), encoder_tile=16, decoder_tile=8)\n"
+        "assert net.decode(net.encode(torch.zeros(1, 3, 8, 96)).mode()).shape == (1, 3, 8, 96)"
     ),
     "clip": (
         "s = dict(hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2)\n"
