@@ -22,6 +22,7 @@ from torch import Tensor
 
 from .blur_kernels import filter2d, gaussian_kernel, sinc_kernel
 from .jpeg import pillow_jpeg
+from .resize import round_to_8_bits
 
 RESIZE_MODES = ("area", "bilinear", "bicubic")
 FAMILIES = ("iso", "aniso", "generalized_iso", "generalized_aniso", "plateau_iso", "plateau_aniso")
@@ -376,8 +377,3 @@ def draw_seed(generator: torch.Generator) -> int:
 def _luma(image: Tensor) -> Tensor:
     """ITU-R 601 luma (B, 1, H, W), with the four digits that torchvision and Real-ESRGAN use."""
     return (image * image.new_tensor([0.2989, 0.587, 0.114]).view(1, 3, 1, 1)).sum(1, keepdim=True)
-
-
-def round_to_8_bits(image: Tensor) -> Tensor:
-    """`image` in [0, 1], clamped, on 256 levels."""
-    return (image.clamp(0, 1) * 255).round() / 255

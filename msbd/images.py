@@ -27,6 +27,8 @@ from .crops import mask_box
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")  # that are written
 LONGEST = {".webp": 16383, ".jpg": 65500, ".jpeg": 65500}  # pixels a side that a format can hold
+# Of files that a folder is searched for; what they are is told by their content.
+READ_SUFFIXES = (*SUFFIXES, ".tif", ".tiff", ".bmp", ".gif")
 FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF")  # that are read; not EPS, which runs Ghostscript
 
 

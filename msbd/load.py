@@ -6,8 +6,8 @@ knows. What no shape tells (heads, schedule, prediction type, native size, ...) 
 """
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +17,23 @@ from torch import Tensor, nn
 from nets.clip import CLIPConfig, CLIPModel, CLIPTextModel
 from nets.pasd_unet import PASDUNet
 from nets.rrdb import RRDBNet
+from nets.tiled_vae import TiledAutoencoder
 from nets.unet import UNet, UNetConfig
 from nets.vae import AutoencoderKL, IdentityAutoencoder
 from samplers.schedule import make_alphas_cumprod, make_betas, rescale_zero_terminal_snr, v_prediction
 from weights.files import WeightsError, sha256
 from weights.hub import Source
 from weights.locate import Located, locate
-from weights.settings import read_normalisation, read_training
+from weights.merge import base_tensors
+from weights.settings import read_normalisation, read_restoring, read_training
 from weights.tokenizer import CONTEXT, PromptTokenizer, load_tokenizer
 
 from .config import Measures
 from .edit import EditPipeline
-from .load_nets import Shelf, read_lora_file
+from .load_nets import BASE, Shelf, build_net, read_lora_file
 from .rerank import CLIP_MEAN, CLIP_STD
+from .restore import RestorePipeline
+from .restore_config import NOT_PASD, RestoreMeasures
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 Loras = Sequence[tuple[str | Path, float]]  # files, each with its weight
@@ -80,6 +84,104 @@ def load_edit_pipeline(
         clip=None if clip is None else clip.to(device, side_dtype),
         **preprocessing,
     )  # fmt: skip
+
+
+# What a name stands for in restoring, by mode.
+_RESTORERS = {
+    "mini": {"colorize": "mini-pasd-color", "": "mini-pasd"},
+    "pasd": {"colorize": "pasd-light-color"},
+}
+
+
+def load_restore_pipeline(
+    model: str | Path = "mini",
+    *,
+    mode: str = "sr",
+    method: str = "pasd",
+    base: str | Path | None = None,
+    base_weight: float = 1.0,
+    loras: Loras = (),
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> RestorePipeline:
+    """The ready `RestorePipeline` of a model of PASD's: a name ("mini", "pasd"), a folder, or a file together with its base.
+
+    `base`, a Stable Diffusion 1.x model, takes the place of the model's own U-Net, VAE and text encoder, or with a
+    `base_weight` below 1 a share of it; what PASD added stays. `loras` come on top. For the methods controlnet and img2img the
+    U-Net is the base's alone. Precision as in `load_edit_pipeline`. WeightsError, one line, for what is missing, damaged, of
+    another kind, or does not go with the others; ValueError for another dtype.
+    """
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype is {dtype}; expected one of {', '.join(map(str, DTYPES))}")
+    located = _locate_restorer(restorer_name(model, mode), base)
+    other, device = None if base is None else locate(base), torch.device(device)
+    merged = [(read_lora_file(path), weight) for path, weight in loras]
+    shelf = Shelf(located, merged, other, base_weight)
+    training = _read_training(located)
+    if other is not None and (theirs := _read_training(other).prediction_type) != training.prediction_type:
+        raise WeightsError(
+            f"{other.name}: predicts {theirs}, but {located.name} {training.prediction_type}; take another base"
+        )
+    state, source = shelf.tensors("unet")
+    state = base_tensors(state) if method in NOT_PASD else state
+    if "pasd_added" in located.nets and method not in NOT_PASD:
+        state |= shelf.added()
+    unet, vae, text_encoder = build_net(state, source), shelf.net("vae"), shelf.net("text_encoder")
+    tokenizer = _load_tokenizer(located)
+    upscaler = shelf.net("rrdb") if "rrdb" in located.nets else None
+    _check_together(located, unet.config, vae, text_encoder, None, upscaler, tokenizer, training.measures)
+    side_dtype = torch.float32 if device.type == "cpu" else dtype
+    wide = device.type == "cpu" and dtype != torch.float16
+    layout = torch.channels_last if wide else torch.preserve_format
+    vae = vae.to(device, torch.float32 if dtype == torch.float16 else dtype, memory_format=layout)
+    controlnet = shelf.net("controlnet") if "controlnet" in located.nets else None
+    return RestorePipeline(
+        unet=unet.to(device, dtype, memory_format=layout),
+        controlnet=None if controlnet is None else controlnet.to(device, dtype, memory_format=layout),
+        vae=vae,
+        tiled_vae=lambda **settings: TiledAutoencoder(vae, **settings),
+        text_encoder=text_encoder.to(device, side_dtype),
+        tokenizer=tokenizer,
+        alphas_cumprod=training.alphas_cumprod,
+        prediction_type=training.prediction_type,
+        measures=_restore_measures(located, training),
+        upscaler=None if upscaler is None else upscaler.to(device, side_dtype, memory_format=layout),
+    )
+
+
+def restorer_name(model: str | Path, mode: str) -> str | Path:
+    """The model that `model` stands for in `mode`: the mini bundle and PASD have one of their own for colour."""
+    names = _RESTORERS.get(str(model), {})
+    return names.get(mode, names.get("", model))
+
+
+def restore_measures(
+    model: str | Path, *, mode: str = "sr", base: str | Path | None = None
+) -> RestoreMeasures:
+    """The measures of the pipeline that `load_restore_pipeline` would give; no weights are read. WeightsError if it is not there."""
+    located = _locate_restorer(restorer_name(model, mode), base)
+    for part in BASE:
+        if part != "text_encoder" or "clip" not in located.nets:
+            located.net(part)
+    _load_tokenizer(located)
+    return _restore_measures(located, _read_training(located))
+
+
+def _restore_measures(located: Located, training: "_Training") -> RestoreMeasures:
+    usual = RestoreMeasures(training.measures.native)
+    if "controlnet" not in located.nets:
+        return usual
+    guidance, prompts = read_restoring(located.net("controlnet"))
+    return replace(usual, guidance_scale=guidance or usual.guidance_scale, prompts=prompts)
+
+
+def _locate_restorer(model: str | Path, base: str | Path | None) -> Located:
+    """PASD's model, with the parts that it lacks from `base`."""
+    if base is None:
+        return locate(model, companions=True)
+    located, other = locate(model, companions=True, spare=BASE), locate(base, companions=True)
+    tokenizer = located.tokenizer or other.tokenizer
+    return replace(located, nets={**other.nets, **located.nets}, tokenizer=tokenizer)
 
 
 @dataclass(frozen=True)
@@ -139,11 +241,13 @@ def edit_planner(model: str | Path = "mini") -> EditPipeline:
     )
 
 
-def model_hash(model: str | Path) -> str:
-    """Ten hexadecimal digits that tell a model's files from any others': sha256 over the parts' sha256."""
-    parts = sorted(
-        (part, file) for part, files in locate(model, companions=True).files().items() for file in files
-    )
+def model_hash(model: str | Path, *, spare: Collection[str] = ()) -> str:
+    """Ten hexadecimal digits that tell a model's files from any others': sha256 over the parts' sha256.
+
+    `spare` are parts that a known model may lack, as in `locate`.
+    """
+    located = locate(model, companions=True, spare=spare)
+    parts = sorted((part, file) for part, files in located.files().items() for file in files)
     digests = {file: _digest(file) for _, file in parts}  # a file of several parts is read once
     text = "".join(f"{part} {digests[file]}\n" for part, file in parts)
     return hashlib.sha256(text.encode()).hexdigest()[:10]

@@ -27,7 +27,7 @@ from weights.hub import Source, find_source, read_json, read_source, source_of
 from weights.locate import Located, locate
 from weights.lora import METADATA_KEY, Lora, is_finite, merge_loras, read_lora
 from weights.lora import PARTS as LORA_PARTS
-from weights.merge import added_tensors, blend
+from weights.merge import added_tensors, base_tensors, blend
 from weights.registry import MODELS
 
 BASE = ("unet", "vae", "text_encoder")  # what makes a base model, of which two can be blended
@@ -146,18 +146,24 @@ def put_pasd_tensors(path: str | Path, unet: Any, controlnet: ControlNet) -> Non
 
 def read_lora_file(path: str | Path) -> Lora:
     """The LoRA of a file, of the folder that PEFT or diffusers saved it in, or of a known model's name. Raises WeightsError."""
-    file = Path(path)
-    if str(path) in MODELS:
-        file = local_files(MODELS[str(path)]).get("lora", file)
-    if file.is_dir():
-        names = ("adapter_model.safetensors", "pytorch_lora_weights.safetensors", "adapter_model.bin")
-        file = next((file / name for name in names if (file / name).is_file()), file / names[0])
+    file = lora_file(path)
     contents = read_contents(read_state_dict(file), file)
     if contents.parts != ("lora",):
         raise WeightsError(f"{file}: {contents.layout}, expected a LoRA")
     beside = file.with_name("adapter_config.json")  # where PEFT keeps alpha
     settings = {METADATA_KEY: json.dumps(read_json(beside))} if file.stem == "adapter_model" else {}
     return read_lora(contents.state, file, settings | read_metadata(file))
+
+
+def lora_file(path: str | Path) -> Path:
+    """The file that `read_lora_file` reads. WeightsError for a known name whose file is not on this machine."""
+    file = Path(path)
+    if str(path) in MODELS:
+        file = local_files(MODELS[str(path)]).get("lora", file)
+    if file.is_dir():
+        names = ("adapter_model.safetensors", "pytorch_lora_weights.safetensors", "adapter_model.bin")
+        file = next((file / name for name in names if (file / name).is_file()), file / names[0])
+    return file
 
 
 @dataclass(frozen=True)
@@ -248,7 +254,11 @@ class Shelf:
         """The canonical tensors of `part` with all that is mixed in, and where they lie."""
         state, source = self._own(part)
         if self._other is not None and part in BASE and part in self._other._there:
-            state = blend(state, self._other._own(part)[0], self._weight)
+            added = added_tensors(state) if part == "unet" else {}  # PASD's own, which no base has
+            state = (
+                blend(base_tensors(state) if added else state, self._other._own(part)[0], self._weight)
+                | added
+            )
         if self._loras and part in LORA_PARTS:
             state |= merge_loras({part: state}, self._loras).get(part, {})
         return state, source

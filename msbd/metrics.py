@@ -172,6 +172,18 @@ def edge_step(image: Tensor, mask: Tensor) -> Tensor:
     return total / (pairs * image.shape[1]) * 127.5
 
 
+def sharpness(image: Tensor) -> Tensor:
+    """Mean length of the luma's gradient, in 8-bit levels a pixel, of `image` (B, 3, H, W) in [-1, 1]: (B,).
+
+    Of differences between neighbours, so that noise counts as much as detail. 0 for a side of 1 pixel.
+    """
+    luma = to_luma(image, full_range=True) * 127.5
+    if min(luma.shape[-2:]) < 2:
+        return luma.new_zeros(len(luma))
+    across, down = luma.diff(dim=-1)[..., 1:, :], luma.diff(dim=-2)[..., 1:]
+    return torch.hypot(across, down).mean(dim=(1, 2, 3))
+
+
 def wilson_interval(right: int, count: int) -> tuple[float, float]:
     """95 % interval (low, high) in [0, 1] of a share of which `right` of `count` trials were seen (Wilson's score interval).
 

@@ -28,6 +28,16 @@ def resize(image: Tensor, size: tuple[int, int], mode: str = "bilinear") -> Tens
     return F.interpolate(full, size=size, mode=mode, align_corners=False, antialias=True).to(image.dtype)
 
 
+def enlarge(image: Tensor, size: tuple[int, int]) -> Tensor:
+    """A degraded picture (B, 3, h, w) in [0, 1] as PASD's ControlNet gets it: at `size`, bicubic, on 256 levels."""
+    return round_to_8_bits(resize(image, size, "bicubic"))
+
+
+def round_to_8_bits(image: Tensor) -> Tensor:
+    """`image` in [0, 1], clamped, on 256 levels."""
+    return (image.clamp(0, 1) * 255).round() / 255
+
+
 def low_pass(image: Tensor, size: tuple[int, int]) -> Tensor:
     """`image` (B, C, H, W) resized down to `size` (H, W) and up again: LP of the paper's appendix A.2.
 

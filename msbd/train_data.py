@@ -23,8 +23,8 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from .degrade import PASD, Degradation, Ranges, apply, chance, round_to_8_bits, sample_parameters, usm_sharpen
-from .resize import resize
+from .degrade import PASD, Degradation, Ranges, apply, chance, sample_parameters, usm_sharpen
+from .resize import enlarge, round_to_8_bits
 from .train_pictures import Pictures
 
 MANY = 16  # unreadable pictures in a row after which a run stops
@@ -181,14 +181,6 @@ def degrade_pair(
     target = round_to_8_bits(usm_sharpen(clean)) if ranges.usm else clean
     parameters = sample_parameters(generator, ranges=ranges, scale=scale)
     return target, apply(target, parameters), parameters
-
-
-def enlarge(lq: Tensor, size: tuple[int, int]) -> Tensor:
-    """A degraded picture (B, 3, h, w) in [0, 1] as the ControlNet gets it: (B, 3, *size), bicubic, on 256 levels.
-
-    As restoring enlarges a photograph; the official code takes area, bilinear or bicubic at random.
-    """
-    return round_to_8_bits(resize(lq, size, "bicubic"))
 
 
 def to_unit(picture: Image.Image) -> Tensor:

@@ -10,7 +10,7 @@ import os
 import sys
 import tomllib
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from itertools import combinations
@@ -225,6 +225,18 @@ class Progress:
             self._title = title
             self._bar = self._open(total=at.total, desc=title, disable=self._disable, dynamic_ncols=True)
         self._bar.update(at.step - self._bar.n)
+
+
+def warn_of_long_prompts(tokenizer: Any, prompts: Iterable[str]) -> None:
+    """Say on stderr where the end of a prompt is not read; `tokenizer` is a pipeline's."""
+    from weights.tokenizer import CONTEXT, PromptTokenizer
+
+    for prompt in prompts:
+        if isinstance(tokenizer, PromptTokenizer) and (length := tokenizer.length(prompt)) > CONTEXT:
+            print(
+                f"note: a prompt has {length} tokens, the last {length - CONTEXT} are cut off",
+                file=sys.stderr,
+            )
 
 
 class Transfer:

@@ -9,7 +9,7 @@ from torch import Tensor
 from msbd.color import wavelet_color_fix
 from msbd.load import TrainingParts, load_edit_pipeline, load_training_parts
 from msbd.load_nets import Shelf, load_pasd_nets
-from msbd.train_data import enlarge
+from msbd.resize import enlarge
 from msbd.train_validate import restore_pictures
 from weights.locate import locate
 

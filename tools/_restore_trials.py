@@ -17,7 +17,8 @@ from msbd.degrade import PASD, Ranges
 from msbd.edit import EditPipeline
 from msbd.metrics import gmsd, psnr, ssim
 from msbd.rerank import clip_pixels
-from msbd.train_data import degrade_pair, enlarge
+from msbd.resize import enlarge
+from msbd.train_data import degrade_pair
 
 from ._report import Figure, mean, table, write_sheet
 from .mini.data import held_out_scenes

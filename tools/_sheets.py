@@ -30,6 +30,14 @@ def comparison(before: np.ndarray, after: np.ndarray, mask: Tensor) -> np.ndarra
     return _row(panels)
 
 
+def before_and_after(before: np.ndarray, after: np.ndarray) -> np.ndarray:
+    """A degraded picture enlarged to the size of what it became, and that, side by side, at most about 1600 pixels wide."""
+    height, width = after.shape[:2]
+    scale = min(1.0, (WIDEST - GAP) / (2 * width))
+    size = (max(1, round(height * scale)), max(1, round(width * scale)))
+    return _row([_shrunk(before, size), _shrunk(after, size)])
+
+
 def contact_sheet(candidates: Tensor, scores: Tensor | None, chosen: int, *, columns: int = 5) -> np.ndarray:
     """`candidates` (B, 3, h, w) in [-1, 1], at most `columns` in a row, numbered, with their scores; the chosen one framed."""
     panels = []

@@ -28,6 +28,7 @@ from ._cli import (
     report_errors,
     same_file,
     version,
+    warn_of_long_prompts,
     weighted_file,
     wide,
 )
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from msbd.edit import EditPipeline, EditResult
+    from msbd.edit import EditResult
     from msbd.images import Photo
     from msbd.plan import EditPlan
 
@@ -303,7 +304,7 @@ def run(args: argparse.Namespace, job: Job) -> None:
 
     pipeline = load_edit_pipeline(args.model, device=job.device, dtype=job.dtype, loras=args.lora)
     if not args.quiet:
-        warn_of_long_prompts(pipeline, (args.prompt, job.config.negative_prompt))
+        warn_of_long_prompts(pipeline.tokenizer, (args.prompt, job.config.negative_prompt))
     facts = None if args.no_metadata else metadata(args, job)
     with Progress(quiet=args.quiet) as progress:
         result = pipeline(
@@ -350,6 +351,7 @@ def metadata(args: argparse.Namespace, job: Job) -> dict[str, Any]:
     import torch
 
     from msbd.load import model_hash
+    from msbd.load_nets import lora_file
     from weights.files import sha256
 
     model = Path(args.model).name  # of a folder no more than its own name
@@ -357,7 +359,9 @@ def metadata(args: argparse.Namespace, job: Job) -> dict[str, Any]:
         "prompt": args.prompt,
         "model": model,
         "model_hash": model_hash(args.model),
-        "loras": [f"{Path(path).name}:{weight:g} ({sha256(path)[:10]})" for path, weight in args.lora]
+        "loras": [
+            f"{Path(path).name}:{weight:g} ({sha256(lora_file(path))[:10]})" for path, weight in args.lora
+        ]
         or None,
         "preset": args.preset,
         **asdict(job.plan.config),
@@ -366,19 +370,6 @@ def metadata(args: argparse.Namespace, job: Job) -> dict[str, Any]:
         "msbd": version(),
         "torch": str(torch.__version__),
     }
-
-
-def warn_of_long_prompts(pipeline: "EditPipeline", prompts: Sequence[str]) -> None:
-    """Say on stderr where the end of a prompt is not read."""
-    from weights.tokenizer import CONTEXT, PromptTokenizer
-
-    for prompt in prompts:
-        tokenizer = pipeline.tokenizer
-        if isinstance(tokenizer, PromptTokenizer) and (length := tokenizer.length(prompt)) > CONTEXT:
-            print(
-                f"note: a prompt has {length} tokens, the last {length - CONTEXT} are cut off",
-                file=sys.stderr,
-            )
 
 
 # ---- while it runs ----------------------------------------------------------------------------------------------------------

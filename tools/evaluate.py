@@ -3,6 +3,8 @@
 python -m tools.evaluate edit            is the asked thing there, in the asked colour? The method beside its baselines
 python -m tools.evaluate decoder-opt     what decoder optimisation does to the background and to the edge of the mask
 python -m tools.evaluate restore         degraded scenes enlarged x4: PASD beside interpolation and the upscaler
+python -m tools.evaluate fidelity        what `tools.restore --fidelity` does to them: PSNR, sharpness, likeness to the input
+python -m tools.evaluate colorize        grey scenes coloured: luma, hue and colourfulness
 python -m tools.evaluate degrade         pairs of clean and degraded pictures, and how fast they are made
 python -m tools.evaluate jpeg            JPEG in tensor code beside Pillow's
 
@@ -56,6 +58,11 @@ def build_parser() -> argparse.ArgumentParser:
     decoder.add_argument("--steps", type=int, default=100, metavar="N", help="of Adam (default: 100)")
     _add_common(decoder, scenes=16)
     _add_restore(jobs.add_parser("restore", help="PSNR, SSIM, GMSD, CLIP's distance, of scenes enlarged x4"))
+    for job, about in (
+        ("fidelity", "PSNR and sharpness over the dial, and with both readings of the start level"),
+        ("colorize", "luma, hue, colourfulness of coloured grey scenes"),
+    ):
+        _add_mode(jobs.add_parser(job, help=about, description=about), job)
     about = "pairs of clean and degraded pictures, for training or measuring restoration, on all cores"
     _add_degrade(jobs.add_parser("degrade", help=about, description=about))
     jpeg = jobs.add_parser("jpeg", help="PSNR between JPEG in tensor code and Pillow's, and seconds")
@@ -86,6 +93,30 @@ def _add_restore(parser: argparse.ArgumentParser) -> None:
     add("--start", type=int, default=0, metavar="N", help="first scene (default: 0)")
     add("--baseline", default="bicubic", metavar="NAME",
         help="what the others are compared with, in pairs (default: bicubic)")  # fmt: skip
+    add("--json", type=Path, metavar="FILE", help="also write the figures and every scene's values there")
+    add("--pictures", type=Path, metavar="DIR", help="also write sheets of the pictures there")
+    add("--quiet", action="store_true", help="print nothing but errors")
+    add("--debug", action="store_true", help="show the traceback of an error")
+
+
+def _add_mode(parser: argparse.ArgumentParser, job: str) -> None:
+    add = parser.add_argument
+    add("--model", default="mini", help="a name, folder or file, as for tools.restore (default: mini)")
+    add("--scenes", type=int, default=64, metavar="N", help="held-out ones (default: 64)")
+    add("--start", type=int, default=0, metavar="N", help="first scene (default: 0)")
+    add("--steps", type=int, default=20, metavar="N", help="of the sampler (default: 20)")
+    if job == "fidelity":
+        add("--plot", type=Path, metavar="FILE", help="also draw PSNR and sharpness over the dial")
+    if job == "colorize":
+        add(
+            "--guidance",
+            type=finite,
+            nargs="+",
+            default=[1.0],
+            metavar="W",
+            help="of the text (default: 1, without)",
+        )
+        add("--negative", metavar="TEXT", help="what guidance leads away from (default: the model's)")
     add("--json", type=Path, metavar="FILE", help="also write the figures and every scene's values there")
     add("--pictures", type=Path, metavar="DIR", help="also write sheets of the pictures there")
     add("--quiet", action="store_true", help="print nothing but errors")
@@ -169,7 +200,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     with report_errors(debug=args.debug) as outcome:
         check_not_shadowed()
-        text = {"degrade": _degrade, "restore": _restore, "jpeg": _jpeg}.get(args.job, _measure)(args)
+        jobs = {"degrade": _degrade, "restore": _restore, "jpeg": _jpeg, "fidelity": _mode, "colorize": _mode}
+        text = jobs.get(args.job, _measure)(args)
         if not args.quiet:
             print(text)
     return outcome.exit_code
@@ -185,6 +217,12 @@ def _restore(args: argparse.Namespace) -> str:
     from ._restore import restore
 
     return restore(args)
+
+
+def _mode(args: argparse.Namespace) -> str:
+    from . import _modes
+
+    return {"fidelity": _modes.fidelity, "colorize": _modes.colorize}[args.job](args)
 
 
 def _jpeg(args: argparse.Namespace) -> str:

@@ -10,7 +10,7 @@ import errno
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from http.client import HTTPException, HTTPMessage, HTTPResponse
 from pathlib import Path
@@ -43,15 +43,15 @@ OnProgress = Callable[[int, int], None]  # bytes there, bytes in all
 # ---- what is on this machine -------------------------------------------------------------------------------------------------
 
 
-def local_files(model: Model) -> dict[str, Path]:
-    """Part -> file, of a model and of the parts it needs from others; SPARE parts of others only if they are there.
+def local_files(model: Model, spare: Collection[str] = ()) -> dict[str, Path]:
+    """Part -> file, of a model and of the parts it needs from others; of these SPARE and `spare` only if they are there.
 
     No network call. Raises WeightsError where files are missing, naming the command that gets them and the size of the
     download, and for a file that is there but not of the registered size.
     """
     found = {file: find_local(file) for file in needed_files(model)}
     missing = [file for file, path in found.items() if path is None]
-    if any(file in model.files or file.part not in SPARE for file in missing):
+    if any(file in model.files or file.part not in (*SPARE, *spare) for file in missing):
         raise WeightsError(_what_to_do(model, missing))
     return {file.part: _of_right_size(path, file) for file, path in found.items() if path is not None}
 

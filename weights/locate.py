@@ -7,7 +7,7 @@ Copying  this file, canonical.py, detect.py, esrgan.py, fetch.py, files.py, hub.
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -51,10 +51,11 @@ class Located:
         return files | ({"tokenizer": [self.tokenizer]} if self.tokenizer else {})
 
 
-def locate(model: str | Path, *, companions: bool = False) -> Located:
+def locate(model: str | Path, *, companions: bool = False, spare: Collection[str] = ()) -> Located:
     """Where the parts of `model` lie. A name wins over a file or folder of that name (write ./name).
 
     With `companions`, a file or folder without CLIP, its tokenizer or an enlarger gets those that were fetched to this machine.
+    `spare` are parts that a known model may lack where it has them from another one.
     Raises WeightsError for an unknown name, a model that is not on this machine (it says how to fetch it), and a folder
     without any net.
     """
@@ -62,7 +63,7 @@ def locate(model: str | Path, *, companions: bool = False) -> Located:
     if str(model) in MODELS or not os.path.exists(path):  # which takes any string, unlike Path.exists
         if str(model) not in MODELS and (path.suffix or len(path.parts) > 1):
             raise WeightsError(f"{str(model)[:200]}: no such file or folder")
-        return _named(str(model))  # refuses an unknown name and names the known ones
+        return _named(str(model), spare)  # refuses an unknown name and names the known ones
     if path.is_file() or (path / "unet").is_dir():
         found = _single(path) if path.is_file() else _hub_folder(path)
         return _with_companions(found) if companions else found
@@ -78,8 +79,8 @@ def locate(model: str | Path, *, companions: bool = False) -> Located:
     return Located(str(model), nets, _tokenizer(path))
 
 
-def _named(name: str) -> Located:
-    files = local_files(find_model(name))  # with those of the models it needs
+def _named(name: str, spare: Collection[str]) -> Located:
+    files = local_files(find_model(name), spare)  # with those of the models it needs
     nets = {part: Source(files[part], read_json(files[f"{part}_config"]) if f"{part}_config" in files else {})
             for part in PARTS if part in files}  # fmt: skip
     if "all" in files:

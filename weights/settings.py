@@ -62,6 +62,13 @@ def read_training(source: Source, scheduler: Mapping[str, Any]) -> Training:
     return training
 
 
+def read_restoring(source: Source) -> tuple[float | None, bool]:
+    """Of PASD's ControlNet at `source`: the guidance scale it likes, if its file says, and whether prompts help it."""
+    said = read_config(source, "controlnet")
+    guidance = _number(source.path, said, "guidance_scale") if "guidance_scale" in said else None
+    return guidance, _flag(source.path, {"prompts": True} | said, "prompts")
+
+
 def read_normalisation(
     source: Source, mean: tuple[float, ...], std: tuple[float, ...]
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -18,6 +18,7 @@ from msbd.metrics import (
     gmsd,
     hue_error,
     psnr,
+    sharpness,
     squared_error,
     ssim,
     to_luma,
@@ -308,3 +309,10 @@ def test_colourfulness_of_random_colours_against_numpy_and_of_less_colour() -> N
     y = to_luma(picture, full_range=True)
     half = colourfulness(y + 0.5 * (picture - y))  # proportional to the chroma
     torch.testing.assert_close(half, 0.5 * colourfulness(picture))
+
+
+def test_sharpness_is_the_slope_of_a_ramp_and_grows_with_contrast() -> None:
+    ramp = (torch.arange(8.0)[None, :] * 3 + torch.arange(6.0)[:, None] * 4).expand(1, 3, 6, 8) / 127.5
+    assert torch.allclose(sharpness(ramp), torch.tensor([5.0], dtype=torch.float64))
+    assert torch.allclose(sharpness(2 * ramp), 2 * sharpness(ramp))
+    assert sharpness(torch.zeros(2, 3, 1, 9)).tolist() == [0, 0]

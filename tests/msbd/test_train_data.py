@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from msbd import train_data
-from msbd.degrade import PASD, REAL_ESRGAN, round_to_8_bits, usm_sharpen
+from msbd.degrade import PASD, REAL_ESRGAN, usm_sharpen
+from msbd.resize import round_to_8_bits
 from msbd.train_data import (
     MANY,
     Example,

@@ -10,8 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
-from msbd.degrade import REAL_ESRGAN, apply, round_to_8_bits, sample_parameters, usm_sharpen
+from msbd.degrade import REAL_ESRGAN, apply, sample_parameters, usm_sharpen
 from msbd.images import load_image
+from msbd.resize import round_to_8_bits
 from msbd.train_data import PAIR, seeded, to_unit
 from tools import _degrade
 from tools._degrade import Outcome, throughput_table

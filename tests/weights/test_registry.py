@@ -54,7 +54,7 @@ def test_exactly_the_bundle_is_part_of_the_checkout() -> None:
         for file in model.files
         if file.repo is file.url is file.page is None
     ]
-    assert {name for name, _ in inside} == {"mini", "mini-pasd", "mini-pasd-color"}
+    assert {name for name, _ in inside} == {"mini", "mini-pasd", "mini-pasd-color", "mini-style"}
     there = {path.name for path in MINI.iterdir()} - {"README.md"}
     assert sorted(file for _, file in inside) == sorted(there)
     assert {"unet", "vae", "clip", "rrdb", "tokenizer"} == {file.part for file in MODELS["mini"].files}

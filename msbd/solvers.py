@@ -1,0 +1,71 @@
+"""The samplers of samplers/ by name, each with the timesteps that it is usually run over.
+
+Tensors  as in the samplers: x (B, C, h, w); timesteps (N,)
+Copying  needs samplers/ddim.py, dpmpp.py, euler.py, lcm.py, pndm.py, unipc.py and schedule.py
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+from torch import Tensor
+
+from samplers.ddim import ddim_sample
+from samplers.dpmpp import dpmpp_sample
+from samplers.euler import euler_sample
+from samplers.lcm import lcm_sample, lcm_timesteps
+from samplers.pndm import pndm_sample
+from samplers.schedule import (
+    Denoiser,
+    NoiseSource,
+    OnStep,
+    leading_timesteps,
+    linspace_timesteps,
+    trailing_timesteps,
+)
+from samplers.unipc import unipc_sample
+
+_SPACINGS: dict[str, Callable[[int], Tensor]] = {
+    "linspace": partial(
+        linspace_timesteps, drop_zero=True
+    ),  # 999 first, 0 left out: the solvers end in level 1 from it
+    "leading": leading_timesteps,  # Stable Diffusion 1.x's: 951 first for 20 steps
+    "trailing": trailing_timesteps,  # 999 first, where Eq. 3 of PASD starts
+}
+# Name -> its usual spacing. DDIM's and Euler's are not SD's own "leading": restoring starts at the last timestep.
+_USUAL = {
+    **dict.fromkeys(("unipc", "dpmpp"), "linspace"),
+    **dict.fromkeys(("ddim", "euler", "euler_a"), "trailing"),
+    "pndm": "leading",
+}
+
+
+def make_timesteps(sampler: str, num_steps: int, spacing: str = "auto") -> Tensor:
+    """The timesteps (N,) of a run of `sampler`. ValueError for an LCM with another spacing than its own."""
+    if sampler == "lcm":
+        if spacing != "auto":
+            raise ValueError(f"spacing is {spacing!r}; lcm has timesteps of its own, expected 'auto'")
+        return lcm_timesteps(num_steps)
+    return _SPACINGS[_USUAL[sampler] if spacing == "auto" else spacing](num_steps)
+
+
+def evaluations(sampler: str, num_steps: int) -> int:
+    """How often the nets are asked in a run; pndm asks once more, at its second timestep."""
+    return num_steps + (sampler == "pndm" and num_steps > 1)
+
+
+def sample(
+    sampler: str, denoise: Denoiser, x: Tensor, timesteps: Tensor, alphas_cumprod: Tensor, *, noise: NoiseSource,
+    eta: float = 0.0, final_alpha: float = 1.0, on_step: OnStep | None = None,
+) -> Tensor:  # fmt: skip
+    """Denoise `x` by the sampler of that name; `eta` is of ddim, and `final_alpha` of all but lcm."""
+    if sampler == "lcm":
+        return lcm_sample(denoise, x, timesteps, alphas_cumprod, noise=noise, on_step=on_step)
+    run = {
+        "unipc": unipc_sample,
+        "dpmpp": dpmpp_sample,
+        "pndm": pndm_sample,
+        "ddim": partial(ddim_sample, eta=eta),
+        "euler": euler_sample,
+        "euler_a": partial(euler_sample, eta=1.0),
+    }[sampler]
+    return run(denoise, x, timesteps, alphas_cumprod, final_alpha=final_alpha, noise=noise, on_step=on_step)
