@@ -191,7 +191,7 @@ def _write(
     """Figures as JSON and pictures as sheets, where the options ask for them."""
     if args.pictures:
         args.pictures.mkdir(parents=True, exist_ok=True)
-        write_rows(args.pictures, pairs, pictures)
+        write_rows(args.pictures, pairs, pictures, low=args.job != "colorize")
     if args.json:
         figures: list[Figure] = [
             mean(f"{name}, {key}", values, "")

@@ -167,12 +167,16 @@ def _restored(name: str, method: Method, pairs: Sequence[Pair], quiet: bool) -> 
     return torch.cat(made)
 
 
-def write_rows(folder: Path, pairs: Sequence[Pair], restored: Mapping[str, Tensor]) -> None:
-    """Sheets of eight scenes, a row each: degraded, its pixels enlarged | by every method | clean."""
+def write_rows(
+    folder: Path, pairs: Sequence[Pair], restored: Mapping[str, Tensor], *, low: bool = True
+) -> None:
+    """Sheets of eight scenes, a row each: degraded, its pixels enlarged (unless `low` is false) | by every method | clean."""
     shown = []
     for number, pair in enumerate(pairs):
-        enlarged = F.interpolate(pair.low * 2 - 1, scale_factor=SCALE, mode="nearest")
-        shown.append([enlarged[0], *(images[number] for images in restored.values()), pair.clean[0]])
+        row = [images[number] for images in restored.values()]
+        if low:
+            row.insert(0, F.interpolate(pair.low * 2 - 1, scale_factor=SCALE, mode="nearest")[0])
+        shown.append([*row, pair.clean[0]])
     for first in range(0, len(shown), _ROWS):
         pictures = [image for row in shown[first : first + _ROWS] for image in row]
         write_sheet(folder / f"restored {first // _ROWS + 1}.png", pictures, len(shown[0]))

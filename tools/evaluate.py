@@ -5,6 +5,9 @@ python -m tools.evaluate decoder-opt     what decoder optimisation does to the b
 python -m tools.evaluate restore         degraded scenes enlarged x4: PASD beside interpolation and the upscaler
 python -m tools.evaluate fidelity        what `tools.restore --fidelity` does to them: PSNR, sharpness, likeness to the input
 python -m tools.evaluate colorize        grey scenes coloured: luma, hue and colourfulness
+python -m tools.evaluate photos          real pictures: colour and likeness to the input, sharpness, seams, seconds
+python -m tools.evaluate tiles           a large picture restored in tiles beside the same in one piece
+python -m tools.evaluate style           the same pictures restored with a base of another look: structure and style
 python -m tools.evaluate degrade         pairs of clean and degraded pictures, and how fast they are made
 python -m tools.evaluate jpeg            JPEG in tensor code beside Pillow's
 
@@ -20,7 +23,8 @@ from typing import get_args
 
 from msbd.config import EditConfig, Mode
 
-from ._cli import add_shared_options, check_not_shadowed, choose_device, finite, report_errors
+from ._cli import add_shared_options, check_not_shadowed, choose_device, finite, report_errors, weighted_file
+from .restore import picture_size
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -63,6 +67,14 @@ def build_parser() -> argparse.ArgumentParser:
         ("colorize", "luma, hue, colourfulness of coloured grey scenes"),
     ):
         _add_mode(jobs.add_parser(job, help=about, description=about), job)
+    about = (
+        "real pictures restored, beside interpolation and the upscaler: what can be measured without a truth"
+    )
+    _add_photos(jobs.add_parser("photos", help=about, description=about))
+    about = "what tiles of the latent do to a scene, flat grey, a gradient and a photo"
+    _add_tiles(jobs.add_parser("tiles", help=about, description=about))
+    about = "edges kept and style gained, of other bases and LoRAs under PASD"
+    _add_style(jobs.add_parser("style", help=about, description=about))
     about = "pairs of clean and degraded pictures, for training or measuring restoration, on all cores"
     _add_degrade(jobs.add_parser("degrade", help=about, description=about))
     jpeg = jobs.add_parser("jpeg", help="PSNR between JPEG in tensor code and Pillow's, and seconds")
@@ -123,6 +135,73 @@ def _add_mode(parser: argparse.ArgumentParser, job: str) -> None:
     add("--debug", action="store_true", help="show the traceback of an error")
 
 
+def _add_photos(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add(
+        "-i",
+        "--input",
+        type=Path,
+        nargs="+",
+        required=True,
+        metavar="PATH",
+        help="pictures, or folders of some",
+    )
+    add("--model", default="mini", help="a name, folder or file, as for tools.restore (default: mini)")
+    add("--scale", type=finite, default=4, metavar="X", help="how many times larger results are (default: 4)")
+    add("--steps", type=int, default=20, metavar="N", help="of the sampler (default: 20)")
+    add("--fidelity", type=finite, nargs="+", default=[0.0, 0.5, 1.0], metavar="X", help="(default: 0 0.5 1)")
+    add("--json", type=Path, metavar="FILE", help="also write the figures and every picture's values there")
+    add(
+        "--pictures",
+        type=Path,
+        metavar="DIR",
+        help="also write the results, and sheets of input | results, there",
+    )
+    add("--quiet", action="store_true", help="print nothing but errors")
+    add("--debug", action="store_true", help="show the traceback of an error")
+
+
+def _add_tiles(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("-i", "--input", type=Path, metavar="FILE", help="a photo to do it with, too")
+    add("--model", default="mini", help="a name, folder or file, as for tools.restore (default: mini)")
+    add(
+        "--size", type=picture_size, default=(768, 1024), metavar="WxH", help="of results (default: 1024x768)"
+    )
+    add("--steps", type=int, default=8, metavar="N", help="of the sampler (default: 8)")
+    add("--latent-tiled-size", type=int, metavar="N", help="cells (default: as for tools.restore)")
+    add("--latent-tiled-overlap", type=int, nargs="+", metavar="N",
+        help="cells; several are compared (default: as for tools.restore)")  # fmt: skip
+    add("--json", type=Path, metavar="FILE", help="also write the figures there")
+    add("--pictures", type=Path, metavar="DIR", help="also write the results there")
+    add("--quiet", action="store_true", help="print nothing but errors")
+    add("--debug", action="store_true", help="show the traceback of an error")
+
+
+def _add_style(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--model", default="mini", help="PASD: a name, folder or file, as for tools.restore (default: mini)")
+    add("--style", action="append", type=named_style, metavar="NAME=PATH:WEIGHT",
+        help="a base or a LoRA, and how much it counts (1 if not said); may be repeated (default: mini-style at 1.25)")  # fmt: skip
+    add("--scenes", type=int, default=64, metavar="N", help="held-out ones (default: 64)")
+    add("--start", type=int, default=64, metavar="N", help="first scene (default: 64)")
+    add("--steps", type=int, default=10, metavar="N", help="of the sampler (default: 10)")
+    add("--conditioning-scale", type=finite, default=1.0, metavar="X",
+        help="of the ControlNet's residuals (default: 1)")  # fmt: skip
+    add("--captions", action=argparse.BooleanOptionalAction, default=True,
+        help="tell the nets what the scenes show (default: yes)")  # fmt: skip
+    add("--json", type=Path, metavar="FILE", help="also write the figures and every scene's values there")
+    add("--pictures", type=Path, metavar="DIR", help="also write sheets of the pictures there")
+    add("--quiet", action="store_true", help="print nothing but errors")
+    add("--debug", action="store_true", help="show the traceback of an error")
+
+
+def named_style(text: str) -> tuple[str, str, float]:
+    """NAME=PATH:WEIGHT for argparse."""
+    name, file = named_path(text)
+    return name, *weighted_file(file)
+
+
 def named_path(text: str) -> tuple[str, str]:
     """NAME=PATH for argparse."""
     name, equals, path = text.partition("=")
@@ -131,6 +210,7 @@ def named_path(text: str) -> tuple[str, str]:
     return name, path
 
 
+named_style.__name__ = "NAME=PATH:WEIGHT"
 named_path.__name__ = "NAME=PATH"  # argparse: "invalid NAME=PATH value: ..."
 
 
@@ -200,7 +280,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     with report_errors(debug=args.debug) as outcome:
         check_not_shadowed()
-        jobs = {"degrade": _degrade, "restore": _restore, "jpeg": _jpeg, "fidelity": _mode, "colorize": _mode}
+        jobs = {
+            "degrade": _degrade,
+            "restore": _restore,
+            "jpeg": _jpeg,
+            "fidelity": _mode,
+            "colorize": _mode,
+            "style": _style,
+        }
+        jobs |= {"photos": _photos, "tiles": _photos}
         text = jobs.get(args.job, _measure)(args)
         if not args.quiet:
             print(text)
@@ -223,6 +311,19 @@ def _mode(args: argparse.Namespace) -> str:
     from . import _modes
 
     return {"fidelity": _modes.fidelity, "colorize": _modes.colorize}[args.job](args)
+
+
+def _photos(args: argparse.Namespace) -> str:
+    from . import _photos
+
+    return {"photos": _photos.photos, "tiles": _photos.tiles}[args.job](args)
+
+
+def _style(args: argparse.Namespace) -> str:
+    from ._style_trials import style
+
+    args.style = args.style or [("mini-style", "mini-style", 1.25)]
+    return style(args)
 
 
 def _jpeg(args: argparse.Namespace) -> str:

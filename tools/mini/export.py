@@ -1,21 +1,26 @@
 """Write the trained parts as the bundle's files: float16 safetensors with their config in the metadata."""
 
 import json
-import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from weights.files import whole_file, write_safetensors
+from weights.files import read_metadata, read_state_dict, write_safetensors
 from weights.registry import MINI
 
 from .data import NATIVE, runs_folder
 from .parts import PARTS, latents, mini_tokenizer
 from .pasd import VARIANTS
+from .style import write_style_lora
 from .train import trained
 
+# What restoring takes: guidance makes the first worse and the second, which is told a caption, better; words about quality help neither.
+RESTORING: dict[str, dict[str, Any]] = {
+    "pasd": {"guidance_scale": 1.0, "prompts": False},
+    "pasd-color": {"guidance_scale": 2.0, "prompts": False},
+}
 GUIDANCE = 4.0  # what `python -m tools.mini evaluate` is run with
 
 
@@ -25,10 +30,13 @@ def export(names: list[str], folder: Path = MINI) -> list[Path]:
     mini_tokenizer().save(folder / "tokenizer.json")
     written = [folder / "tokenizer.json"]
     for name in names:
+        if name == "style":
+            written.append(folder / "style-lora.safetensors")
+            write_style_lora(written[-1])
+            continue
         if name in VARIANTS:
             written.append(folder / f"{name}.safetensors")
-            with whole_file(written[-1]) as unfinished:
-                shutil.copyfile(runs_folder() / name / "pasd.safetensors", unfinished)
+            _export_pasd(runs_folder() / name / "pasd.safetensors", written[-1], RESTORING.get(name, {}))
             continue
         part = PARTS[name]()
         state = trained(part, device=torch.device("cpu")).state_dict()
@@ -38,6 +46,13 @@ def export(names: list[str], folder: Path = MINI) -> list[Path]:
             written[-1], tensors, {"config": json.dumps(asdict(part.net.config) | _beside(name))}
         )
     return written
+
+
+def _export_pasd(run: Path, path: Path, restoring: dict[str, Any]) -> None:
+    """The file of a run of PASD, with what `restoring` with it takes beside the sizes."""
+    config = json.loads(read_metadata(run)["config"])
+    config["controlnet"] |= restoring
+    write_safetensors(path, read_state_dict(run), {"config": json.dumps(config)})
 
 
 def _beside(name: str) -> dict[str, Any]:
