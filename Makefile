@@ -16,6 +16,7 @@ demo: $(VENV)/.installed-test
 	mkdir -p outputs
 	$(RUN) -m tools.edit -i examples/coffee.jpg -m examples/coffee_mask.png -p "a blue ball on sand at sunset" \
 		-o outputs/demo.png --compare outputs/demo_compare.jpg
+	$(RUN) -m tools.restore -i examples/coffee_small.jpg -o outputs/restored.png --fidelity 0.75 --compare outputs/restored_compare.jpg
 
 test: $(VENV)/.installed-test
 	$(RUN) -m pytest -m "not large" $(TEST_ARGS)
