@@ -39,6 +39,7 @@ LIBRARIES = {
 EXTRA_LIBRARIES = {  # lazily, all of them
     "msbd/load_captions.py": {"torchvision", "transformers", "tokenizers"},
     "tools/_curves.py": {"matplotlib"},
+    "tools/_modes.py": {"matplotlib"},
 }
 
 SOURCES = sorted(path for folder in ALLOWED for path in (ROOT / folder).rglob("*.py"))
