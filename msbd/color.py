@@ -55,6 +55,11 @@ def to_gray(image: Tensor) -> Tensor:
     return luma(image).expand_as(image)
 
 
+def is_gray(image: Tensor) -> bool:
+    """Whether no pixel of `image` (B, 3, H, W) in [-1, 1] has channels more than one 8-bit level apart."""
+    return bool((image.amax(1) - image.amin(1)).max() <= 1.001 / 127.5)
+
+
 def transfer_chroma(image: Tensor, gray_source: Tensor) -> Tensor:
     """The colours of `image` (B, 3, H, W) on the luma Y of `gray_source` (B, 1 or 3, H, W), both in [-1, 1].
 

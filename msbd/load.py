@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from nets.clip import CLIPConfig, CLIPModel, CLIPTextModel
+from nets.controlnet import ControlNet
 from nets.pasd_unet import PASDUNet
 from nets.rrdb import RRDBNet
 from nets.tiled_vae import TiledAutoencoder
@@ -37,6 +38,8 @@ from .restore_config import NOT_PASD, RestoreMeasures
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 Loras = Sequence[tuple[str | Path, float]]  # files, each with its weight
+# What a known model of PASD's may lack where a base has it; of the scheduler SD 1.x's is then assumed.
+SPARE = (*BASE, "tokenizer", "tokenizer_merges", "scheduler")
 
 
 def load_edit_pipeline(
@@ -113,15 +116,14 @@ def load_restore_pipeline(
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype is {dtype}; expected one of {', '.join(map(str, DTYPES))}")
-    located = _locate_restorer(restorer_name(model, mode), base)
+    located = _locate_restorer(restorer_name(model, mode), base, method)
     other, device = None if base is None else locate(base), torch.device(device)
-    merged = [(read_lora_file(path), weight) for path, weight in loras]
-    shelf = Shelf(located, merged, other, base_weight)
     training = _read_training(located)
     if other is not None and (theirs := _read_training(other).prediction_type) != training.prediction_type:
         raise WeightsError(
             f"{other.name}: predicts {theirs}, but {located.name} {training.prediction_type}; take another base"
         )
+    shelf = Shelf(located, [(read_lora_file(path), weight) for path, weight in loras], other, base_weight)
     state, source = shelf.tensors("unet")
     state = base_tensors(state) if method in NOT_PASD else state
     if "pasd_added" in located.nets and method not in NOT_PASD:
@@ -129,12 +131,14 @@ def load_restore_pipeline(
     unet, vae, text_encoder = build_net(state, source), shelf.net("vae"), shelf.net("text_encoder")
     tokenizer = _load_tokenizer(located)
     upscaler = shelf.net("rrdb") if "rrdb" in located.nets else None
-    _check_together(located, unet.config, vae, text_encoder, None, upscaler, tokenizer, training.measures)
+    controlnet = shelf.net("controlnet") if "controlnet" in located.nets else None
+    _check_together(
+        located, unet.config, vae, text_encoder, None, upscaler, tokenizer, training.measures, controlnet
+    )
     side_dtype = torch.float32 if device.type == "cpu" else dtype
     wide = device.type == "cpu" and dtype != torch.float16
     layout = torch.channels_last if wide else torch.preserve_format
     vae = vae.to(device, torch.float32 if dtype == torch.float16 else dtype, memory_format=layout)
-    controlnet = shelf.net("controlnet") if "controlnet" in located.nets else None
     return RestorePipeline(
         unet=unet.to(device, dtype, memory_format=layout),
         controlnet=None if controlnet is None else controlnet.to(device, dtype, memory_format=layout),
@@ -156,10 +160,10 @@ def restorer_name(model: str | Path, mode: str) -> str | Path:
 
 
 def restore_measures(
-    model: str | Path, *, mode: str = "sr", base: str | Path | None = None
+    model: str | Path, *, mode: str = "sr", method: str = "pasd", base: str | Path | None = None
 ) -> RestoreMeasures:
     """The measures of the pipeline that `load_restore_pipeline` would give; no weights are read. WeightsError if it is not there."""
-    located = _locate_restorer(restorer_name(model, mode), base)
+    located = _locate_restorer(restorer_name(model, mode), base, method)
     for part in BASE:
         if part != "text_encoder" or "clip" not in located.nets:
             located.net(part)
@@ -175,13 +179,18 @@ def _restore_measures(located: Located, training: "_Training") -> RestoreMeasure
     return replace(usual, guidance_scale=guidance or usual.guidance_scale, prompts=prompts)
 
 
-def _locate_restorer(model: str | Path, base: str | Path | None) -> Located:
-    """PASD's model, with the parts that it lacks from `base`."""
+def _locate_restorer(model: str | Path, base: str | Path | None, method: str) -> Located:
+    """PASD's model, with the parts that it lacks from `base`. WeightsError without what `method` cannot do without."""
     if base is None:
-        return locate(model, companions=True)
-    located, other = locate(model, companions=True, spare=BASE), locate(base, companions=True)
-    tokenizer = located.tokenizer or other.tokenizer
-    return replace(located, nets={**other.nets, **located.nets}, tokenizer=tokenizer)
+        located = locate(model, companions=True)
+    else:
+        located, other = locate(model, companions=True, spare=SPARE), locate(base, companions=True)
+        other.net("unet")  # a LoRA has none
+        tokenizer = located.tokenizer or other.tokenizer
+        located = replace(located, nets={**other.nets, **located.nets}, tokenizer=tokenizer)
+    if method in ("pasd", "controlnet"):
+        located.net("controlnet")
+    return located
 
 
 @dataclass(frozen=True)
@@ -330,7 +339,7 @@ def _read_training(located: Located) -> _Training:
 
 def _check_together(
     located: Located, unet: UNetConfig, vae: AutoencoderKL, text_encoder: CLIPTextModel, clip: CLIPModel | None,
-    rrdb: RRDBNet | None, tokenizer: PromptTokenizer, measures: Measures,
+    rrdb: RRDBNet | None, tokenizer: PromptTokenizer, measures: Measures, controlnet: ControlNet | None = None,
 ) -> None:  # fmt: skip
     """WeightsError where the parts are each sound but of different models."""
     files = {part: source.path for part, source in located.nets.items()}
@@ -349,6 +358,13 @@ def _check_together(
         equal.append(("clip", "colour channels", clip.config.vision.num_channels, "an RGB picture", 3))
     if rrdb is not None:
         equal.append(("rrdb", "colour channels", rrdb.config.num_in_ch, "an RGB picture", 3))
+    if controlnet is not None:
+        control = controlnet.config
+        equal += [
+            ("controlnet", "latent channels", control.in_channels, "unet", unet.in_channels),
+            ("controlnet", "context width", control.cross_attention_dim, "unet", unet.cross_attention_dim),
+            ("controlnet", "residuals of widths", control.skip_channels(), "unet", unet.skip_channels()),
+        ]
     for part, what, found, other, expected in equal:
         if found != expected:
             other = files[other].name if other in files else other

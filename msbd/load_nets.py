@@ -254,11 +254,14 @@ class Shelf:
         """The canonical tensors of `part` with all that is mixed in, and where they lie."""
         state, source = self._own(part)
         if self._other is not None and part in BASE and part in self._other._there:
-            added = added_tensors(state) if part == "unet" else {}  # PASD's own, which no base has
-            state = (
-                blend(base_tensors(state) if added else state, self._other._own(part)[0], self._weight)
-                | added
-            )
+            theirs, file = self._other._own(part)
+            added = added_tensors(state) if part == "unet" else {}  # PASD's own stays, whatever the other is
+            if added:
+                state, theirs = base_tensors(state), base_tensors(theirs)
+            try:
+                state = blend(state, theirs, self._weight) | added
+            except WeightsError as error:
+                raise WeightsError(f"{file.path}: {error}") from None
         if self._loras and part in LORA_PARTS:
             state |= merge_loras({part: state}, self._loras).get(part, {})
         return state, source

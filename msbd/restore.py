@@ -11,6 +11,7 @@ sizes, rounding and the blending of tiles by the official code's; each place say
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from samplers.guidance import classifier_free_guidance
 from samplers.schedule import Denoiser, NoiseSource, q_sample, v_prediction
 
 from . import official_pasd
-from .color import adain_color_fix, to_gray, transfer_chroma, wavelet_color_fix
+from .color import adain_color_fix, is_gray, to_gray, transfer_chroma, wavelet_color_fix
 from .crops import Box
 from .latents import decode, dtype_of
 from .memory import is_out_of_memory, tiles_at_once
@@ -36,10 +37,8 @@ from .text_memory import remember_text
 from .tiles import TileBlend, tile_boxes
 from .upscale import super_resolve
 
-_PIECE, _CONTEXT = (
-    1024,
-    64,
-)  # pixels: of the hint at a time, and seen around it; its convolutions see 23, with RRDBs 53
+# Pixels: of the hint at a time, and seen around it; its convolutions see 23, with RRDBs 53.
+_PIECE, _CONTEXT = 1024, 64
 
 
 @dataclass(frozen=True)
@@ -128,12 +127,12 @@ class RestorePipeline:
             config = replace(config, seed=int(drawn))
         plan = self.plan((image.shape[-2], image.shape[-1]), output_size, config)
         seconds: dict[str, float] = {}
-        tell = reporter(on_step, seconds)
+        tell, device = reporter(on_step, seconds), image.device
         image = image.to(self.device, torch.float32)
         if plan.config.method in NET_FREE:
             enlarged = super_resolve(image, plan.output, plan.config.method, self.upscaler)
             tell("restore", "upscale", 1, 1)
-            return RestoreResult(enlarged, plan, "", "", seconds)
+            return RestoreResult(enlarged.to(device), plan, "", "", seconds)
         prompts = self._prompts(prompt, information, plan.config)
         cond, uncond = self.text_encoder(self.tokenizer(list(prompts)).to(self.device)).split(1)
         run = _Run(plan, cond, uncond, noise or self._noise(plan), lambda *at: tell("restore", *at))
@@ -141,7 +140,7 @@ class RestorePipeline:
         restored = self._diffuse(run, take(control, plan.frame))
         restored = take(restored, Box(-plan.frame.top, -plan.frame.left, *plan.work))
         finished = self._finish(run, image, restored, control * 2 - 1)
-        return RestoreResult(finished, plan, *prompts, seconds, tuple(run.notes))
+        return RestoreResult(finished.to(device), plan, *prompts, seconds, tuple(run.notes))
 
     def _prompts(self, prompt: str, information: Sequence[str], config: RestoreConfig) -> tuple[str, str]:
         gray = config.mode == "colorize"
@@ -178,33 +177,43 @@ class RestorePipeline:
         fixes = {"wavelet": wavelet_color_fix, "adain": adain_color_fix}
         if fix := fixes.get(config.color_fix or ""):
             restored = fix(restored, control)
-        return (
-            official_pasd.finish(restored, output)
-            if official
-            else resize(restored, output, "bicubic").clamp(-1, 1)
-        )
+        if official:
+            return official_pasd.finish(restored, output)
+        if fix and is_gray(image):  # it stays grey, at fine edges too, which the official code tints
+            restored = to_gray(restored)
+        return resize(restored, output, "bicubic").clamp(-1, 1)
 
-    def _vae(self, config: RestoreConfig) -> Any:
-        """The autoencoder, in tiles where the picture is large."""
+    def _in_memory_that_is_there(self, run: _Run, work: Callable[[Any], Tensor]) -> Tensor:
+        """`work` with the autoencoder, in tiles where the picture is large; out of memory, with its maps on the CPU."""
+        config = run.config
         if self.tiled_vae is None or config.vae_tiling == "off":
-            return self.vae
-        return self.tiled_vae(
+            return work(self.vae)
+        tiled = partial(
+            self.tiled_vae,
             mode=config.vae_tiling,
             encoder_tile=config.encoder_tiled_size,
             decoder_tile=config.decoder_tiled_size,
         )
+        try:
+            return work(tiled())
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+        run.notes.append("out of memory in the autoencoder, went on with its maps on the CPU")
+        return work(
+            tiled(storage="cpu")
+        )  # outside the clause, so that the first try's memory is free by then
 
     # ---- diffusion --------------------------------------------------------------------------------------------------------------
 
     def _diffuse(self, run: _Run, control: Tensor) -> Tensor:
         """What the nets make of `control` (1, 3, h, w) in [0, 1]: a picture of its size, in [-1, 1]."""
         config, plan = run.config, run.plan
-        vae = self._vae(config)
         hints = self._hints(run, control) if config.method != "img2img" else None
         x = sample(
             config.sampler,
             self._denoiser(run, hints),
-            self._start(run, vae, control),
+            self._start(run, control),
             plan.timesteps,
             self.alphas_cumprod,
             noise=run.noise,
@@ -212,21 +221,22 @@ class RestorePipeline:
             final_alpha=1.0 if config.final_level == "clean" else float(self.alphas_cumprod[0]),
             on_step=lambda info: run.report("sample", (info.step + 1) * len(plan.tiles), plan.evaluations),
         )
-        picture = decode(vae, x)
+        picture = self._in_memory_that_is_there(run, lambda vae: decode(vae, x))
         run.report("decode", 1, 1)
         return picture
 
-    def _start(self, run: _Run, vae: Any, control: Tensor) -> Tensor:
+    def _start(self, run: _Run, control: Tensor) -> Tensor:
         """The latent at the first timestep, in float32: Eq. 4; pure noise; or SDEdit's for img2img."""
         config, plan = run.config, run.plan
         first = int(plan.timesteps[0])
         if config.init_latent_with_noise:
-            shape = (1, vae.config.latent_channels, *plan.cells)
+            shape = (1, self.vae.config.latent_channels, *plan.cells)
             n = run.noise("start", 0, shape).to(self.device)
             if config.offset_noise_scale:
-                n = n + config.offset_noise_scale * run.noise("offset", 0, (*shape[:2], 1, 1)).to(n)
+                offset = run.noise("offset", 0, (*shape[:2], 1, 1))[..., :1, :1]  # ours draws whole fields
+                n = n + config.offset_noise_scale * offset.to(n)
             return n
-        z_lr = self._encode(run, vae, control)
+        z_lr = self._in_memory_that_is_there(run, lambda vae: self._encode(run, vae, control))
         run.report("encode", 1, 1)
         n = run.noise("start", 0, tuple(z_lr.shape))
         if config.method == "img2img":
@@ -277,7 +287,8 @@ class RestorePipeline:
         """eps(x, t) of the whole latent: guided, from tiles, in float32."""
         config, ts = run.config, [float(t) for t in run.plan.timesteps]
         controlled = set(_interval(ts, config.control_start, config.control_end))
-        guided = _interval(ts, config.guidance_start, config.guidance_end)
+        same = torch.equal(run.cond, run.uncond)  # nothing to lead away from
+        guided = [] if same else _interval(ts, config.guidance_start, config.guidance_end)
         kept: dict[int, tuple[Any, Any]] = {}  # what the nets made of the texts; of one or of both
         batch = config.tile_batch or tiles_at_once(
             self.device, max(b.height * b.width for b in run.plan.tiles)

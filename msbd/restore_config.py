@@ -104,6 +104,8 @@ class RestoreConfig:
             if value is not None and not least <= value <= most:
                 expected = f"{least} to {most}" if most < inf else f"at least {least}"
                 raise ValueError(f"{name} is {value}; expected {expected}")
+        if self.encoder_tiled_size % 8:
+            raise ValueError(f"encoder_tiled_size is {self.encoder_tiled_size}; expected a multiple of 8")
         if self.alpha_a is not None and self.added_noise_level is not None:
             raise ValueError("alpha_a and added_noise_level are one level said in two ways; give one of them")
         for name in ("guidance", "control"):
@@ -147,7 +149,7 @@ class RestoreConfig:
 
 def dial(fidelity: float) -> tuple[float, float]:
     """(alpha_a, conditioning_scale) of a `fidelity` from 0, inventive, to 1, faithful; docs/restore.md plots what it does."""
-    return fidelity, 0.5 + fidelity
+    return fidelity, 0.7 + 0.8 * fidelity
 
 
 _RANGES: dict[str, tuple[float, float]] = {

@@ -293,7 +293,7 @@ def report_errors(*, debug: bool = False, memory: str = EDIT_MEMORY) -> Iterator
     except BrokenPipeError:  # whoever reads our output, `head` say, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except Exception as error:
-        message = None if debug else _expected(error, memory)
+        message = None if debug else expected_failure(error, memory)
         if message is None:
             raise
         outcome.exit_code = 1
@@ -302,8 +302,8 @@ def report_errors(*, debug: bool = False, memory: str = EDIT_MEMORY) -> Iterator
         warnings.formatwarning = before
 
 
-def _expected(error: Exception, way_out: str) -> str | None:
-    """The line for an error that is the user's to solve; None for one that is ours."""
+def expected_failure(error: Exception, way_out: str) -> str | None:
+    """The line for an error that is the user's to solve; None for one that is ours. `way_out`: when memory is short."""
     text = str(error) or type(error).__name__
     memory = sys.modules.get("msbd.memory")  # imported with the nets, before anything large
     if isinstance(error, MemoryError) or (memory and memory.is_out_of_memory(error)):

@@ -1,6 +1,7 @@
 """The pictures of a `python -m tools.restore` command: which, where their results go, and how large those are."""
 
 import argparse
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,13 +26,12 @@ def find_tasks(args: argparse.Namespace) -> list[Task]:
     from msbd.images import READ_SUFFIXES, check_output_path
 
     if not args.image.is_dir():
-        if args.output.is_dir():
-            args.output = args.output / f"{args.image.stem}.png"
-        outputs = {"--output": args.output} | ({"--compare": args.compare} if args.compare else {})
+        output = args.output / f"{args.image.stem}.png" if args.output.is_dir() else args.output
+        outputs = {"--output": output} | ({"--compare": args.compare} if args.compare else {})
         check_outputs(outputs, {"--image": args.image})
         for path in outputs.values():
             check_output_path(path)
-        return [Task(args.image, args.output, args.compare)]
+        return [Task(args.image, output, args.compare)]
     names = [
         path
         for path in sorted(args.image.iterdir())
@@ -40,20 +40,44 @@ def find_tasks(args: argparse.Namespace) -> list[Task]:
     if not names:
         raise ValueError(f"{args.image}: no pictures there ({', '.join(READ_SUFFIXES)})")
     for flag, folder in (("--output", args.output), ("--compare", args.compare)):
-        if folder is None:
-            continue
-        if folder.exists() and not folder.is_dir():
-            raise ValueError(f"{folder}: a file; {flag} takes a folder, as --image is one")
-        if same_file(folder, args.image):
-            raise ValueError(f"{folder}: {flag} is the folder of the pictures; take another one")
-        if not args.dry_run:
-            folder.mkdir(parents=True, exist_ok=True)
+        if folder is not None:
+            _check_folder(flag, folder, args.image)
     stems = [path.stem for path in names]
-    # a.jpg and a.png would both become a.png
+
+    def name_of(path: Path) -> str:
+        # a.jpg and a.png would both become a.png, and a.jpg.png what the first of them then becomes
+        alone = stems.count(path.stem) == 1 and Path(path.stem).suffix.lower() not in READ_SUFFIXES
+        return path.stem if alone else path.name
+
     return [
         Task(path, args.output / f"{name}.png", args.compare and args.compare / f"{name}.jpg")
-        for path, name in ((path, path.stem if stems.count(path.stem) == 1 else path.name) for path in names)
+        for path, name in ((path, name_of(path)) for path in names)
     ]
+
+
+def _check_folder(flag: str, folder: Path, images: Path) -> None:
+    """ValueError unless results can be written into `folder`, which need not be there yet."""
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder}: a file; {flag} takes a folder, as --image is one")
+    if same_file(folder, images):
+        raise ValueError(f"{folder}: {flag} is the folder of the pictures; take another one")
+    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    if not os.access(there, os.W_OK):
+        raise ValueError(
+            f"{folder}: no permission to write there; {flag} takes a place that you may write to"
+        )
+
+
+def read_picture(task: Task) -> "Photo":
+    """The picture of `task`. ValueError or OSError where it cannot be read, or its result would lose its transparency."""
+    from msbd.images import load_image
+
+    photo = load_image(task.image)
+    if photo.alpha is not None and task.output.suffix.lower() in (".jpg", ".jpeg"):
+        raise ValueError(
+            f"{task.output}: JPEG has no transparency, which {task.image} has; write a .png or .webp"
+        )
+    return photo
 
 
 def asked_size(args: argparse.Namespace, size: tuple[int, int]) -> tuple[int, int]:

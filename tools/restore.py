@@ -12,12 +12,12 @@ import argparse
 import re
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from msbd.restore_config import RestoreConfig
+from msbd.restore_config import RestoreConfig, RestoreMeasures
 
 from ._cli import (
     Progress,
@@ -26,6 +26,7 @@ from ._cli import (
     check_not_shadowed,
     choose_device,
     config_options,
+    expected_failure,
     finite,
     given_options,
     report_errors,
@@ -34,7 +35,7 @@ from ._cli import (
     weighted_file,
     wide,
 )
-from ._restore_tasks import Task, asked_size, find_tasks, resampled_alpha
+from ._restore_tasks import Task, asked_size, find_tasks, read_picture, resampled_alpha
 
 if TYPE_CHECKING:
     import torch
@@ -58,8 +59,8 @@ HELP: dict[str, dict[str, str]] = {
         "alpha_a": "share of the degraded picture in the start latent, 0 (pure noise) to 1; Eq. 4 of the paper",
         "added_noise_level": "the same as a timestep, 0 to 999 (default: 900, the paper's)",
         "conditioning_scale": "how strongly the picture itself steers (default: 1)",
-        "control_start": "share of the steps after which it begins to",
-        "control_end": "share of the steps after which it no longer does",
+        "control_start": "share of the steps after which the picture begins to steer",
+        "control_end": "share of the steps after which it no longer steers",
         "color_fix": "give the result the colours of the input (default: wavelet; none for stylize and colorize)",
     },
     "prompts": {
@@ -84,7 +85,8 @@ HELP: dict[str, dict[str, str]] = {
         "ans": "whether --added-noise-level is honoured, or as newer libraries have it misread",
     },
     "sizes and tiles": {
-        "process_size": "pixels: a shorter side below it is enlarged to it, and the result shrunk back (default: 1.5 x the model's)",
+        "process_size": "pixels: a shorter side below it is enlarged to it (the longer one at most to twice it), and the result shrunk back "
+        "(default: 1.5 x the model's)",
         "latent_tiled_size": "latent cells of 8 pixels: side of a tile (default: twice the model's native size)",
         "latent_tiled_overlap": "latent cells: overlap of tiles (default: a quarter of the tile)",
         "tile_batch": "tiles at a time (default: what fits into memory)",
@@ -158,7 +160,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def picture_size(text: str) -> tuple[int, int]:
     """WxH for argparse, as (H, W)."""
-    found = re.fullmatch(r"(\d{1,6})[xX×](\d{1,6})", text)
+    found = re.fullmatch(r"([1-9]\d{0,5})[xX×]([1-9]\d{0,5})", text)
     if not found:
         raise ValueError
     return int(found[2]), int(found[1])
@@ -182,10 +184,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     with report_errors(debug=args.debug, memory=MEMORY) as outcome:
         check_not_shadowed()
         job = prepare(args)
-        if args.dry_run:
-            print("\n".join(describe(args, job)))
-        elif failed := run(args, job):
-            raise ValueError(f"{failed} of {len(job.tasks)} pictures were not restored; see above")
+        failed = describe(args, job) if args.dry_run else run(args, job)
+        if failed:
+            raise ValueError(f"{failed} of {len(job.tasks)} pictures failed; see above")
     return outcome.exit_code
 
 
@@ -198,16 +199,18 @@ class Job:
 
     tasks: list[Task]
     config: RestoreConfig
+    measures: RestoreMeasures
     kinds: "tuple[Kind, ...]"
     device: "torch.device"
     dtype: "torch.dtype"
 
 
 def prepare(args: argparse.Namespace) -> Job:
-    """Check everything but pictures and weights, and write nothing. ValueError or OSError, in one line."""
+    """Check everything but weights and the pictures of a folder, and write nothing. ValueError or OSError, in one line."""
     from msbd.load import restore_measures
     from msbd.load_captions import available, load_captioners
     from msbd.load_nets import read_lora_file
+    from msbd.restore_plan import plan_restore
 
     tasks = find_tasks(args)
     device, dtype = choose_device(args.device, args.dtype)
@@ -215,17 +218,24 @@ def prepare(args: argparse.Namespace) -> Job:
         raise ValueError(f"--scale is {args.scale}; expected above 0, and 64 at most")
     if not 0 <= args.base_weight <= 1:
         raise ValueError(f"--base-weight is {args.base_weight}; expected 0 (without it) to 1 (it alone)")
+    if args.base is None and args.base_weight != 1:
+        raise ValueError(f"--base-weight is {args.base_weight}, but of no --base; give one")
     config = restore_config(args)
-    measures = restore_measures(args.model, mode=args.mode, base=args.base)
-    config.for_model(measures)
+    measures = restore_measures(args.model, mode=args.mode, method=config.method, base=args.base)
+    plan_restore((64, 64), None, config, measures)  # what suits no picture
     for path, _ in args.lora:
         read_lora_file(path)  # told now, and not after minutes
     kinds = args.high_level_info
     if kinds is None:
         kinds = available() if measures.prompts and config.method not in ("rrdb", "bicubic") else ()
-    elif kinds and not args.dry_run:
-        load_captioners(kinds)
-    return Job(tasks, config, tuple(kinds), device, dtype)
+    elif missing := [kind for kind in kinds if kind not in available()]:
+        load_captioners(missing)  # says what it lacks
+    job = Job(tasks, config, measures, tuple(kinds), device, dtype)
+    if not args.image.is_dir():
+        plan_picture(args, job, tasks[0])
+    if args.skip_existing:
+        job = replace(job, tasks=[task for task in tasks if not task.output.exists()])
+    return job
 
 
 def restore_config(args: argparse.Namespace) -> RestoreConfig:
@@ -236,26 +246,54 @@ def restore_config(args: argparse.Namespace) -> RestoreConfig:
     return RestoreConfig(**{**preset, **given_options(args, OPTIONS)})
 
 
-def describe(args: argparse.Namespace, job: Job) -> list[str]:
-    """What would be done, line by line."""
-    from msbd.images import load_image
-    from msbd.load import restore_measures
+def describe(args: argparse.Namespace, job: Job) -> int:
+    """Print what would be done, line by line; the number of pictures that cannot be restored."""
+    total = 0
+
+    def plan_one(head: str, task: Task) -> None:
+        nonlocal total
+        plan = plan_picture(args, job, task)
+        total += plan.evaluations
+        print(f"{head}{task.image.name}: {plan_text(plan)}")
+
+    failed = for_each(args, job, plan_one)
+    unguided = job.config.for_model(job.measures).guidance_scale == 1
+    print(f"in all {total:,} evaluations, {'without guidance' if unguided else 'each for both prompts'}")
+    return failed
+
+
+def plan_picture(args: argparse.Namespace, job: Job, task: Task) -> "RestorePlan":
+    """What restoring one picture would do. ValueError or OSError for one that cannot be."""
+    from msbd.images import check_output_path
     from msbd.restore_plan import plan_restore
 
-    measures, lines, total = restore_measures(args.model, mode=args.mode, base=args.base), [], 0
-    for task in job.tasks:
-        size = load_image(task.image).size
-        plan = plan_restore(size, asked_size(args, size), job.config, measures)
-        total += plan.evaluations
-        lines.append(f"{task.image.name}: {plan_text(plan)}")
-    guided = (
-        "without guidance" if job.config.for_model(measures).guidance_scale == 1 else "each for both prompts"
-    )
-    return [*lines, f"in all {total:,} evaluations, {guided}"]
+    size = read_picture(task).size
+    if not args.image.is_dir():  # into a folder go PNGs, which hold any size
+        check_output_path(task.output, asked_size(args, size))
+    return plan_restore(size, asked_size(args, size), job.config, job.measures)
+
+
+def for_each(args: argparse.Namespace, job: Job, work: Callable[[str, Task], None]) -> int:
+    """`work(head, task)` for every picture; how many failed, each told in a line. The failure of a single one is raised."""
+    failed = 0
+    for number, task in enumerate(job.tasks, 1):
+        head = f"{number}/{len(job.tasks)} " if len(job.tasks) > 1 else ""
+        try:
+            work(head, task)
+        except Exception as error:
+            message = expected_failure(error, MEMORY)
+            if message is None or args.debug or len(job.tasks) == 1:
+                raise
+            failed += 1
+            about = "" if task.image.name in message else f"{task.image}: "
+            print(f"{head}error: {about}{' '.join(message.split())}", file=sys.stderr)
+    return failed
 
 
 def plan_text(plan: "RestorePlan") -> str:
     """Sizes, tiles and evaluations in words."""
+    if not plan.evaluations:  # a method without nets, which enlarges at once
+        return f"{wide(plan.size)} -> {wide(plan.output)}"
     tiles = f", {len(plan.tiles)} tiles" if len(plan.tiles) > 1 else ""
     at = f", restored at {wide(plan.work)}" if plan.work != plan.output else ""
     return f"{wide(plan.size)} -> {wide(plan.output)}{at}{tiles}, {plan.evaluations:,} evaluations"
@@ -265,35 +303,32 @@ def plan_text(plan: "RestorePlan") -> str:
 
 
 def run(args: argparse.Namespace, job: Job) -> int:
-    """Load the model, restore, write; the number of pictures that failed. The one of a single picture is raised."""
+    """Load the model, restore, write; the number of pictures that failed."""
     from msbd.load import load_restore_pipeline
     from msbd.load_captions import load_captioners
 
+    if not job.tasks:
+        return 0
     pipeline = load_restore_pipeline(
         args.model, mode=args.mode, method=job.config.method, base=args.base, base_weight=args.base_weight,
         loras=args.lora, device=job.device, dtype=job.dtype,
     )  # fmt: skip
     models = load_captioners(job.kinds, job.device) if job.kinds else {}
     facts = None if args.no_metadata else metadata(args)
-    failed = 0
-    for number, task in enumerate(job.tasks, 1):
-        head = f"{number}/{len(job.tasks)} " if len(job.tasks) > 1 else ""
-        if args.skip_existing and task.output.exists():
-            continue
-        try:
-            start = time.perf_counter()
-            result = restore_one(args, job, task, pipeline, models, facts)
-        except (ValueError, OSError) as error:
-            if len(job.tasks) == 1:
-                raise
-            failed += 1
-            print(f"{head}error: {' '.join(str(error).split())}", file=sys.stderr)
-            continue
-        if not args.quiet:
-            for note in result.notes:
-                print(f"note: {note}", file=sys.stderr)
-            print(f"{head}{task.output}: {plan_text(result.plan)}, {time.perf_counter() - start:.1f} s")
-    return failed
+    if args.image.is_dir():
+        for folder in filter(None, (args.output, args.compare)):
+            folder.mkdir(parents=True, exist_ok=True)
+
+    def restore_and_tell(head: str, task: Task) -> None:
+        start = time.perf_counter()
+        result = restore_one(args, job, task, pipeline, models, facts)
+        if args.quiet:
+            return
+        for note in result.notes:
+            print(f"note: {note}", file=sys.stderr)
+        print(f"{head}{task.output}: {plan_text(result.plan)}, {time.perf_counter() - start:.1f} s")
+
+    return for_each(args, job, restore_and_tell)
 
 
 def restore_one(
@@ -301,17 +336,12 @@ def restore_one(
 ) -> "RestoreResult":  # fmt: skip
     """Read, restore and write one picture."""
     from msbd.captions import describe as recognise
-    from msbd.images import check_output_path, load_image, save_image, to_pixels
+    from msbd.images import save_image, to_pixels
 
     from ._sheets import before_and_after
 
-    photo = load_image(task.image)
+    photo = read_picture(task)
     size = asked_size(args, photo.size)
-    check_output_path(task.output, size)
-    if photo.alpha is not None and task.output.suffix.lower() in (".jpg", ".jpeg"):
-        raise ValueError(
-            f"{task.output}: JPEG has no transparency, which {task.image} has; write a .png or .webp"
-        )
     information = recognise(photo.image.to(job.device), job.kinds, models) if job.kinds else []
     with Progress(quiet=args.quiet) as progress:
         result = pipeline(
@@ -346,14 +376,14 @@ def metadata(args: argparse.Namespace) -> dict[str, Any]:
     """What is needed to make the picture again, but the settings themselves."""
     import torch
 
-    from msbd.load import model_hash, restorer_name
-    from msbd.load_nets import BASE, lora_file
+    from msbd.load import SPARE, model_hash, restorer_name
+    from msbd.load_nets import lora_file
     from weights.files import sha256
 
     model = restorer_name(args.model, args.mode)
     return {
         "model": Path(model).name,  # of a folder no more than its own name
-        "model_hash": model_hash(model, spare=BASE if args.base else ()),
+        "model_hash": model_hash(model, spare=SPARE if args.base else ()),
         "base": args.base and f"{Path(args.base).name}:{args.base_weight:g} ({model_hash(args.base)})",
         "loras": [
             f"{Path(path).name}:{weight:g} ({sha256(lora_file(path))[:10]})" for path, weight in args.lora

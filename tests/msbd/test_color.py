@@ -11,6 +11,7 @@ from torch import Tensor
 
 from msbd.color import (
     adain_color_fix,
+    is_gray,
     low_frequencies,
     luma,
     to_gray,
@@ -153,3 +154,13 @@ def test_luma_of_another_size_is_refused() -> None:
         ValueError, match=r"^the coloured picture is \(1, 3, 4, 4\), .* \(1, 1, 4, 5\); resize one$"
     ):
         transfer_chroma(torch.zeros(1, 3, 4, 4), torch.zeros(1, 1, 4, 5))
+
+
+def test_gray_is_what_has_equal_channels_up_to_a_level() -> None:
+    gray = torch.rand(1, 1, 5, 7).expand(1, 3, 5, 7) * 2 - 1
+    assert is_gray(gray)
+    tinted = gray.clone()
+    tinted[:, 0, 2, 3] = tinted[:, 1, 2, 3] + 1 / 127.5
+    assert is_gray(tinted)
+    tinted[:, 0, 2, 3] += 1 / 127.5
+    assert not is_gray(tinted)

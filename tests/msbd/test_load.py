@@ -24,11 +24,21 @@ from torch import Tensor
 
 from msbd.config import EditConfig, Measures
 from msbd.edit import EditPipeline
-from msbd.load import edit_planner, load_edit_pipeline, model_hash
+from msbd.load import (
+    SPARE,
+    edit_planner,
+    load_edit_pipeline,
+    load_restore_pipeline,
+    model_hash,
+    restore_measures,
+    restorer_name,
+)
 from msbd.load_nets import load_net, load_pasd_nets
 from msbd.rerank import CLIP_MEAN
+from msbd.restore import RestorePipeline
+from msbd.restore_config import RestoreConfig, RestoreMeasures
 from nets.clip import CLIPModel, CLIPTextModel, CLIPVisionModel
-from nets.controlnet import ControlNet
+from nets.controlnet import ControlNet, ControlNetConfig
 from nets.pasd_unet import PASDUNet
 from nets.rrdb import RRDBNet
 from nets.unet import UNet
@@ -710,3 +720,266 @@ def test_a_spoilt_ldm_file_is_refused_by_key(layouts: dict[str, Path], tmp_path:
     ):  # fmt: skip
         write_safetensors(tmp_path / "x.safetensors", to_ldm(parts | {"unet": unet}) | more, said)
         assert reason in refusal(tmp_path / "x.safetensors")
+
+
+# ---- restoring --------------------------------------------------------------------------------------------------------------
+
+PIXELS = torch.linspace(-0.5, 0.5, 3 * 24 * 40).view(1, 3, 24, 40)
+
+
+@pytest.fixture(scope="module")
+def restorers(
+    pasd: dict[str, Path], layouts: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Path]:
+    """One PASD: a folder with all it takes, the two nets alone, and what it added in one file."""
+    root = tmp_path_factory.mktemp("restorers")
+    whole = Path(shutil.copytree(layouts["hub"], root / "whole"))
+    for part in ("unet", "controlnet"):
+        shutil.copytree(pasd["full"] / part, whole / part, dirs_exist_ok=True)
+    (root / "delta").mkdir()
+    delta = pack_delta(
+        net_files(pasd["full"] / "unet"), net_files(pasd["full"] / "controlnet"), torch.float32
+    )
+    said = {"norm_num_groups": 4, "attention_head_dim": 2, "guidance_scale": 1.5, "prompts": False}
+    write_safetensors(root / "delta" / "x.safetensors", delta, {"config": json.dumps(said)})
+    return {"whole": whole, "nets": pasd["full"], "delta": root / "delta" / "x.safetensors"}
+
+
+@pytest.fixture(scope="module")
+def other(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Another base: the bundle's tensors, halved."""
+    folder = Path(shutil.copytree(bundle, tmp_path_factory.mktemp("other") / "base"))
+    for part in ("unet", "vae", "clip"):
+        path = folder / f"{part}.safetensors"
+        halves = {key: tensor / 2 for key, tensor in read_state_dict(path).items()}
+        write_safetensors(path, halves, read_metadata(path))
+    return folder
+
+
+def parts_of(restorer: RestorePipeline) -> dict[str, dict[str, Tensor]]:
+    nets: dict[str, Any] = {part: getattr(restorer, part) for part in ("unet", "vae", "text_encoder")}
+    return {part: net.state_dict() for part, net in nets.items()}
+
+
+def in_float32(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {key: tensor.float() for key, tensor in state.items()}
+
+
+def restore_refusal(model: Path | str, **options: Any) -> str:
+    with pytest.raises(WeightsError) as refused:
+        load_restore_pipeline(model, **options)
+    assert "\n" not in str(refused.value)
+    return str(refused.value)
+
+
+def test_a_restorer_loads_with_its_own_parts(restorers: dict[str, Path], layouts: dict[str, Path]) -> None:
+    restorer = load_restore_pipeline(restorers["whole"])
+    own = net_files(restorers["whole"] / "unet")
+    assert same(restorer.unet.state_dict(), own) and len(added_tensors(own)) > 0
+    assert same(restorer.controlnet.state_dict(), net_files(restorers["whole"] / "controlnet"))
+    base = base_parts(layouts["flat"])
+    for part in ("vae", "text_encoder"):
+        assert same(parts_of(restorer)[part], in_float32(base[part]))
+    assert restorer.measures == RestoreMeasures(512) and restorer.prediction_type == "epsilon"
+    config = RestoreConfig(num_inference_steps=1, process_size=24)
+    assert restorer(PIXELS, "a house", config=config, output_size=(24, 40)).image.shape == PIXELS.shape
+
+
+@pytest.mark.parametrize("kind", ["whole", "nets", "delta"])
+@pytest.mark.parametrize("weight", [1.0, 0.5])
+def test_a_base_takes_the_place_of_all_but_what_pasd_added(
+    restorers: dict[str, Path], other: Path, kind: str, weight: float
+) -> None:
+    restorer = load_restore_pipeline(restorers[kind], base=other, base_weight=weight)
+    found, theirs = parts_of(restorer), base_parts(other)
+    own = net_files(restorers["whole"] / "unet")
+    assert same(added_tensors(found["unet"]), added_tensors(own))
+    assert same(restorer.controlnet.state_dict(), net_files(restorers["whole"] / "controlnet"))
+    mine = {part: parts_of(load_restore_pipeline(restorers["whole"]))[part] for part in found}
+    for part, state in found.items():
+        state = base_tensors(state)
+        # a model that lacks a part has the base's whole, whatever its share
+        lacks = {"delta": ("unet", "vae", "text_encoder"), "nets": ("vae", "text_encoder")}.get(kind, ())
+        share = 1.0 if part in lacks else weight
+        for key, tensor in state.items():
+            expected = torch.lerp(mine[part][key], theirs[part][key].float(), share)
+            torch.testing.assert_close(tensor, expected, atol=1e-3, rtol=1e-3)
+
+
+def test_a_base_of_weight_0_changes_nothing(restorers: dict[str, Path], other: Path) -> None:
+    found = parts_of(load_restore_pipeline(restorers["whole"], base=other, base_weight=0.0))
+    plain = parts_of(load_restore_pipeline(restorers["whole"]))
+    assert all(same(found[part], plain[part]) for part in plain)
+
+
+@pytest.mark.parametrize("kind", ["flat", "ldm", "hub"])
+def test_a_base_may_come_in_any_layout(
+    restorers: dict[str, Path], layouts: dict[str, Path], kind: str
+) -> None:
+    found = parts_of(load_restore_pipeline(restorers["nets"], base=layouts[kind]))
+    for part, state in base_parts(layouts["flat"]).items():
+        assert same(base_tensors(found[part]), in_float32(state)), part
+
+
+def test_a_base_that_is_a_pasd_itself_gives_its_base(restorers: dict[str, Path], tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(restorers["whole"], tmp_path / "other"))
+    own = net_files(restorers["whole"] / "unet")
+    halves = {key: tensor / 2 for key, tensor in own.items()}
+    write_safetensors(folder / "unet" / "diffusion_pytorch_model.safetensors", halves)
+    found = load_restore_pipeline(restorers["whole"], base=folder).unet.state_dict()
+    assert same(found, base_tensors(halves) | added_tensors(own))
+
+
+def test_loras_come_on_top_of_the_base(restorers: dict[str, Path], other: Path, tmp_path: Path) -> None:
+    changes = write_lora(tmp_path / "style.safetensors", "unet", "text_encoder")
+    plain = parts_of(load_restore_pipeline(restorers["whole"], base=other))
+    styled = parts_of(
+        load_restore_pipeline(restorers["whole"], base=other, loras=[(tmp_path / "style.safetensors", 0.7)])
+    )
+    for part, before in plain.items():
+        changed = {key for key, tensor in before.items() if not torch.equal(tensor, styled[part][key])}
+        assert changed == ({f"{CHANGED[part][0]}.weight"} if part in CHANGED else set())
+        for key in changed:
+            torch.testing.assert_close(
+                styled[part][key], before[key] + 0.7 * changes[part], atol=2e-3, rtol=2e-3
+            )
+
+
+@pytest.mark.parametrize("kind", ["whole", "delta"])
+@pytest.mark.parametrize("method", ["controlnet", "img2img"])
+def test_the_baselines_run_on_the_bases_own_net(
+    restorers: dict[str, Path], other: Path, kind: str, method: str
+) -> None:
+    restorer = load_restore_pipeline(restorers[kind], method=method, base=other)
+    assert type(restorer.unet) is UNet
+    assert same(restorer.unet.state_dict(), in_float32(base_parts(other)["unet"]))
+
+
+def test_measures_are_what_the_files_say(restorers: dict[str, Path], bundle: Path) -> None:
+    for kind, expected in (
+        ("delta", RestoreMeasures(32, 1.5, prompts=False)),  # native of the base, the rest of the ControlNet
+        ("nets", RestoreMeasures(512)),
+    ):
+        assert load_restore_pipeline(restorers[kind], base=bundle).measures == expected
+        assert restore_measures(restorers[kind], base=bundle) == expected
+
+
+def test_measures_need_no_weights(
+    restorers: dict[str, Path], other: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = load_restore_pipeline(restorers["whole"], base=other).measures
+    monkeypatch.setattr("msbd.load.Shelf", None)
+    assert restore_measures(restorers["whole"], base=other) == expected
+
+
+def test_a_restorer_that_predicts_v_is_told_so(
+    restorers: dict[str, Path], copy: Path, tmp_path: Path
+) -> None:
+    whole = Path(shutil.copytree(restorers["whole"], tmp_path / "v"))
+    settings = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}
+    (whole / "scheduler" / "scheduler_config.json").write_text(json.dumps(settings))
+    restorer = load_restore_pipeline(whole)
+    assert restorer.prediction_type == "v_prediction" and float(restorer.alphas_cumprod[-1]) == 2**-24
+    assert type(restorer.unet) is PASDUNet  # the pipeline itself turns what it predicts into noise
+    line = restore_refusal(whole, base=copy)
+    assert line == f"{copy}: predicts epsilon, but {whole} v_prediction; take another base"
+    set_config(copy / "unet.safetensors", prediction_type="v_prediction")
+    assert load_restore_pipeline(whole, base=copy).prediction_type == "v_prediction"
+
+
+def test_what_cannot_be_a_base_is_refused(restorers: dict[str, Path], bundle: Path, tmp_path: Path) -> None:
+    write_lora(tmp_path / "style.safetensors", "unet")
+    for kind in ("whole", "delta"):
+        line = restore_refusal(restorers[kind], base=tmp_path / "style.safetensors")
+        assert "style.safetensors: a LoRA, which changes a model and is none; take it with --lora" in line
+        line = restore_refusal(restorers[kind], base=bundle / "vae.safetensors")
+        assert line.startswith(f"{bundle / 'vae.safetensors'}: no unet there; it has vae")
+        assert "nowhere.safetensors: no such file" in restore_refusal(
+            restorers[kind], base="/nowhere.safetensors"
+        )
+    (tmp_path / "wide").mkdir()
+    write_part(tmp_path / "wide", "unet", UNet(type(UNET)(**{**vars(UNET), "block_out_channels": (8, 16)})))
+    line = restore_refusal(restorers["whole"], base=tmp_path / "wide")
+    assert line.startswith(f"{tmp_path / 'wide' / 'unet.safetensors'}: the model to blend in lacks")
+
+
+@pytest.mark.parametrize("method", ["pasd", "controlnet"])
+def test_a_method_without_its_controlnet_is_refused_at_once(bundle: Path, method: str) -> None:
+    for refuse in (restore_refusal, measures_refusal):
+        assert refuse(bundle, method=method).startswith(
+            f"{bundle}: no controlnet there; it has unet, vae, clip, rrdb"
+        )
+    restorer = load_restore_pipeline(bundle, method="img2img")
+    assert restorer.controlnet is None and type(restorer.unet) is UNet
+    assert restore_measures(bundle, method="img2img") == RestoreMeasures(32)
+
+
+def measures_refusal(model: Path | str, **options: Any) -> str:
+    with pytest.raises(WeightsError) as refused:
+        restore_measures(model, **options)
+    return str(refused.value)
+
+
+def test_a_restorer_without_its_base_is_refused(restorers: dict[str, Path]) -> None:
+    for kind, missing in (("nets", "vae"), ("delta", "unet")):
+        for refuse in (restore_refusal, measures_refusal):
+            assert f"{restorers[kind]}: no {missing} there" in refuse(restorers[kind])
+
+
+def test_a_controlnet_of_another_model_is_refused(restorers: dict[str, Path], tmp_path: Path) -> None:
+    whole = Path(shutil.copytree(restorers["whole"], tmp_path / "mixed"))
+    sizes = {**vars(UNET), "conditioning_embedding_out_channels": (4, 4, 8, 8)}
+    for change, reason in (
+        ({"block_out_channels": (8, 16)}, r"residuals of widths \[8, 8, 8, 16\], but .* has \[8, 8, 8, 8\]"),
+        ({"cross_attention_dim": 12}, "context width 12, but .* has 16"),
+        ({"in_channels": 5}, "latent channels 5, but .* has 4"),
+    ):
+        net = ControlNet(ControlNetConfig(**{**sizes, **change}))
+        write_safetensors(whole / "controlnet" / "diffusion_pytorch_model.safetensors", net.state_dict())
+        with pytest.raises(
+            WeightsError, match=rf"^{whole}/controlnet.*: {reason}; these files are not of one model$"
+        ):
+            load_restore_pipeline(whole)
+
+
+def test_precision_is_as_in_editing(restorers: dict[str, Path]) -> None:
+    restorer = load_restore_pipeline(restorers["whole"], dtype=torch.float16)
+    assert dtype_of(restorer.unet) == dtype_of(restorer.controlnet) == torch.float16
+    assert dtype_of(restorer.vae) == dtype_of(restorer.text_encoder) == torch.float32
+    half = load_restore_pipeline(restorers["whole"], dtype=torch.bfloat16)
+    assert dtype_of(half.vae) == torch.bfloat16
+    result = half(PIXELS, config=RestoreConfig(num_inference_steps=1, process_size=24), output_size=(24, 40))
+    assert result.image.dtype == torch.float32 and bool(result.image.isfinite().all())
+    with pytest.raises(ValueError, match=r"torch\.int8"):
+        load_restore_pipeline(restorers["whole"], dtype=torch.int8)
+
+
+def test_a_known_name_takes_what_was_not_fetched_from_its_base(
+    restorers: dict[str, Path], layouts: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of pasd only its two nets: Stable Diffusion 1.5, and the small files beside it, come with the user's own base."""
+    monkeypatch.setenv("MSBD_WEIGHTS", str(tmp_path))
+    there = tmp_path / "yangtao9009" / "PASD" / "pasd" / "checkpoint-100000"
+    for part in ("unet", "controlnet"):
+        shutil.copytree(restorers["nets"] / part, there / part)
+    assert "python -m tools.models fetch pasd" in restore_refusal("pasd")
+    found = parts_of(load_restore_pipeline("pasd", base=layouts["ldm"]))
+    expected = parts_of(load_restore_pipeline(restorers["nets"], base=layouts["ldm"]))
+    assert all(same(found[part], expected[part]) for part in expected)
+    assert restore_measures("pasd", base=layouts["ldm"]) == restore_measures(
+        restorers["nets"], base=layouts["ldm"]
+    )
+    assert model_hash("pasd", spare=SPARE) != model_hash(layouts["ldm"])
+    shutil.rmtree(there / "controlnet")
+    assert "python -m tools.models fetch pasd" in restore_refusal("pasd", base=layouts["ldm"])
+
+
+@pytest.mark.parametrize(
+    ("mode", "name", "variant"), [("sr", "mini-pasd", "full"), ("colorize", "mini-pasd-color", "light")]
+)
+def test_the_mini_bundle_has_a_restorer_for_each_mode(mode: str, name: str, variant: str) -> None:
+    assert restorer_name("mini", mode) == name and restorer_name("pasd", "sr") == "pasd"
+    measures = restore_measures("mini", mode=mode)
+    assert measures.native == 128 and measures == restore_measures(name)
+    unet: Any = load_restore_pipeline("mini", mode=mode).unet
+    assert unet.config.variant == variant

@@ -1,0 +1,711 @@
+"""`python -m tools.restore` on tiny random nets: what it writes, and that it refuses before it reads weights."""
+
+import dataclasses
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageCms
+from tiny_bundle import write_pasd_folder, write_tiny_bundle
+
+import msbd.load
+from msbd import official_pasd
+from msbd.restore import RestorePipeline
+from msbd.restore_config import RestoreConfig
+from tools import _cli
+from tools import restore as command_line
+from tools.restore import FLAGS, HELP, OPTIONS, PRESETS, build_parser, main, restore_config
+from weights.files import write_safetensors
+
+SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base, with a tokenizer, CLIP and an enlarger."""
+    return write_tiny_bundle(tmp_path_factory.mktemp("bundle"))
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """PASD's two nets."""
+    return write_pasd_folder(tmp_path_factory.mktemp("pasd"))
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everything is to be found out before weights are read."""
+    monkeypatch.setattr(msbd.load, "load_restore_pipeline", None)
+
+
+def write_picture(
+    path: Path, height: int = 12, width: int = 15, channels: int = 3, **options: Any
+) -> np.ndarray:
+    path.parent.mkdir(exist_ok=True)
+    pixels = np.random.default_rng(height).integers(0, 256, (height, width, channels), dtype=np.uint8)
+    Image.fromarray(pixels).save(path, **options)
+    return pixels
+
+
+def quick(source: Path, output: Path, model: Path, base: Path) -> list[str]:
+    files = ["-i", str(source), "-o", str(output), "--model", str(model), "--base", str(base)]
+    return [*files, "--device", "cpu", "--steps", "2", "--process-size", "24", "-p", "a red house"]
+
+
+@pytest.fixture
+def job(tmp_path: Path, model: Path, base: Path) -> list[str]:
+    """A sound command for a picture of 15 x 12 pixels, with quick settings."""
+    write_picture(tmp_path / "in.png")
+    return quick(tmp_path / "in.png", tmp_path / "out.png", model, base)
+
+
+@pytest.fixture
+def album(tmp_path: Path, model: Path, base: Path) -> list[str]:
+    """The same of a folder, one of whose three pictures cannot be read."""
+    write_picture(tmp_path / "album" / "a.png")
+    (tmp_path / "album" / "b.png").write_text("not a picture")
+    write_picture(tmp_path / "album" / "c.jpg", 9, 8)
+    (tmp_path / "album" / "notes.txt").write_text("no picture either")
+    return quick(tmp_path / "album", tmp_path / "restored", model, base)
+
+
+def replaced(job: list[str], flag: str, value: object) -> list[str]:
+    place = job.index(flag) + 1
+    return [*job[:place], str(value), *job[place + 1 :]]
+
+
+def read(path: Path) -> np.ndarray:
+    with Image.open(path) as picture:
+        return np.array(picture)
+
+
+def stored(path: Path) -> dict[str, Any]:
+    with Image.open(path) as picture:
+        return json.loads(picture.info["msbd"])
+
+
+def refused(job: list[str], capsys: pytest.CaptureFixture[str], folder: Path) -> str:
+    """The one line on stderr of a command that exits with 1 and writes nothing."""
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    assert main(job) == 1
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("error: ") and err.count("\n") == 1 and err.endswith("\n")
+    return err
+
+
+# ---- what it writes ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "more, size",
+    [
+        ([], (48, 60)),
+        (["--scale", "2.7"], (32, 40)),
+        (["--scale", "0.5"], (6, 8)),
+        (["--size", "31x77"], (77, 31)),
+        (["--size", "7X5"], (5, 7)),
+        (["--mode", "colorize"], (12, 15)),
+        (["--mode", "stylize"], (12, 15)),
+        (["--mode", "oldphoto"], (48, 60)),
+        (["--method", "bicubic", "--scale", "3"], (36, 45)),
+        (["--method", "rrdb"], (48, 60)),
+        (["--method", "controlnet"], (48, 60)),
+        (["--method", "img2img"], (48, 60)),
+    ],
+)
+def test_a_file_becomes_one_of_the_asked_size(
+    more: list[str], size: tuple[int, int], job: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*job, *more]) == 0
+    assert read(tmp_path / "out.png").shape == (*size, 3)
+    out, err = capsys.readouterr()
+    free = "bicubic" in more or "rrdb" in more
+    done = "" if free else r"(, restored at \d+ x \d+)?, \d evaluations"
+    assert re.fullmatch(rf".*out\.png: 15 x 12 -> {size[1]} x {size[0]}{done}, \d+\.\d s\n", out)
+    assert err == ""  # no progress bar where stderr is no terminal
+
+
+def test_into_a_folder_goes_a_png_of_the_same_name(job: list[str], tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    assert main(replaced(job, "-o", tmp_path / "there")) == 0
+    assert read(tmp_path / "there" / "in.png").shape == (48, 60, 3)
+
+
+def test_the_same_command_gives_the_same_bytes_and_another_seed_others(
+    job: list[str], tmp_path: Path
+) -> None:
+    contents = []
+    for seed in (0, 0, 1):
+        assert main([*job, "--seed", str(seed), "--no-metadata"]) == 0
+        contents.append((tmp_path / "out.png").read_bytes())
+    assert contents[0] == contents[1] != contents[2]
+
+
+def test_the_file_says_how_it_was_made(job: list[str], tmp_path: Path, model: Path, base: Path) -> None:
+    assert (
+        main(
+            [*job, "--seed", "7", "--negative-prompt", "grainy", "--base-weight", "0.5", "--fidelity", "0.4"]
+        )
+        == 0
+    )
+    with Image.open(tmp_path / "out.png") as picture:
+        text = picture.info["parameters"]
+    assert (
+        text.startswith("a red house, clean, high-resolution, 8k\nNegative prompt: grainy\n")
+        and "Seed: 7" in text
+    )
+    assert str(tmp_path) not in text  # nobody's folders
+    found = stored(tmp_path / "out.png")
+    expected = {
+        "seed": 7, "num_inference_steps": 2, "guidance_scale": 9.0, "process_size": 24, "fidelity": 0.4,
+        "size": "60 x 48", "preset": "paper", "model": model.name, "model_hash": msbd.load.model_hash(model),
+        "base": f"{base.name}:0.5 ({msbd.load.model_hash(base)})", "loras": None,
+        "msbd": _cli.version(), "torch": torch.__version__, "device": "cpu", "notes": None,
+    }  # fmt: skip
+    assert found.items() >= expected.items()
+    assert found.keys() >= {field.name for field in dataclasses.fields(RestoreConfig)}
+    assert None not in [
+        found[name] for name in found.keys() & OPTIONS.keys() - {"added_noise_level", "tile_batch"}
+    ]
+    again = RestoreConfig(**{name: value for name, value in found.items() if name in OPTIONS})
+    assert again.seed == 7  # the settings in the file are settings
+
+
+@pytest.mark.parametrize("suffix", ["png", "webp", "jpg"])
+def test_no_metadata_leaves_them_out(suffix: str, job: list[str], tmp_path: Path) -> None:
+    job = replaced(job, "-o", tmp_path / f"out.{suffix}")
+    assert main(job) == 0
+    assert b"a red house" in (tmp_path / f"out.{suffix}").read_bytes()
+    assert main([*job, "--no-metadata"]) == 0
+    assert b"a red house" not in (tmp_path / f"out.{suffix}").read_bytes()
+
+
+@pytest.mark.parametrize("suffix", ["png", "webp"])
+def test_transparency_is_resampled_and_the_colour_profile_kept(
+    suffix: str, job: list[str], tmp_path: Path
+) -> None:
+    pixels = write_picture(tmp_path / "in.png", 12, 15, 4, icc_profile=SRGB)
+    assert main(replaced(job, "-o", tmp_path / f"out.{suffix}")) == 0
+    with Image.open(tmp_path / f"out.{suffix}") as picture:
+        result, profile = np.array(picture), picture.info["icc_profile"]
+    alpha = Image.fromarray(pixels[..., 3]).resize((60, 48), Image.Resampling.BICUBIC)
+    assert profile == SRGB and result.shape == (48, 60, 4)
+    assert np.array_equal(result[..., 3], np.array(alpha))
+    Image.fromarray(pixels[..., :3]).save(tmp_path / "in.png")  # the colours do not depend on it
+    assert main(job) == 0
+    assert np.array_equal(read(tmp_path / "out.png"), result[..., :3])
+
+
+def test_a_lora_changes_the_picture_and_is_named_in_the_file(job: list[str], tmp_path: Path) -> None:
+    tensors = {
+        "unet.conv_in.lora_A.weight": torch.ones(2, 4, 3, 3),
+        "unet.conv_in.lora_B.weight": torch.ones(8, 2, 1, 1),
+    }
+    write_safetensors(tmp_path / "style.safetensors", tensors)
+    assert main(job) == 0
+    before = read(tmp_path / "out.png")
+    assert main([*job, "--lora", f"{tmp_path / 'style.safetensors'}:0.5"]) == 0
+    assert not np.array_equal(before, read(tmp_path / "out.png"))
+    (named,) = stored(tmp_path / "out.png")["loras"]
+    assert re.fullmatch(r"style\.safetensors:0\.5 \([0-9a-f]{10}\)", named)
+
+
+def test_a_comparison_shows_the_input_beside_the_result(job: list[str], tmp_path: Path) -> None:
+    assert main([*job, "--compare", str(tmp_path / "compare.png")]) == 0
+    sheet = read(tmp_path / "compare.png")
+    assert sheet.shape == (48, 60 + 8 + 60, 3) and np.array_equal(sheet[:, 68:], read(tmp_path / "out.png"))
+    enlarged = Image.open(tmp_path / "in.png").resize((60, 48), Image.Resampling.LANCZOS)
+    assert np.array_equal(sheet[:, :60], np.array(enlarged))
+
+
+def test_the_mini_bundle_is_the_default(tmp_path: Path) -> None:
+    write_picture(tmp_path / "in.png", 20, 16)
+    words = ["-i", str(tmp_path / "in.png"), "-o", str(tmp_path / "out.png"), "--steps", "1", "--scale", "2"]
+    assert main([*words, "--device", "cpu", "--quiet"]) == 0
+    assert read(tmp_path / "out.png").shape == (40, 32, 3)
+    assert (
+        stored(tmp_path / "out.png")["model"] == "mini-pasd" and stored(tmp_path / "out.png")["base"] is None
+    )
+
+
+# ---- a folder ---------------------------------------------------------------------------------------------------------------
+
+
+def test_a_bad_file_of_a_folder_does_not_stop_the_others(
+    album: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*album, "--compare", str(tmp_path / "looks")]) == 1
+    assert sorted(path.name for path in (tmp_path / "restored").iterdir()) == ["a.png", "c.png"]
+    assert sorted(path.name for path in (tmp_path / "looks").iterdir()) == ["a.jpg", "c.jpg"]
+    assert read(tmp_path / "restored" / "c.png").shape == (36, 32, 3)
+    out, err = capsys.readouterr()
+    assert [line.split()[0] for line in out.splitlines()] == ["1/3", "3/3"]
+    first, last = err.splitlines()
+    assert first.startswith(f"2/3 error: {tmp_path / 'album' / 'b.png'}: not a readable picture")
+    assert last == "error: 1 of 3 pictures failed; see above"
+
+
+def test_skip_existing_restores_only_what_is_missing(
+    album: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "restored").mkdir()
+    for name in ("a.png", "b.png"):
+        (tmp_path / "restored" / name).write_text("there already")
+    assert main([*album, "--skip-existing"]) == 0
+    assert (tmp_path / "restored" / "a.png").read_text() == "there already"
+    assert read(tmp_path / "restored" / "c.png").shape == (36, 32, 3)
+    assert capsys.readouterr().out.count("\n") == 1
+    monkeypatch.setattr(msbd.load, "load_restore_pipeline", None)  # nothing left: no weights are read
+    assert main([*album, "--skip-existing"]) == 0
+    assert main([*album, "--skip-existing", "--dry-run"]) == 0
+
+
+def test_pictures_of_a_folder_never_share_a_result(
+    tmp_path: Path, model: Path, base: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("a.png", "a.jpg", "a.jpg.png", "b.png"):
+        write_picture(tmp_path / "album" / name)
+    job = quick(tmp_path / "album", tmp_path / "restored", model, base)
+    assert main([*job, "--method", "bicubic", "--quiet"]) == 0
+    names = {path.name for path in (tmp_path / "restored").iterdir()}
+    assert names == {"a.png.png", "a.jpg.png", "a.jpg.png.png", "b.png"}
+
+
+def test_a_picture_too_large_for_memory_does_not_stop_the_others(
+    album: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "album" / "b.png").unlink()
+    whole = RestorePipeline.__call__
+
+    def limited(self: RestorePipeline, image: torch.Tensor, *args: Any, **options: Any) -> Any:
+        if image.shape[-1] == 15:
+            raise torch.OutOfMemoryError("CUDA out of memory.\nTried ...")
+        return whole(self, image, *args, **options)
+
+    monkeypatch.setattr(RestorePipeline, "__call__", limited)
+    assert main(album) == 1
+    assert [path.name for path in (tmp_path / "restored").iterdir()] == ["c.png"]
+    first, _ = capsys.readouterr().err.splitlines()
+    assert first.startswith(
+        f"1/2 error: {tmp_path / 'album' / 'a.png'}: out of memory; take a smaller --latent-tiled"
+    )
+
+
+@pytest.mark.usefixtures("no_model")
+@pytest.mark.parametrize(
+    "change, reason",
+    [
+        (["-o", "{folder}/album"], "--output is the folder of the pictures"),
+        (["-o", "{folder}/album/a.png"], "--output takes a folder, as --image is one"),
+        (["-i", "{folder}/empty"], "no pictures there (.png, .jpg"),
+        (["--steps", "0"], "num_inference_steps is 0"),
+        (["--steps", "1000"], "num_steps is 1000"),
+        (["--fidelity", "2"], "fidelity is 2.0"),
+        (["--sampler", "lcm", "--spacing", "leading"], "lcm has timesteps of its own"),
+    ],
+)
+def test_a_folder_is_refused_before_anything_is_written(
+    change: list[str], reason: str, album: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "empty").mkdir()
+    words = [word.format(folder=tmp_path) for word in change]
+    job = replaced(album, *words) if words[0] in ("-i", "-o", "--steps") else [*album, *words]
+    assert reason in refused(job, capsys, tmp_path)
+
+
+@pytest.mark.usefixtures("no_model")
+def test_a_comparison_of_a_folder_takes_a_folder(
+    album: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "looks.jpg").touch()
+    reason = refused([*album, "--compare", str(tmp_path / "looks.jpg")], capsys, tmp_path)
+    assert "--compare takes a folder" in reason
+
+
+@pytest.mark.usefixtures("no_model")
+@pytest.mark.parametrize("kind", ["job", "album"])
+def test_a_place_without_permission_is_refused(
+    kind: str, request: pytest.FixtureRequest, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    words = request.getfixturevalue(kind)
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write anywhere
+    assert "no permission" in refused(words, capsys, tmp_path)
+
+
+# ---- dry runs, silence, progress --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(msbd.load, "Shelf", None)
+
+
+@pytest.mark.usefixtures("no_weights")
+def test_dry_run_says_what_would_be_done_and_writes_nothing(
+    job: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = sorted(tmp_path.rglob("*"))
+    more = ["--size", "1000x900", "--latent-tiled-size", "64", "--compare", str(tmp_path / "compare.png")]
+    assert main([*replaced(job, "--steps", 500), *more, "--dry-run"]) == 0
+    assert sorted(tmp_path.rglob("*")) == before
+    assert capsys.readouterr().out.splitlines() == [
+        "in.png: 15 x 12 -> 1000 x 900, 9 tiles, 4,500 evaluations",
+        "in all 4,500 evaluations, each for both prompts",
+    ]
+
+
+@pytest.mark.usefixtures("no_weights")
+def test_dry_run_of_a_folder_counts_all_and_names_what_cannot_be_read(
+    album: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = sorted(tmp_path.rglob("*"))
+    assert main([*album, "--dry-run", "--guidance-scale", "1", "--process-size", "8"]) == 1
+    assert sorted(tmp_path.rglob("*")) == before
+    out, err = capsys.readouterr()
+    assert out.splitlines() == [
+        "1/3 a.png: 15 x 12 -> 60 x 48, 2 evaluations",
+        "3/3 c.jpg: 8 x 9 -> 32 x 36, 2 evaluations",
+        "in all 4 evaluations, without guidance",
+    ]
+    assert err.startswith("2/3 error: ") and err.endswith("error: 1 of 3 pictures failed; see above\n")
+
+
+def test_quiet_prints_nothing(job: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*replaced(job, "-p", "a " * 100), "--quiet"]) == 0
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_prompt_that_is_cut_off_is_noted(job: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*replaced(job, "-p", "a " * 100), "--added-prompt", ""]) == 0
+    assert capsys.readouterr().err == "note: a prompt has 102 tokens, the last 25 are cut off\n" * 1
+
+
+def test_progress_counts_evaluations(job: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[tuple[str, int, int]] = []
+    monkeypatch.setattr(_cli.Progress, "__call__", lambda _, at: told.append((at.task, at.step, at.total)))
+    assert main(job) == 0
+    assert told == [("encode", 1, 1), ("sample", 1, 2), ("sample", 2, 2), ("decode", 1, 1)]
+
+
+def test_notes_are_printed_and_written(
+    job: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = RestorePipeline.__call__
+    monkeypatch.setattr(
+        RestorePipeline,
+        "__call__",
+        lambda *a, **k: dataclasses.replace(whole(*a, **k), notes=("went on with 2",)),
+    )
+    assert main(job) == 0
+    assert capsys.readouterr().err == "note: went on with 2\n"
+    assert stored(tmp_path / "out.png")["notes"] == "went on with 2"
+
+
+# ---- what it refuses --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("no_model")
+@pytest.mark.parametrize(
+    "flag, value, reason",
+    [
+        ("-i", "{folder}/none.png", "none.png: there is no such file"),
+        ("-i", "{folder}/text.png", "not a readable picture"),
+        ("--model", "no-such-model", "known: mini"),
+        ("--model", "pasd", "python -m tools.models fetch pasd"),
+        ("--model", "{base}", "no controlnet there"),
+        ("--base", "{folder}/in.png", "in.png: "),
+        ("--base", "no-such-model", "known: mini"),
+        ("-o", "{folder}/none/out.png", "does not exist"),
+        ("-o", "{folder}/out.bmp", "cannot write pictures of type"),
+        ("-o", "{folder}/out", "no suffix"),
+        ("-o", "{folder}/in.png", "--output would overwrite what --image reads"),
+        ("-o", "{folder}", "--output would overwrite what --image reads"),
+        ("-o", "{folder}/link.png", "--output would overwrite what --image reads"),
+        ("--steps", "0", "num_inference_steps is 0"),
+        ("--process-size", "3", "process_size is 3"),
+    ],
+)
+def test_a_bad_value_is_refused_in_one_line(
+    flag: str, value: str, reason: str, job: list[str], tmp_path: Path, base: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    (tmp_path / "text.png").write_text("not a picture")
+    (tmp_path / "link.png").symlink_to(tmp_path / "in.png")
+    assert reason in refused(replaced(job, flag, value.format(folder=tmp_path, base=base)), capsys, tmp_path)
+
+
+@pytest.mark.usefixtures("no_model")
+@pytest.mark.parametrize(
+    "more, reason",
+    [
+        (["--scale", "0"], "--scale is 0.0"),
+        (["--scale", "65"], "--scale is 65.0"),
+        (["--base-weight", "1.5"], "--base-weight is 1.5"),
+        (["--compare", "{folder}/out.png"], "both --output and --compare"),
+        (["--compare", "{folder}/a.gif"], "cannot write pictures of type"),
+        (["--compare", "{folder}/in.png"], "--compare would overwrite what --image reads"),
+        (["--alpha-a", "0.5", "--added-noise-level", "900"], "give one of them"),
+        (["--fidelity", "1.5"], "fidelity is 1.5"),
+        (["--encoder-tiled-size", "100"], "encoder_tiled_size is 100; expected a multiple of 8"),
+        (["--latent-tiled-size", "16", "--latent-tiled-overlap", "16"], "latent_tiled_overlap is 16"),
+        (["--preset", "official", "--scale", "2.7"], "enlarges by whole numbers only"),
+        (["--preset", "official", "--scale", "1", "--size", "45x36"], None),
+        (["--preset", "official", "--size", "45x30"], "enlarges both sides alike"),
+        (["--dtype", "float16"], "float32 or bfloat16"),
+        (["--lora", "{folder}/none.safetensors"], "none.safetensors"),
+        (["--lora", "{base}/unet.safetensors"], "expected a LoRA"),
+        (["-o", "{folder}/out.jpg", "--size", "70000x3"], "holds at most 65500 pixels"),
+        (["--high-level-info", "caption"], "blip-base"),
+    ],
+)
+def test_a_bad_option_is_refused_in_one_line(
+    more: list[str], reason: str | None, job: list[str], tmp_path: Path, base: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    words = [*job, *(word.format(folder=tmp_path, base=base) for word in more)]
+    if reason is None:  # --scale and --size
+        with pytest.raises(SystemExit) as ended:
+            main(words)
+        assert ended.value.code == 2 and "not allowed with argument" in capsys.readouterr().err
+    else:
+        assert reason in refused(words, capsys, tmp_path)
+
+
+@pytest.mark.usefixtures("no_model")
+def test_a_share_of_no_base_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_picture(tmp_path / "in.png")
+    job = ["-i", str(tmp_path / "in.png"), "-o", str(tmp_path / "out.png"), "--base-weight", "0.5"]
+    assert "of no --base" in refused(job, capsys, tmp_path)
+
+
+@pytest.mark.usefixtures("no_model")
+def test_a_transparent_picture_cannot_become_a_jpeg(
+    job: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_picture(tmp_path / "in.png", 12, 15, 4)
+    assert "transparency" in refused(replaced(job, "-o", tmp_path / "out.jpg"), capsys, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "error, code, line",
+    [
+        (
+            torch.OutOfMemoryError("CUDA out of memory.\nTried ..."),
+            1,
+            "error: out of memory; take a smaller --latent",
+        ),
+        (OSError(28, "No space left on device", "x.png"), 1, "error: x.png: No space left on device"),
+        (ValueError("two\nlines"), 1, "error: two lines"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+    ],
+)
+@pytest.mark.parametrize("where", ["load_restore_pipeline", "call"])
+def test_errors_while_it_runs_are_one_line(
+    where: str, error: BaseException, code: int, line: str, job: list[str], tmp_path: Path,
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    if where == "call":
+        monkeypatch.setattr(RestorePipeline, "__call__", fail)
+    else:
+        monkeypatch.setattr(msbd.load, where, fail)
+    assert main(job) == code
+    err = capsys.readouterr().err
+    assert err.startswith(line) and err.count("\n") == 1 and not (tmp_path / "out.png").exists()
+    with pytest.raises(type(error)):
+        main([*job, "--debug"])
+
+
+def test_our_own_mistakes_are_not_hidden(album: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(RestorePipeline, "__call__", lambda *_, **__: {}["x"])
+    with pytest.raises(KeyError):
+        main(album)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        ["--scale", "nan"],
+        ["--scale", "2", "--size", "5x5"],
+        ["--size", "5"],
+        ["--size", "0x5"],
+        ["--size", "5x-5"],
+        ["--mode", "best"],
+        ["--high-level-info", "captions"],
+        ["--lora", "x:y"],
+        ["--step", "3"],
+        ["--frob"],
+    ],
+)
+def test_wrong_usage_exits_with_2(
+    change: list[str], job: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([*job, *change])
+    assert ended.value.code == 2 and "usage: python -m tools.restore" in capsys.readouterr().err
+
+
+# ---- options ----------------------------------------------------------------------------------------------------------------
+
+
+def config_of(*more: str) -> RestoreConfig:
+    return restore_config(build_parser().parse_args(["-i", "a", "-o", "b", *more]))
+
+
+def test_every_option_has_a_flag_and_a_help_text() -> None:
+    assert list(OPTIONS) == [field.name for field in dataclasses.fields(RestoreConfig)]
+    described = [name for rows in HELP.values() for name in rows]
+    assert sorted([*described, "mode", "seed"]) == sorted(OPTIONS)
+    assert set(FLAGS) <= set(OPTIONS)
+
+
+# A value of each option that is not its default.
+OTHERS: dict[str, str | None] = {
+    "fidelity": "0.3", "alpha_a": "0.3", "added_noise_level": "300", "conditioning_scale": "0.3",
+    "control_start": "0.3", "control_end": "0.3", "color_fix": "adain", "guidance_scale": "3",
+    "guidance_start": "0.3", "guidance_end": "0.3", "added_prompt": "x", "negative_prompt": "x",
+    "method": "img2img", "sampler": "ddim", "num_inference_steps": "3", "spacing": "leading",
+    "final_level": "first", "eta": "0.3", "init_latent_with_noise": None, "offset_noise_scale": "0.3",
+    "posterior": "sample", "strength": "0.3", "formulas": "official", "ans": "fallback", "process_size": "300",
+    "latent_tiled_size": "30", "latent_tiled_overlap": "3", "tile_batch": "3", "vae_tiling": "fast",
+    "encoder_tiled_size": "304", "decoder_tiled_size": "30", "mode": "colorize", "seed": "3",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_every_flag_reaches_its_option(name: str) -> None:
+    flag, value = FLAGS.get(name, "--" + name.replace("_", "-")), OTHERS[name]
+    expected: Any = True if value is None else OPTIONS[name].kind(value)
+    found = config_of(flag, *([] if value is None else [value]))
+    assert found == dataclasses.replace(config_of(), **{name: expected}) != config_of()
+
+
+def test_presets_set_values_that_explicit_flags_overrule() -> None:
+    assert config_of() == RestoreConfig(seed=0)
+    assert config_of("--preset", "official") == RestoreConfig(**official_pasd.OPTIONS, seed=0)
+    assert config_of("--preset", "fast") == RestoreConfig(num_inference_steps=8, seed=0)
+    overruled = config_of("--preset", "official", "--steps", "7", "--posterior", "mean")
+    assert overruled == RestoreConfig(
+        **{**official_pasd.OPTIONS, "num_inference_steps": 7, "posterior": "mean", "seed": 0}
+    )
+    with pytest.raises(ValueError, match="give one of them"):
+        config_of("--alpha-a", "0.1", "--added-noise-level", "3")
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_presets_run(preset: str, job: list[str], tmp_path: Path) -> None:
+    assert main([*job, "--preset", preset, "--quiet"]) == 0
+    assert stored(tmp_path / "out.png")["preset"] == preset
+
+
+# Options that change the picture, and what else it takes for that.
+CHANGES: list[list[str]] = [
+    ["--fidelity", "1"], ["--alpha-a", "1"], ["--added-noise-level", "10"], ["--conditioning-scale", "0.1"],
+    ["--control-start", "0.5"], ["--control-end", "0.5"], ["--color-fix", "none"], ["--guidance-scale", "1"],
+    ["--guidance-start", "0.5"], ["--guidance-end", "0.5"], ["--added-prompt", "x"], ["--negative-prompt", "x"],
+    ["--method", "img2img"], ["--sampler", "ddim"], ["--steps", "3"], ["--spacing", "leading"],
+    ["--final-level", "first"], ["--sampler", "ddim", "--eta", "1"], ["--init-latent-with-noise"],
+    ["--init-latent-with-noise", "--offset-noise-scale", "1"], ["--posterior", "sample"],
+    ["--method", "img2img", "--strength", "1"], ["--formulas", "official"], ["--ans", "fallback"],
+    ["--process-size", "200"], ["--latent-tiled-size", "8"], ["--latent-tiled-size", "8", "--latent-tiled-overlap", "4"],
+    ["--vae-tiling", "fast", "--encoder-tiled-size", "64"],
+    ["--vae-tiling", "fast", "--decoder-tiled-size", "8"], ["--base-weight", "0.5"], ["-p", "snow"], ["--seed", "3"],
+    ["--mode", "colorize", "--scale", "4"],
+]  # fmt: skip
+
+
+def test_every_option_does_something(
+    tmp_path: Path, model: Path, base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each picture differs from all others."""
+    write_picture(tmp_path / "in.png", 20, 64)
+    job = [*quick(tmp_path / "in.png", tmp_path / "out.png", model, base), "--quiet", "--no-metadata"]
+    pictures: dict[bytes, list[str]] = {}
+    with monkeypatch.context() as patch:
+        load = msbd.load.load_restore_pipeline
+        loaded: dict[str, RestorePipeline] = {}
+
+        def load_once(*args: Any, **options: Any) -> RestorePipeline:
+            key = str((args, options))
+            if key not in loaded:
+                loaded[key] = load(*args, **options)
+            return loaded[key]
+
+        patch.setattr(msbd.load, "load_restore_pipeline", load_once)
+        for more in ([], *CHANGES):
+            assert main([*job, *more]) == 0
+            content = (tmp_path / "out.png").read_bytes()
+            assert content not in pictures, f"{more} gives the picture of {pictures[content]}"
+            pictures[content] = more
+    # What changes none: --tile-batch, but memory; --high-level-info, --device and --dtype have tests of their own.
+
+
+def test_help_shows_real_commands_and_defaults_without_torch() -> None:
+    code = (
+        "import sys; from tools.restore import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit as ended: print(ended.code, sorted({'torch', 'numpy', 'PIL'} & set(sys.modules)))"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code], cwd=_cli.ROOT, capture_output=True, text=True, check=True
+    )
+    *text, last = run.stdout.splitlines()
+    assert last == "0 []"
+    commands = [line for line in text if line.startswith("  python -m tools.restore -i ")]
+    assert len(commands) == 4
+    flat = " ".join(" ".join(text).split())
+    assert "--steps N diffusion steps (default: 20)" in flat and "--scale X times larger (default: 4;" in flat
+    for line in commands:  # they parse
+        words = [word.strip('"') for word in re.findall(r'"[^"]*"|\S+', line)]
+        build_parser().parse_args(words[3:])
+
+
+def test_help_names_every_flag() -> None:
+    text = build_parser().format_help()
+    for name in OPTIONS:
+        assert FLAGS.get(name, "--" + name.replace("_", "-")) + " " in text.replace(",", " ")
+
+
+@pytest.mark.parametrize(
+    "given, expected",
+    [([], ("detection",)), (["--high-level-info", "none"], ()), (["--method", "bicubic"], ())],
+)
+def test_what_is_recognised_enters_the_prompt(
+    given: list[str],
+    expected: tuple[str, ...],
+    job: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[tuple[str, ...]] = []
+
+    def load(kinds: tuple[str, ...], *_: object) -> dict[str, str]:
+        asked.append(tuple(kinds))
+        return {}
+
+    recognise: Callable[..., list[str]] = lambda image, kinds, models: ["a noisy dog"]  # noqa: E731
+    monkeypatch.setattr("msbd.load_captions.available", lambda: ("detection",))
+    monkeypatch.setattr("msbd.load_captions.load_captioners", load)
+    monkeypatch.setattr("msbd.captions.describe", recognise)
+    assert main([*job, *given]) == 0
+    assert asked == [expected] * bool(expected)
+    if expected:
+        assert stored(tmp_path / "out.png")["prompt"].startswith("a red house, a clean dog, clean, ")
+    assert command_line.KINDS == ("classification", "detection", "caption")
