@@ -175,8 +175,7 @@ def _restore_measures(located: Located, training: "_Training") -> RestoreMeasure
     usual = RestoreMeasures(training.measures.native)
     if "controlnet" not in located.nets:
         return usual
-    guidance, prompts = read_restoring(located.net("controlnet"))
-    return replace(usual, guidance_scale=guidance or usual.guidance_scale, prompts=prompts)
+    return replace(usual, **read_restoring(located.net("controlnet")))
 
 
 def _locate_restorer(model: str | Path, base: str | Path | None, method: str) -> Located:

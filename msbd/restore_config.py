@@ -26,6 +26,7 @@ class RestoreMeasures:
 
     native: int = 512  # pixels, side of its training pictures
     guidance_scale: float = 9.0
+    conditioning_scale: float = 1.0
     prompts: bool = True  # whether the added and the negative prompt help it
 
     @property
@@ -62,7 +63,9 @@ class RestoreConfig:
     added_prompt: str | None = None  # after the user's and what was recognised
     negative_prompt: str | None = None
     # Control
-    conditioning_scale: float | None = None  # of the residuals, in skips and PACA; None: the dial's, else 1
+    conditioning_scale: float | None = (
+        None  # of the residuals, in skips and PACA; None: the dial's, else the model's: 1 for PASD
+    )
     control_start: float = 0.0  # the ControlNet acts from this share of the steps ...
     control_end: float = 1.0  # ... to this one
     # The start
@@ -119,7 +122,7 @@ class RestoreConfig:
         The level of the start is then in one of alpha_a and added_noise_level, and fidelity stays as it was.
         """
         words = (ADDED, NEGATIVE) if self.mode != "colorize" else ("", GRAY_NEGATIVE)
-        alpha_a, scale = (None, 1.0) if self.fidelity is None else dial(self.fidelity)
+        alpha_a, scale = (None, measures.conditioning_scale) if self.fidelity is None else dial(self.fidelity)
         levels: dict[str, float | None] = {}  # of the start: one of the two names
         if self.added_noise_level is None:
             levels = {"added_noise_level": ADDED_NOISE_LEVEL} if alpha_a is None else {"alpha_a": alpha_a}

@@ -62,11 +62,12 @@ def read_training(source: Source, scheduler: Mapping[str, Any]) -> Training:
     return training
 
 
-def read_restoring(source: Source) -> tuple[float | None, bool]:
-    """Of PASD's ControlNet at `source`: the guidance scale it likes, if its file says, and whether prompts help it."""
+def read_restoring(source: Source) -> dict[str, Any]:
+    """What the ControlNet of PASD at `source` likes, as far as its file says: guidance_scale, conditioning_scale, prompts (a flag)."""
     said = read_config(source, "controlnet")
-    guidance = _number(source.path, said, "guidance_scale") if "guidance_scale" in said else None
-    return guidance, _flag(source.path, {"prompts": True} | said, "prompts")
+    scales = ("guidance_scale", "conditioning_scale")
+    found: dict[str, Any] = {name: _number(source.path, said, name) for name in scales if name in said}
+    return found | ({"prompts": _flag(source.path, said, "prompts")} if "prompts" in said else {})
 
 
 def read_normalisation(

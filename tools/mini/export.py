@@ -18,7 +18,7 @@ from .train import trained
 
 # What restoring takes: guidance makes the first worse and the second, which is told a caption, better; words about quality help neither.
 RESTORING: dict[str, dict[str, Any]] = {
-    "pasd": {"guidance_scale": 1.0, "prompts": False},
+    "pasd": {"guidance_scale": 1.0, "conditioning_scale": 1.5, "prompts": False},
     "pasd-color": {"guidance_scale": 2.0, "prompts": False},
 }
 GUIDANCE = 4.0  # what `python -m tools.mini evaluate` is run with

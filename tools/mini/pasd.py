@@ -52,7 +52,7 @@ class Variant:
 
 VARIANTS = {
     "pasd": Variant(),
-    "pasd-color": Variant("light", grayscale=True, steps=2500),
+    "pasd-color": Variant("light", grayscale=True),
     # For the ablations: figures only. All for as many steps, the full one too
     "pasd-short": Variant(steps=SHORT),
     "pasd-none": Variant("none", steps=SHORT),  # Fig. 9 b of the paper
