@@ -110,7 +110,7 @@ def load_restore_pipeline(
     """The ready `RestorePipeline` of a model of PASD's: a name ("mini", "pasd"), a folder, or a file together with its base.
 
     `base`, a Stable Diffusion 1.x model, takes the place of the model's own U-Net, VAE and text encoder, or with a
-    `base_weight` below 1 a share of it; what PASD added stays. `loras` come on top. For the methods controlnet and img2img the
+    `base_weight` below 1 a share of it (a part that the model has not is the base's whole); what PASD added stays. `loras` come on top. For the methods controlnet and img2img the
     U-Net is the base's alone. Precision as in `load_edit_pipeline`. WeightsError, one line, for what is missing, damaged, of
     another kind, or does not go with the others; ValueError for another dtype.
     """
@@ -185,8 +185,15 @@ def _locate_restorer(model: str | Path, base: str | Path | None, method: str) ->
     else:
         located, other = locate(model, companions=True, spare=SPARE), locate(base, companions=True)
         other.net("unet")  # a LoRA has none
-        tokenizer = located.tokenizer or other.tokenizer
-        located = replace(located, nets={**other.nets, **located.nets}, tokenizer=tokenizer)
+        theirs = dict(other.nets)
+        if "clip" in located.nets:  # of which its own text encoder is a half
+            theirs.pop("text_encoder", None)
+        located = replace(
+            located,
+            nets=theirs | dict(located.nets),
+            tokenizer=located.tokenizer or other.tokenizer,
+            scheduler=located.scheduler or other.scheduler,
+        )
     if method in ("pasd", "controlnet"):
         located.net("controlnet")
     return located

@@ -11,7 +11,6 @@ sizes, rounding and the blending of tiles by the official code's; each place say
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -39,6 +38,7 @@ from .upscale import super_resolve
 
 # Pixels: of the hint at a time, and seen around it; its convolutions see 23, with RRDBs 53.
 _PIECE, _CONTEXT = 1024, 64
+_SMALL = {"encoder_tile": 256, "decoder_tile": 32}  # pixels, latent cells: where memory is short
 
 
 @dataclass(frozen=True)
@@ -121,6 +121,8 @@ class RestorePipeline:
         """
         if image.ndim != 4 or tuple(image.shape[:2]) != (1, 3):
             raise ValueError(f"the picture has shape {tuple(image.shape)}; expected (1, 3, H, W)")
+        if noise is not None and generator is not None:
+            raise ValueError("noise and generator are both given; pass one of them")
         config = RestoreConfig() if config is None else config
         if generator is not None:
             drawn = torch.randint(2**62, (), generator=generator, device=generator.device)
@@ -184,25 +186,20 @@ class RestorePipeline:
         return resize(restored, output, "bicubic").clamp(-1, 1)
 
     def _in_memory_that_is_there(self, run: _Run, work: Callable[[Any], Tensor]) -> Tensor:
-        """`work` with the autoencoder, in tiles where the picture is large; out of memory, with its maps on the CPU."""
+        """`work` with the autoencoder, in tiles where the picture is large; out of memory, with small ones and maps on the CPU."""
         config = run.config
         if self.tiled_vae is None or config.vae_tiling == "off":
             return work(self.vae)
-        tiled = partial(
-            self.tiled_vae,
-            mode=config.vae_tiling,
-            encoder_tile=config.encoder_tiled_size,
-            decoder_tile=config.decoder_tiled_size,
-        )
+        tiles = {"encoder_tile": config.encoder_tiled_size, "decoder_tile": config.decoder_tiled_size}
         try:
-            return work(tiled())
+            return work(self.tiled_vae(mode=config.vae_tiling, **tiles))
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
-        run.notes.append("out of memory in the autoencoder, went on with its maps on the CPU")
-        return work(
-            tiled(storage="cpu")
-        )  # outside the clause, so that the first try's memory is free by then
+        run.notes.append("out of memory in the autoencoder, went on in small tiles with its maps on the CPU")
+        # Outside the clause, so that the first try's memory is free by then.
+        small = {name: min(tile, _SMALL[name]) for name, tile in tiles.items()}
+        return work(self.tiled_vae(mode="exact", storage="cpu", **small))
 
     # ---- diffusion --------------------------------------------------------------------------------------------------------------
 

@@ -111,6 +111,12 @@ class RestoreConfig:
             raise ValueError(f"encoder_tiled_size is {self.encoder_tiled_size}; expected a multiple of 8")
         if self.alpha_a is not None and self.added_noise_level is not None:
             raise ValueError("alpha_a and added_noise_level are one level said in two ways; give one of them")
+        if self.mode == "colorize" and self.method in NET_FREE:
+            raise ValueError(f"method {self.method} knows no colours; mode colorize takes another")
+        if self.method == "img2img" and self.init_latent_with_noise and self.strength < 1:
+            raise ValueError(
+                "img2img starts from the picture below strength 1; expected no init_latent_with_noise"
+            )
         for name in ("guidance", "control"):
             start, end = getattr(self, f"{name}_start"), getattr(self, f"{name}_end")
             if start > end:
@@ -142,6 +148,8 @@ class RestoreConfig:
             "seed": 0,
         }
         full = replace(self, **{name: value for name, value in filled.items() if getattr(self, name) is None})
+        if self.mode == "colorize":  # the luma is the source's, the chroma is to change
+            full = replace(full, color_fix="none")
         overlap = full.latent_tiled_overlap or 0
         if overlap >= tile:
             raise ValueError(

@@ -60,7 +60,7 @@ class RestoreResult:
     """The restored picture and how it came about."""
 
     image: Tensor  # (1, 3, H, W) in [-1, 1], at the asked size
-    plan: RestorePlan  # its config.seed is the one that was used, drawn from a generator or not
+    plan: RestorePlan  # its config.seed is the one that was used, drawn from a generator or not (unless `noise` was given)
     prompt: str  # what the nets read
     negative_prompt: str
     seconds: dict[str, float] = field(default_factory=dict)  # by task

@@ -61,7 +61,7 @@ HELP: dict[str, dict[str, str]] = {
         "conditioning_scale": "how strongly the picture itself steers (default: the model's, as a rule 1)",
         "control_start": "share of the steps after which the picture begins to steer",
         "control_end": "share of the steps after which it no longer steers",
-        "color_fix": "give the result the colours of the input (default: wavelet; none for stylize and colorize)",
+        "color_fix": "give the result the colours of the input (default: wavelet; none for stylize, never for colorize)",
     },
     "prompts": {
         "guidance_scale": "how strongly to follow the prompts; 1: without guidance (default: the model's)",
@@ -82,7 +82,7 @@ HELP: dict[str, dict[str, str]] = {
         "posterior": "the mean of the encoder's latents, or a sample",
         "strength": "of img2img: the share of the schedule that it runs through",
         "formulas": "whose sizes, rounding and tiles",
-        "ans": "whether --added-noise-level is honoured, or as newer libraries have it misread",
+        "ans": "whether --added-noise-level is honoured, or misread as newer libraries do with unipc and dpmpp",
     },
     "sizes and tiles": {
         "process_size": "pixels: a shorter side below it is enlarged to it (the longer one at most to twice it), and the result shrunk back "
@@ -132,7 +132,13 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="another Stable Diffusion 1.x model in the place of the one PASD was trained on",
     )
-    add("--base-weight", type=finite, default=1.0, metavar="X", help="its share, 0 to 1 (default: 1)")
+    add(
+        "--base-weight",
+        type=finite,
+        default=1.0,
+        metavar="X",
+        help="its share where the model has a base of its own, 0 to 1 (default: 1)",
+    )
     add(
         "--lora", type=weighted_file, action="append", default=[], metavar="FILE:WEIGHT",
         help="add a LoRA to the base; may be repeated",
@@ -296,7 +302,9 @@ def plan_text(plan: "RestorePlan") -> str:
         return f"{wide(plan.size)} -> {wide(plan.output)}"
     tiles = f", {len(plan.tiles)} tiles" if len(plan.tiles) > 1 else ""
     at = f", restored at {wide(plan.work)}" if plan.work != plan.output else ""
-    return f"{wide(plan.size)} -> {wide(plan.output)}{at}{tiles}, {plan.evaluations:,} evaluations"
+    (height, width), (high, broad) = plan.size, plan.output
+    stretched = ", stretched" if abs(high * width - broad * height) > height + width else ""
+    return f"{wide(plan.size)} -> {wide(plan.output)}{stretched}{at}{tiles}, {plan.evaluations:,} evaluations"
 
 
 # ---- running ----------------------------------------------------------------------------------------------------------------
@@ -314,7 +322,7 @@ def run(args: argparse.Namespace, job: Job) -> int:
         loras=args.lora, device=job.device, dtype=job.dtype,
     )  # fmt: skip
     models = load_captioners(job.kinds, job.device) if job.kinds else {}
-    facts = None if args.no_metadata else metadata(args)
+    facts = None if args.no_metadata else metadata(args, job)
     if args.image.is_dir():
         for folder in filter(None, (args.output, args.compare)):
             folder.mkdir(parents=True, exist_ok=True)
@@ -345,19 +353,15 @@ def restore_one(
     information = recognise(photo.image.to(job.device), job.kinds, models) if job.kinds else []
     with Progress(quiet=args.quiet) as progress:
         result = pipeline(
-            photo.image,
-            args.prompt,
-            output_size=size,
-            information=information,
-            config=job.config,
-            on_step=progress,
-        )
+            photo.image, args.prompt, output_size=size, information=information, config=job.config, on_step=progress
+        )  # fmt: skip
     if not args.quiet:
         warn_of_long_prompts(pipeline.tokenizer, (result.prompt, result.negative_prompt))
     pixels = to_pixels(result.image)
     written = None
     if facts is not None:
         told = {"prompt": result.prompt, "negative_prompt": result.negative_prompt}
+        told |= {"user_prompt": args.prompt, "information": ", ".join(information) or None}
         settings = asdict(result.plan.config) | {"size": wide(size), "notes": "; ".join(result.notes) or None}
         written = told | facts | {name: value for name, value in settings.items() if name not in told}
     save_image(
@@ -372,7 +376,7 @@ def restore_one(
     return result
 
 
-def metadata(args: argparse.Namespace) -> dict[str, Any]:
+def metadata(args: argparse.Namespace, job: Job) -> dict[str, Any]:
     """What is needed to make the picture again, but the settings themselves."""
     import torch
 
@@ -390,7 +394,8 @@ def metadata(args: argparse.Namespace) -> dict[str, Any]:
         ]
         or None,
         "preset": args.preset,
-        "device": args.device,
+        "device": job.device.type,
+        "dtype": str(job.dtype).removeprefix("torch."),
         "msbd": version(),
         "torch": str(torch.__version__),
     }

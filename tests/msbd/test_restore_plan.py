@@ -13,7 +13,7 @@ from torch import Tensor
 from msbd import official_pasd
 from msbd.crops import Box
 from msbd.prompts import ADDED, GRAY_NEGATIVE, NEGATIVE
-from msbd.restore_config import Method, Mode, RestoreConfig, RestoreMeasures, Sampler, dial
+from msbd.restore_config import NET_FREE, Method, Mode, RestoreConfig, RestoreMeasures, Sampler, dial
 from msbd.restore_plan import ENLARGED, SMALLEST, RestorePlan, framed, plan_restore, work_size
 from msbd.solvers import evaluations, make_timesteps, sample
 from samplers.ddim import ddim_sample
@@ -58,6 +58,8 @@ def test_a_value_outside_its_limits_is_refused_by_name(name: str, value: Any) ->
         ({"alpha_a": 0.5, "added_noise_level": 900}, "alpha_a and added_noise_level"),
         ({"guidance_start": 0.6, "guidance_end": 0.5}, "guidance_start is 0.6, after guidance_end, 0.5"),
         ({"control_start": 0.6, "control_end": 0.5}, "control_start is 0.6, after control_end, 0.5"),
+        ({"mode": "colorize", "method": "rrdb"}, "method rrdb knows no colours"),
+        ({"method": "img2img", "init_latent_with_noise": True}, "no init_latent_with_noise"),
     ],
 )
 def test_options_that_exclude_each_other_are_refused(options: dict[str, Any], reason: str) -> None:
@@ -96,7 +98,7 @@ CONFIGS = st.fixed_dictionaries(
         "color_fix": st.sampled_from([None, "wavelet", "adain", "none"]),
         "seed": maybe(st.integers()),
     }
-)
+).filter(lambda options: options["mode"] != "colorize" or options["method"] not in NET_FREE)
 LEVELS = maybe(
     share.map(lambda a: ("alpha_a", a)) | st.integers(0, 999).map(lambda n: ("added_noise_level", n))
 )
@@ -111,7 +113,10 @@ def test_a_model_fills_in_all_that_is_open(
     open_fields = {name for name in FIELDS if getattr(full, name) is None} - {"tile_batch", "fidelity"}
     assert len(open_fields) == 1 and open_fields <= {"alpha_a", "added_noise_level"}  # one says the level
     for name, value in options.items():
-        assert value is None or getattr(full, name) == value  # what was said stays
+        if name == "color_fix" and options["mode"] == "colorize":
+            assert full.color_fix == "none"  # the chroma is what changes there
+        else:
+            assert value is None or getattr(full, name) == value  # what was said stays
     assert full.fidelity == options["fidelity"] and full.tile_batch == options["tile_batch"]
     assert full.for_model(measures) == full
 

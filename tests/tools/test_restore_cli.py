@@ -134,7 +134,7 @@ def test_a_file_becomes_one_of_the_asked_size(
     assert read(tmp_path / "out.png").shape == (*size, 3)
     out, err = capsys.readouterr()
     free = "bicubic" in more or "rrdb" in more
-    done = "" if free else r"(, restored at \d+ x \d+)?, \d evaluations"
+    done = "" if free else r"(, stretched)?(, restored at \d+ x \d+)?, \d evaluations"
     assert re.fullmatch(rf".*out\.png: 15 x 12 -> {size[1]} x {size[0]}{done}, \d+\.\d s\n", out)
     assert err == ""  # no progress bar where stderr is no terminal
 
@@ -364,7 +364,7 @@ def test_dry_run_says_what_would_be_done_and_writes_nothing(
     assert main([*replaced(job, "--steps", 500), *more, "--dry-run"]) == 0
     assert sorted(tmp_path.rglob("*")) == before
     assert capsys.readouterr().out.splitlines() == [
-        "in.png: 15 x 12 -> 1000 x 900, 9 tiles, 4,500 evaluations",
+        "in.png: 15 x 12 -> 1000 x 900, stretched, 9 tiles, 4,500 evaluations",
         "in all 4,500 evaluations, each for both prompts",
     ]
 
