@@ -32,11 +32,11 @@ from weights.tokenizer import CONTEXT, PromptTokenizer, load_tokenizer
 from .config import Measures
 from .edit import EditPipeline
 from .load_nets import BASE, Shelf, build_net, read_lora_file
+from .placement import make_placement
 from .rerank import CLIP_MEAN, CLIP_STD
 from .restore import RestorePipeline
 from .restore_config import NOT_PASD, RestoreMeasures
 
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 Loras = Sequence[tuple[str | Path, float]]  # files, each with its weight
 # What a known model of PASD's may lack where a base has it; of the scheduler SD 1.x's is then assumed.
 SPARE = (*BASE, "tokenizer", "tokenizer_merges", "scheduler")
@@ -56,9 +56,8 @@ def load_edit_pipeline(
     a second stage asks for upscaling_mode bilinear. WeightsError, one line, for an unknown name, or a file that is
     missing, damaged, of another kind, or does not go with the others; ValueError for another dtype.
     """
-    if dtype not in DTYPES:
-        raise ValueError(f"dtype is {dtype}; expected one of {', '.join(map(str, DTYPES))}")
-    located, device = locate(model, companions=True), torch.device(device)
+    place = make_placement(device, dtype)
+    located = locate(model, companions=True)
     training = _read_training(located)
     shelf = Shelf(located, [(read_lora_file(path), weight) for path, weight in loras])
     unet, vae = shelf.net("unet"), shelf.net("vae")
@@ -68,23 +67,17 @@ def load_edit_pipeline(
     upscaler = shelf.net("rrdb") if "rrdb" in located.nets else None
     tokenizer = _load_tokenizer(located)
     _check_together(located, unet.config, vae, text_encoder, clip, upscaler, tokenizer, training.measures)
-    side_dtype = torch.float32 if device.type == "cpu" else dtype
-    # oneDNN's convolutions are faster channels last: 1.2 to 1.5 times, measured on the mini bundle (docs/log.md).
-    wide = device.type == "cpu" and dtype != torch.float16  # which is for GPUs: a CPU only holds it
-    layout = torch.channels_last if wide else torch.preserve_format
-    if upscaler is not None:
-        upscaler.to(device, side_dtype, memory_format=layout)
     preprocessing = {} if clip is None else _clip_preprocessing(located.net("clip"), clip.config)
-    unet = unet.to(device, dtype, memory_format=layout)
+    unet = place.main(unet)
     return EditPipeline(
         unet=_VPrediction(unet, training.alphas_cumprod) if training.prediction_type == "v_prediction" else unet,
-        vae=vae.to(device, torch.float32 if dtype == torch.float16 else dtype, memory_format=layout),
-        text_encoder=text_encoder.to(device, side_dtype),
+        vae=place.vae(vae),
+        text_encoder=place.side(text_encoder),
         tokenizer=tokenizer,
         alphas_cumprod=training.alphas_cumprod,
         measures=training.measures,
-        upscaler=upscaler,
-        clip=None if clip is None else clip.to(device, side_dtype),
+        upscaler=None if upscaler is None else place.upscaler(upscaler),
+        clip=None if clip is None else place.side(clip),
         **preprocessing,
     )  # fmt: skip
 
@@ -110,14 +103,13 @@ def load_restore_pipeline(
     """The ready `RestorePipeline` of a model of PASD's: a name ("mini", "pasd"), a folder, or a file together with its base.
 
     `base`, a Stable Diffusion 1.x model, takes the place of the model's own U-Net, VAE and text encoder, or with a
-    `base_weight` below 1 a share of it (a part that the model has not is the base's whole); what PASD added stays. `loras` come on top. For the methods controlnet and img2img the
-    U-Net is the base's alone. Precision as in `load_edit_pipeline`. WeightsError, one line, for what is missing, damaged, of
+    `base_weight` below 1 a share of it (a part that the model has not is the base's whole); what PASD added stays. `loras`
+    come on top. For the methods controlnet and img2img the U-Net is the base's alone. Precision as in `load_edit_pipeline`. WeightsError, one line, for what is missing, damaged, of
     another kind, or does not go with the others; ValueError for another dtype.
     """
-    if dtype not in DTYPES:
-        raise ValueError(f"dtype is {dtype}; expected one of {', '.join(map(str, DTYPES))}")
+    place = make_placement(device, dtype)
     located = _locate_restorer(restorer_name(model, mode), base, method)
-    other, device = None if base is None else locate(base), torch.device(device)
+    other = None if base is None else locate(base)
     training = _read_training(located)
     if other is not None and (theirs := _read_training(other).prediction_type) != training.prediction_type:
         raise WeightsError(
@@ -135,21 +127,18 @@ def load_restore_pipeline(
     _check_together(
         located, unet.config, vae, text_encoder, None, upscaler, tokenizer, training.measures, controlnet
     )
-    side_dtype = torch.float32 if device.type == "cpu" else dtype
-    wide = device.type == "cpu" and dtype != torch.float16
-    layout = torch.channels_last if wide else torch.preserve_format
-    vae = vae.to(device, torch.float32 if dtype == torch.float16 else dtype, memory_format=layout)
+    vae = place.vae(vae)
     return RestorePipeline(
-        unet=unet.to(device, dtype, memory_format=layout),
-        controlnet=None if controlnet is None else controlnet.to(device, dtype, memory_format=layout),
+        unet=place.main(unet),
+        controlnet=None if controlnet is None else place.main(controlnet),
         vae=vae,
         tiled_vae=lambda **settings: TiledAutoencoder(vae, **settings),
-        text_encoder=text_encoder.to(device, side_dtype),
+        text_encoder=place.side(text_encoder),
         tokenizer=tokenizer,
         alphas_cumprod=training.alphas_cumprod,
         prediction_type=training.prediction_type,
         measures=_restore_measures(located, training),
-        upscaler=None if upscaler is None else upscaler.to(device, side_dtype, memory_format=layout),
+        upscaler=None if upscaler is None else place.upscaler(upscaler),
     )
 
 

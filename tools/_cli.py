@@ -21,12 +21,25 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_h
 if TYPE_CHECKING:
     import torch
 
+    from msbd.images import Photo
     from msbd.progress import EditStep
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
 # ---- options ----------------------------------------------------------------------------------------------------------------
+
+
+def picture_parser(command: str, usage: str, description: str | None) -> argparse.ArgumentParser:
+    """The bare parser of `python -m tools.COMMAND`; its -h is the caller's, to stand first in a group."""
+    return argparse.ArgumentParser(
+        prog=f"python -m tools.{command}",
+        usage=f"python -m tools.{command} {usage}",
+        description=description,
+        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=28),
+        allow_abbrev=False,
+        add_help=False,
+    )
 
 
 def add_shared_options(parser: argparse.ArgumentParser, *, device: bool = True, dtype: bool = True) -> None:
@@ -169,6 +182,22 @@ def check_outputs(outputs: Mapping[str, Path], inputs: Mapping[str, Path]) -> No
     for (flag, path), (other, taken) in combinations(outputs.items(), 2):
         if same_file(path, taken):
             raise ValueError(f"{path}: both {flag} and {other} would be written there; take another name")
+
+
+def check_transparency(photo: "Photo", image: Path, output: Path) -> None:
+    """ValueError where `photo`, read from `image`, would lose its transparency at `output`."""
+    if photo.alpha is not None and output.suffix.lower() in (".jpg", ".jpeg"):
+        raise ValueError(f"{output}: JPEG has no transparency, which {image} has; write a .png or .webp")
+
+
+def told_loras(loras: Iterable[tuple[str, float]]) -> list[str] | None:
+    """LoRAs as a result's file names them: name, weight and the first digits of the file's hash; None for none."""
+    from msbd.load_nets import lora_file
+    from weights.files import sha256
+
+    return [
+        f"{Path(path).name}:{weight:g} ({sha256(lora_file(path))[:10]})" for path, weight in loras
+    ] or None
 
 
 def same_file(one: Path, other: Path) -> bool:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ._cli import check_outputs, same_file
+from ._cli import check_outputs, check_transparency, same_file
 
 if TYPE_CHECKING:
     from msbd.images import Photo
@@ -73,10 +73,7 @@ def read_picture(task: Task) -> "Photo":
     from msbd.images import load_image
 
     photo = load_image(task.image)
-    if photo.alpha is not None and task.output.suffix.lower() in (".jpg", ".jpeg"):
-        raise ValueError(
-            f"{task.output}: JPEG has no transparency, which {task.image} has; write a .png or .webp"
-        )
+    check_transparency(photo, task.image, task.output)
     return photo
 
 

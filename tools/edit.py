@@ -22,11 +22,14 @@ from ._cli import (
     add_shared_options,
     check_not_shadowed,
     check_outputs,
+    check_transparency,
     choose_device,
     config_options,
     given_options,
+    picture_parser,
     report_errors,
     same_file,
+    told_loras,
     version,
     warn_of_long_prompts,
     weighted_file,
@@ -103,13 +106,8 @@ HELP: dict[str, dict[str, str]] = {
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line; torch is not needed for it."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tools.edit",
-        usage="python -m tools.edit -i IMAGE (-m MASK | --mask-from-alpha) -p PROMPT -o OUTPUT [options]",
-        description=__doc__,
-        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=28),
-        allow_abbrev=False,
-        add_help=False,
+    parser = picture_parser(
+        "edit", "-i IMAGE (-m MASK | --mask-from-alpha) -p PROMPT -o OUTPUT [options]", __doc__
     )
     what = parser.add_argument_group("what to do")
     add = what.add_argument
@@ -250,14 +248,8 @@ def read_pictures(args: argparse.Namespace) -> "tuple[Photo, Tensor]":
 
     photo = load_image(args.image)
     check_output_path(args.output, photo.size)
-    if (
-        photo.alpha is not None
-        and not args.mask_from_alpha
-        and args.output.suffix.lower() in (".jpg", ".jpeg")
-    ):
-        raise ValueError(
-            f"{args.output}: JPEG has no transparency, which {args.image} has; write a .png or .webp"
-        )
+    if not args.mask_from_alpha:
+        check_transparency(photo, args.image, args.output)
     source = args.image if args.mask_from_alpha else args.mask
     mask = load_mask(source, invert=args.invert_mask, from_alpha=args.mask_from_alpha)
     size = (mask.shape[-2], mask.shape[-1])
@@ -351,18 +343,13 @@ def metadata(args: argparse.Namespace, job: Job) -> dict[str, Any]:
     import torch
 
     from msbd.load import model_hash
-    from msbd.load_nets import lora_file
-    from weights.files import sha256
 
     model = Path(args.model).name  # of a folder no more than its own name
     return {
         "prompt": args.prompt,
         "model": model,
         "model_hash": model_hash(args.model),
-        "loras": [
-            f"{Path(path).name}:{weight:g} ({sha256(lora_file(path))[:10]})" for path, weight in args.lora
-        ]
-        or None,
+        "loras": told_loras(args.lora),
         "preset": args.preset,
         **asdict(job.plan.config),
         "device": job.device.type,

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from msbd.restore_config import RestoreConfig, RestoreMeasures
+from msbd.restore_config import NET_FREE, RestoreConfig, RestoreMeasures
 
 from ._cli import (
     Progress,
@@ -29,7 +29,9 @@ from ._cli import (
     expected_failure,
     finite,
     given_options,
+    picture_parser,
     report_errors,
+    told_loras,
     version,
     warn_of_long_prompts,
     weighted_file,
@@ -99,14 +101,7 @@ HELP: dict[str, dict[str, str]] = {
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line; torch is not needed for it."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tools.restore",
-        usage="python -m tools.restore -i FILE_OR_FOLDER -o FILE_OR_FOLDER [options]",
-        description=__doc__,
-        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=28),
-        allow_abbrev=False,
-        add_help=False,
-    )
+    parser = picture_parser("restore", "-i FILE_OR_FOLDER -o FILE_OR_FOLDER [options]", __doc__)
     what = parser.add_argument_group("what to do")
     add = what.add_argument
     add("-h", "--help", action="help", help="show this and exit")
@@ -233,9 +228,11 @@ def prepare(args: argparse.Namespace) -> Job:
         read_lora_file(path)  # told now, and not after minutes
     kinds = args.high_level_info
     if kinds is None:
-        kinds = available() if measures.prompts and config.method not in ("rrdb", "bicubic") else ()
-    elif missing := [kind for kind in kinds if kind not in available()]:
-        load_captioners(missing)  # says what it lacks
+        kinds = available() if measures.prompts and config.method not in NET_FREE else ()
+    elif kinds:
+        there = available()
+        if missing := [kind for kind in kinds if kind not in there]:
+            load_captioners(missing)  # says what it lacks
     job = Job(tasks, config, measures, tuple(kinds), device, dtype)
     if not args.image.is_dir():
         plan_picture(args, job, tasks[0])
@@ -381,18 +378,13 @@ def metadata(args: argparse.Namespace, job: Job) -> dict[str, Any]:
     import torch
 
     from msbd.load import SPARE, model_hash, restorer_name
-    from msbd.load_nets import lora_file
-    from weights.files import sha256
 
     model = restorer_name(args.model, args.mode)
     return {
         "model": Path(model).name,  # of a folder no more than its own name
         "model_hash": model_hash(model, spare=SPARE if args.base else ()),
         "base": args.base and f"{Path(args.base).name}:{args.base_weight:g} ({model_hash(args.base)})",
-        "loras": [
-            f"{Path(path).name}:{weight:g} ({sha256(lora_file(path))[:10]})" for path, weight in args.lora
-        ]
-        or None,
+        "loras": told_loras(args.lora),
         "preset": args.preset,
         "device": job.device.type,
         "dtype": str(job.dtype).removeprefix("torch."),
