@@ -29,7 +29,7 @@ test-parity: $(VENV)/.installed-parity
 	$(RUN) -m pytest tests/parity $(TEST_ARGS)
 
 parity-table: $(VENV)/.installed-parity
-	PYTHONPATH=.:tests $(PY) -m parity_table
+	$(RUN) -m tests.helpers.parity_table
 
 lint: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff check .

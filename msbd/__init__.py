@@ -1,1 +1,1 @@
-"""The edit pipeline and what it is made of."""
+"""The two pipelines, their training, and what they stand on."""

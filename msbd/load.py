@@ -29,13 +29,13 @@ from weights.merge import base_tensors
 from weights.settings import read_normalisation, read_restoring, read_training
 from weights.tokenizer import CONTEXT, PromptTokenizer, load_tokenizer
 
-from .config import Measures
-from .edit import EditPipeline
-from .load_nets import BASE, Shelf, build_net, read_lora_file
-from .placement import make_placement
-from .rerank import CLIP_MEAN, CLIP_STD
-from .restore import RestorePipeline
-from .restore_config import NOT_PASD, RestoreMeasures
+from .edit.config import Measures
+from .edit.pipeline import EditPipeline
+from .edit.rerank import CLIP_MEAN, CLIP_STD
+from .loading.nets import BASE, Shelf, build_net, read_lora_file
+from .loading.placement import make_placement
+from .restore.config import NOT_PASD, RestoreMeasures
+from .restore.pipeline import RestorePipeline
 
 Loras = Sequence[tuple[str | Path, float]]  # files, each with its weight
 # What a known model of PASD's may lack where a base has it; of the scheduler SD 1.x's is then assumed.

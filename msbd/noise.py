@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Sequence
 import torch
 from torch import Tensor
 
-from .crops import Box
+from .edit.crops import Box
 
 
 def noise_windows(

@@ -22,11 +22,7 @@ ALLOWED: dict[str, set[str]] = {
     "msbd": {"samplers"},
     "tools": {"msbd", "samplers", "nets", "weights", "tools"},
 }
-EXTRA = {  # the composition root
-    "msbd/load.py": {"nets", "weights"},
-    "msbd/load_nets.py": {"nets", "weights"},
-    "msbd/load_captions.py": {"weights"},
-}
+JOINING = ("msbd/load.py", "msbd/loading/")  # the only code of msbd/ that knows nets and weights
 
 # Folder -> the third-party packages it may import (DESIGN section 7: never diffusers, basicsr, einops, opencv, ...).
 LIBRARIES = {
@@ -37,9 +33,9 @@ LIBRARIES = {
     "tools": {"torch", "numpy", "PIL", "safetensors", "tqdm"},
 }
 EXTRA_LIBRARIES = {  # lazily, all of them
-    "msbd/load_captions.py": {"torchvision", "transformers", "tokenizers"},
-    "tools/_curves.py": {"matplotlib"},
-    "tools/_modes.py": {"matplotlib"},
+    "msbd/loading/captions.py": {"torchvision", "transformers", "tokenizers"},
+    "tools/train/curves.py": {"matplotlib"},
+    "tools/evaluate/dial.py": {"matplotlib"},
 }
 
 SOURCES = sorted(path for folder in ALLOWED for path in (ROOT / folder).rglob("*.py"))
@@ -64,6 +60,18 @@ def imports(path: Path) -> tuple[set[str], set[int]]:
     return packages, levels
 
 
+def relative_targets(path: Path) -> set[str]:
+    """What `path` imports relatively, as paths below its top folder: "edit/plan", "pixels/box", ..."""
+    top = ROOT / path.relative_to(ROOT).parts[0]
+    targets = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            base = path.parents[node.level - 1]
+            names = [node.module.replace(".", "/")] if node.module else [alias.name for alias in node.names]
+            targets |= {(base / name).relative_to(top).as_posix() for name in names}
+    return targets
+
+
 def copying_line(path: Path) -> str:
     """What the module docstring says after "Copying", up to the end of its paragraph."""
     docstring = ast.get_docstring(ast.parse(path.read_text())) or ""
@@ -81,11 +89,27 @@ def siblings(path: Path) -> set[str]:
 def test_imports_point_down(path: Path) -> None:
     folder, name = path.relative_to(ROOT).parts[0], name_of(path)
     packages, levels = imports(path)
-    wrong = packages & set(ALLOWED) - ALLOWED[folder] - EXTRA.get(name, set())
+    joining = {"nets", "weights"} if name.startswith(JOINING) else set()
+    wrong = packages & set(ALLOWED) - ALLOWED[folder] - joining
     assert not wrong, f"{name} may not import {sorted(wrong)}"
     assert not packages & {"tests", "goldens", "seeded_weights"}, f"{name} imports from tests/"
     depth = len(path.relative_to(ROOT).parts) - 1
     assert max(levels, default=0) <= depth, f"{name}: a relative import may not leave {folder}/"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "msbd").rglob("*.py")), ids=name_of)
+def test_the_two_pipelines_and_the_training_keep_apart(path: Path) -> None:
+    """edit/ and restore/ never import each other, and what they stand on imports neither."""
+    room = path.relative_to(ROOT / "msbd").parts[0]
+    imported = {target.split("/")[0] for target in relative_targets(path)}
+    forbidden = {
+        "edit": {"restore", "train"},
+        "restore": {"edit"},
+        "train": {"edit"},
+        "pixels": {"edit", "restore", "train"},
+    }
+    wrong = imported & forbidden.get(room, set())
+    assert not wrong, f"{name_of(path)} may not import from {sorted(wrong)}"
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=name_of)

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_h
 if TYPE_CHECKING:
     import torch
 
-    from msbd.images import Photo
+    from msbd.pixels.files import Photo
     from msbd.progress import EditStep
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -192,7 +192,7 @@ def check_transparency(photo: "Photo", image: Path, output: Path) -> None:
 
 def told_loras(loras: Iterable[tuple[str, float]]) -> list[str] | None:
     """LoRAs as a result's file names them: name, weight and the first digits of the file's hash; None for none."""
-    from msbd.load_nets import lora_file
+    from msbd.loading.nets import lora_file
     from weights.files import sha256
 
     return [

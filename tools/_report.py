@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from msbd.images import save_image, to_pixels
-from msbd.metrics import bootstrap_interval, wilson_interval
+from msbd.pixels.files import save_image, to_pixels
+from msbd.pixels.metrics import bootstrap_interval, wilson_interval
 from weights.files import whole_file
 
 

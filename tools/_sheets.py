@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from msbd.images import save_image, to_pixels
-from msbd.masks import dilate, resize_mask
+from msbd.pixels.files import save_image, to_pixels
+from msbd.pixels.masks import dilate, resize_mask
 
 WIDEST = 1600  # pixels, of a comparison
 GAP = 8  # pixels between panels

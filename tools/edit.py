@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from msbd.config import EditConfig
+from msbd.edit.config import EditConfig
 
 from ._cli import (
     Progress,
@@ -40,9 +40,9 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from msbd.edit import EditResult
-    from msbd.images import Photo
-    from msbd.plan import EditPlan
+    from msbd.edit.pipeline import EditResult
+    from msbd.edit.plan import EditPlan
+    from msbd.pixels.files import Photo
 
 # Preset -> what it sets; explicit flags overrule it. "official" is msbd.official.OPTIONS, which needs torch.
 PRESETS: dict[str, dict[str, Any]] = {
@@ -187,7 +187,7 @@ class Job:
 def prepare(args: argparse.Namespace) -> Job:
     """Read and check everything but the model's weights, and write nothing. ValueError or OSError, in one line."""
     from msbd.load import edit_planner
-    from msbd.load_nets import read_lora_file
+    from msbd.loading.nets import read_lora_file
 
     check_paths(args)
     device, dtype = choose_device(args.device, args.dtype)
@@ -211,7 +211,7 @@ def prepare(args: argparse.Namespace) -> Job:
 
 def edit_config(args: argparse.Namespace) -> EditConfig:
     """The preset's options, overruled by the flags that were given."""
-    from msbd.official import OPTIONS as OFFICIAL
+    from msbd.edit.official import OPTIONS as OFFICIAL
 
     preset = OFFICIAL if args.preset == "official" else PRESETS[args.preset]
     return EditConfig(**{**preset, **given_options(args, OPTIONS)})
@@ -219,7 +219,7 @@ def edit_config(args: argparse.Namespace) -> EditConfig:
 
 def check_paths(args: argparse.Namespace) -> None:
     """ValueError where an output cannot be written, or would overwrite something."""
-    from msbd.images import check_output_path
+    from msbd.pixels.files import check_output_path
 
     outputs = {
         f"--{name}": getattr(args, name)
@@ -243,8 +243,8 @@ def check_paths(args: argparse.Namespace) -> None:
 
 def read_pictures(args: argparse.Namespace) -> "tuple[Photo, Tensor]":
     """Picture and mask, of one size, with something to edit."""
-    from msbd.images import check_output_path, load_image, load_mask
-    from msbd.masks import resize_mask
+    from msbd.pixels.files import check_output_path, load_image, load_mask
+    from msbd.pixels.masks import resize_mask
 
     photo = load_image(args.image)
     check_output_path(args.output, photo.size)
@@ -289,8 +289,8 @@ def describe(job: Job) -> list[str]:
 
 def run(args: argparse.Namespace, job: Job) -> None:
     """Load the model, edit, write."""
-    from msbd.images import composite, save_image
     from msbd.load import load_edit_pipeline
+    from msbd.pixels.files import composite, save_image
 
     from ._sheets import StagePictures, comparison, contact_sheet
 

@@ -8,7 +8,31 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_bundle import (
+from torch import Tensor
+
+from msbd.edit.config import EditConfig, Measures
+from msbd.edit.pipeline import EditPipeline
+from msbd.edit.rerank import CLIP_MEAN
+from msbd.load import (
+    SPARE,
+    edit_planner,
+    load_edit_pipeline,
+    load_restore_pipeline,
+    model_hash,
+    restore_measures,
+    restorer_name,
+)
+from msbd.loading.nets import load_net, load_pasd_nets
+from msbd.restore.config import RestoreConfig, RestoreMeasures
+from msbd.restore.pipeline import RestorePipeline
+from nets.clip import CLIPModel, CLIPTextModel, CLIPVisionModel
+from nets.controlnet import ControlNet, ControlNetConfig
+from nets.pasd_unet import PASDUNet
+from nets.rrdb import RRDBNet
+from nets.unet import UNet
+from nets.vae import AutoencoderKL
+from samplers.schedule import eps_from_velocity, make_alphas_cumprod, make_betas
+from tests.helpers.tiny_bundle import (
     RRDB,
     UNET,
     VAE,
@@ -20,30 +44,6 @@ from tiny_bundle import (
     write_pasd_folder,
     write_tiny_bundle,
 )
-from torch import Tensor
-
-from msbd.config import EditConfig, Measures
-from msbd.edit import EditPipeline
-from msbd.load import (
-    SPARE,
-    edit_planner,
-    load_edit_pipeline,
-    load_restore_pipeline,
-    model_hash,
-    restore_measures,
-    restorer_name,
-)
-from msbd.load_nets import load_net, load_pasd_nets
-from msbd.rerank import CLIP_MEAN
-from msbd.restore import RestorePipeline
-from msbd.restore_config import RestoreConfig, RestoreMeasures
-from nets.clip import CLIPModel, CLIPTextModel, CLIPVisionModel
-from nets.controlnet import ControlNet, ControlNetConfig
-from nets.pasd_unet import PASDUNet
-from nets.rrdb import RRDBNet
-from nets.unet import UNet
-from nets.vae import AutoencoderKL
-from samplers.schedule import eps_from_velocity, make_alphas_cumprod, make_betas
 from weights.files import WeightsError, read_metadata, read_state_dict, write_safetensors
 from weights.ldm import to_ldm
 from weights.merge import added_tensors, base_tensors, pack_delta

@@ -9,18 +9,18 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import ROOT
-from goldens import GOLDEN
-from synthetic import fill, manifest, write_lightning, write_shards
 from torch import Tensor, nn
 
-from msbd.load_nets import load_net, load_pasd_nets
+from msbd.loading.nets import load_net, load_pasd_nets
 from nets.clip import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel
 from nets.controlnet import ControlNet, ControlNetConfig, ControlOutput
 from nets.pasd_unet import PASDUNet, PASDUNetConfig
 from nets.rrdb import REALESRGAN_X2PLUS, REALESRGAN_X4PLUS, REALESRGAN_X4PLUS_ANIME_6B, RRDBNet
 from nets.unet import UNet, UNetConfig
 from nets.vae import AutoencoderKL, VAEConfig
+from tests.conftest import ROOT
+from tests.helpers.goldens import GOLDEN
+from tests.helpers.synthetic import fill, manifest, write_lightning, write_shards
 from weights.files import write_safetensors
 from weights.merge import pack_delta
 from weights.tokenizer import train_tokenizer

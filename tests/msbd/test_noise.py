@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from msbd.crops import Box
+from msbd.edit.crops import Box
 from msbd.noise import noise_windows
 
 SIZE = (24, 40)

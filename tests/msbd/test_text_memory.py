@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_restore import WIDTH, real_nets
 from torch import Tensor
 
 from msbd.text_memory import remember_text
+from tests.helpers.tiny_restore import WIDTH, real_nets
 
 
 def call(nets: dict[str, Any], context: Any, batch: int) -> Tensor:

@@ -8,9 +8,6 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from goldens import GOLDEN, load_golden, relative_error
-from seeded_nets import seeded_clip, seeded_text
-from seeded_weights import load_seeded, read_manifest, seeded_input, shapes_of
 
 from nets.clip import (
     CLIP_VIT_L14,
@@ -22,6 +19,9 @@ from nets.clip import (
     CLIPVisionConfig,
     CLIPVisionModel,
 )
+from tests.helpers.goldens import GOLDEN, load_golden, relative_error
+from tests.helpers.seeded_nets import seeded_clip, seeded_text
+from tests.helpers.seeded_weights import load_seeded, read_manifest, seeded_input, shapes_of
 
 TEXT = CLIPTextConfig(
     vocab_size=50, hidden_size=16, intermediate_size=32, num_hidden_layers=3, num_attention_heads=2,

@@ -5,10 +5,6 @@ from typing import Any
 
 import pytest
 import torch
-from goldens import GOLDEN, load_golden, relative_error
-from seeded_nets import seeded_controlnet
-from seeded_weights import load_seeded, read_manifest, seeded_input, shapes_of
-from tiny import SMALL_UNET
 from torch import Tensor
 
 from nets.controlnet import (
@@ -19,6 +15,10 @@ from nets.controlnet import (
     start_from_unet,
 )
 from nets.unet import SDXL_UNET, UNet
+from tests.helpers.goldens import GOLDEN, load_golden, relative_error
+from tests.helpers.seeded_nets import seeded_controlnet
+from tests.helpers.seeded_weights import load_seeded, read_manifest, seeded_input, shapes_of
+from tests.helpers.tiny import SMALL_UNET
 
 SMALL = ControlNetConfig(
     **dataclasses.asdict(SMALL_UNET), conditioning_embedding_out_channels=(4, 6, 8, 10), use_rrdb=True

@@ -8,22 +8,15 @@ from typing import Any
 
 import pytest
 import torch
-from goldens import GOLDEN, Golden, load_golden, relative_error
-from seeded_nets import seeded_pasd
-from seeded_weights import load_seeded, read_manifest, seeded_input, seeded_tensor, shapes_of
-from tiny import SMALL_UNET
 from torch import Tensor, nn
 
 from nets.controlnet import PASD_CONTROLNET, ControlNet, ControlNetConfig, ControlOutput
-from nets.pasd_unet import (
-    ADDED_KEYS,
-    PASD_LIGHT_UNET,
-    PASD_UNET,
-    PASDUNet,
-    PASDUNetConfig,
-    PixelAttention,
-)
+from nets.pasd_unet import ADDED_KEYS, PASD_LIGHT_UNET, PASD_UNET, PASDUNet, PASDUNetConfig, PixelAttention
 from nets.unet import SDXL_UNET, UNet, UNetConfig
+from tests.helpers.goldens import GOLDEN, Golden, load_golden, relative_error
+from tests.helpers.seeded_nets import seeded_pasd
+from tests.helpers.seeded_weights import load_seeded, read_manifest, seeded_input, seeded_tensor, shapes_of
+from tests.helpers.tiny import SMALL_UNET
 
 VARIANTS = ("full", "light", "eq2", "none")
 

@@ -7,19 +7,13 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from goldens import GOLDEN, load_golden, relative_error
-from seeded_nets import seeded_rrdb
-from seeded_weights import load_seeded, read_manifest, seeded_input, shapes_of
 from torch import Tensor, nn
 
-from msbd import upscale
-from nets.rrdb import (
-    REALESRGAN_X2PLUS,
-    REALESRGAN_X4PLUS,
-    REALESRGAN_X4PLUS_ANIME_6B,
-    RRDBConfig,
-    RRDBNet,
-)
+from msbd.pixels import upscale
+from nets.rrdb import REALESRGAN_X2PLUS, REALESRGAN_X4PLUS, REALESRGAN_X4PLUS_ANIME_6B, RRDBConfig, RRDBNet
+from tests.helpers.goldens import GOLDEN, load_golden, relative_error
+from tests.helpers.seeded_nets import seeded_rrdb
+from tests.helpers.seeded_weights import load_seeded, read_manifest, seeded_input, shapes_of
 
 
 def small_net(scale: int = 4) -> RRDBNet:

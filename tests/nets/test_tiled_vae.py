@@ -9,18 +9,18 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from goldens import Golden, load_golden, relative_error
 from hypothesis import given
 from hypothesis import strategies as st
-from seeded_nets import config_of
-from seeded_weights import load_seeded, seeded_input
 from torch import Tensor
 
 from msbd.latents import decode, dtype_of, encode
-from msbd.load_nets import load_net
+from msbd.loading.nets import load_net
 from nets import tiled_vae
 from nets.tiled_vae import TiledAutoencoder, VAETile, vae_tiles
 from nets.vae import Attention, AutoencoderKL, VAEConfig
+from tests.helpers.goldens import Golden, load_golden, relative_error
+from tests.helpers.seeded_nets import config_of
+from tests.helpers.seeded_weights import load_seeded, seeded_input
 
 SMALL = VAEConfig(block_out_channels=(8, 16, 16), layers_per_block=1, norm_num_groups=4)
 TILES: dict[str, Any] = {"encoder_tile": 16, "decoder_tile": 8}

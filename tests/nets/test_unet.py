@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-from goldens import GOLDEN, Golden, load_golden, relative_error
-from seeded_nets import seeded_unet
-from seeded_weights import load_seeded, read_manifest, seeded_input, shapes_of
-from tiny import SMALL_UNET as SMALL
 from torch import Tensor, nn
 
 from nets.unet import SD15_INPAINT_UNET, SD15_UNET, SDXL_UNET, UNet, UNetConfig, timestep_embedding
+from tests.helpers.goldens import GOLDEN, Golden, load_golden, relative_error
+from tests.helpers.seeded_nets import seeded_unet
+from tests.helpers.seeded_weights import load_seeded, read_manifest, seeded_input, shapes_of
+from tests.helpers.tiny import SMALL_UNET as SMALL
 
 TEXT_TIME = dataclasses.replace(
     SMALL,

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from goldens import GOLDEN, load_golden, relative_error
-from seeded_nets import seeded_vae
-from seeded_weights import load_seeded, read_manifest, seeded_input, shapes_of
 
 from nets.vae import AutoencoderKL, DiagonalGaussian, IdentityAutoencoder, VAEConfig
+from tests.helpers.goldens import GOLDEN, load_golden, relative_error
+from tests.helpers.seeded_nets import seeded_vae
+from tests.helpers.seeded_weights import load_seeded, read_manifest, seeded_input, shapes_of
 
 SMALL = VAEConfig(block_out_channels=(8, 16, 16), layers_per_block=1, norm_num_groups=4, mid_attention=False)
 

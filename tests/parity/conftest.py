@@ -5,7 +5,8 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from places import PLACES, Place
+
+from tests.helpers.places import PLACES, Place
 
 
 @pytest.fixture(params=PLACES)

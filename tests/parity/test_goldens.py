@@ -5,9 +5,10 @@ from typing import Any
 
 import pytest
 import torch
-from goldens import GOLDEN
-from parity_cases import CASES, Case, error_of, moved
 from torch import nn
+
+from tests.helpers.goldens import GOLDEN
+from tests.helpers.parity_cases import CASES, Case, error_of, moved
 
 PLACES = [
     ("cpu", torch.bfloat16),

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from goldens import relative_error
-from places import Place
-from seeded_nets import config_of
-from seeded_weights import load_seeded, seeded_input
 from torch import Tensor
 
 from nets.clip import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVisionModel
+from tests.helpers.goldens import relative_error
+from tests.helpers.places import Place
+from tests.helpers.seeded_nets import config_of
+from tests.helpers.seeded_weights import load_seeded, seeded_input
 
 transformers = pytest.importorskip("transformers")
 

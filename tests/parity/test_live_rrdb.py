@@ -1,11 +1,11 @@
 """RRDBNet beside spandrel's: it must recognise our keys as an official file's, and compute the same."""
 
 import pytest
-from goldens import relative_error
-from places import Place
-from seeded_weights import load_seeded, seeded_input
 
 from nets.rrdb import RRDBConfig, RRDBNet
+from tests.helpers.goldens import relative_error
+from tests.helpers.places import Place
+from tests.helpers.seeded_weights import load_seeded, seeded_input
 
 spandrel = pytest.importorskip("spandrel")
 

@@ -10,10 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from goldens import relative_error
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from seeded_weights import seeded_input
 from torch import Tensor
 
 from samplers.ddim import ddim_sample
@@ -31,6 +29,8 @@ from samplers.schedule import (
     v_prediction,
     velocity,
 )
+from tests.helpers.goldens import relative_error
+from tests.helpers.seeded_weights import seeded_input
 
 diffusers = pytest.importorskip("diffusers")
 

@@ -4,12 +4,12 @@ from typing import Any
 
 import pytest
 import torch
-from goldens import relative_error
-from places import Place
-from seeded_nets import config_of
-from seeded_weights import load_seeded, seeded_input
 
 from nets.vae import AutoencoderKL, VAEConfig
+from tests.helpers.goldens import relative_error
+from tests.helpers.places import Place
+from tests.helpers.seeded_nets import config_of
+from tests.helpers.seeded_weights import load_seeded, seeded_input
 
 diffusers = pytest.importorskip("diffusers")
 

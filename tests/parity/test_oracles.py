@@ -2,8 +2,9 @@
 
 import pytest
 import torch
-from parity_cases import CASES, Case, error_of
-from parity_oracles import are_installed, has_oracle, oracle_of
+
+from tests.helpers.parity_cases import CASES, Case, error_of
+from tests.helpers.parity_oracles import are_installed, has_oracle, oracle_of
 
 # Of RRDBNet only the full size has an oracle; it is small.
 TESTED = [case for case in CASES if has_oracle(case) and (not case.full or case.family == "rrdbnet")]

@@ -2,11 +2,12 @@
 
 from pathlib import Path
 
-import parity_table
 import pytest
 import torch
-from parity_cases import CASES
-from parity_table import OWN
+
+from tests.helpers import parity_table
+from tests.helpers.parity_cases import CASES
+from tests.helpers.parity_table import OWN
 
 
 def test_the_file_has_every_case() -> None:

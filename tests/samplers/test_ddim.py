@@ -2,8 +2,6 @@
 
 import pytest
 import torch
-from fake_denoiser import NoDoubleOnLatents, fake_eps, recorded_noise
-from goldens import load_golden, relative_error
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
@@ -20,6 +18,8 @@ from samplers.schedule import (
     step_levels,
     trailing_timesteps,
 )
+from tests.helpers.fake_denoiser import NoDoubleOnLatents, fake_eps, recorded_noise
+from tests.helpers.goldens import load_golden, relative_error
 
 LEVELS = make_alphas_cumprod(make_betas())
 FIRST = float(LEVELS[0])

@@ -2,14 +2,14 @@
 
 import pytest
 import torch
-from fake_denoiser import NoDoubleOnLatents, fake_eps, recorded_noise
-from goldens import load_golden, relative_error
 from hypothesis import given
 from hypothesis import strategies as st
 
 from samplers.ddim import ddim_step
 from samplers.ddpm import ddpm_sample, ddpm_sigma, ddpm_step
 from samplers.schedule import leading_timesteps, make_alphas_cumprod, make_betas, q_sample
+from tests.helpers.fake_denoiser import NoDoubleOnLatents, fake_eps, recorded_noise
+from tests.helpers.goldens import load_golden, relative_error
 
 LEVELS = make_alphas_cumprod(make_betas())
 X, NOISE = torch.randn(2, 1, 4, 6, 5, generator=torch.Generator().manual_seed(0)).double().unbind(0)

@@ -2,9 +2,6 @@
 
 import pytest
 import torch
-from fake_denoiser import NoDoubleOnLatents, fake_eps
-from gaussian import convergence_order, perfect
-from goldens import load_golden, relative_error
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
@@ -21,6 +18,9 @@ from samplers.schedule import (
     rescale_zero_terminal_snr,
     v_prediction,
 )
+from tests.helpers.fake_denoiser import NoDoubleOnLatents, fake_eps
+from tests.helpers.gaussian import convergence_order, perfect
+from tests.helpers.goldens import load_golden, relative_error
 
 LEVELS = make_alphas_cumprod(make_betas())
 X, NOISE = torch.randn(2, 1, 4, 6, 5, generator=torch.Generator().manual_seed(0)).double().unbind(0)

@@ -2,15 +2,15 @@
 
 import pytest
 import torch
-from fake_denoiser import NoDoubleOnLatents, fake_eps, recorded_noise
-from gaussian import perfect
-from goldens import load_golden, relative_error
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
 from samplers.lcm import lcm_sample, lcm_step, lcm_timesteps
 from samplers.schedule import StepInfo, make_alphas_cumprod, make_betas, predict_x0, q_sample
+from tests.helpers.fake_denoiser import NoDoubleOnLatents, fake_eps, recorded_noise
+from tests.helpers.gaussian import perfect
+from tests.helpers.goldens import load_golden, relative_error
 
 LEVELS = make_alphas_cumprod(make_betas())
 X, NOISE = torch.randn(2, 1, 4, 6, 5, generator=torch.Generator().manual_seed(0)).double().unbind(0)

@@ -8,20 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from fake_denoiser import NoDoubleOnLatents, fake_eps, recorded_noise
-from goldens import relative_error
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import Tensor
 
 from samplers.ddim import ddim_sample
-from samplers.repaint import (
-    blend_known,
-    blended_sample,
-    official_plan,
-    repaint_plan,
-    repaint_states,
-)
+from samplers.repaint import blend_known, blended_sample, official_plan, repaint_plan, repaint_states
 from samplers.schedule import (
     StepInfo,
     leading_timesteps,
@@ -30,6 +22,8 @@ from samplers.schedule import (
     q_sample,
     start_timesteps,
 )
+from tests.helpers.fake_denoiser import NoDoubleOnLatents, fake_eps, recorded_noise
+from tests.helpers.goldens import relative_error
 
 LEVELS = make_alphas_cumprod(make_betas())
 MASK = torch.zeros(1, 1, 6, 8)

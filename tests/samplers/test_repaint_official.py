@@ -5,8 +5,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from fake_denoiser import fake_eps
-from goldens import Golden, load_golden, relative_error
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -20,6 +18,8 @@ from samplers.schedule import (
     q_sample,
     q_sample_between,
 )
+from tests.helpers.fake_denoiser import fake_eps
+from tests.helpers.goldens import Golden, load_golden, relative_error
 
 LEVELS = make_alphas_cumprod(make_betas())
 

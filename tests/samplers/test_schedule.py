@@ -5,7 +5,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from goldens import load_golden, relative_error
 from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import Tensor
@@ -32,6 +31,7 @@ from samplers.schedule import (
     v_prediction,
     velocity,
 )
+from tests.helpers.goldens import load_golden, relative_error
 
 LEVELS = make_alphas_cumprod(make_betas())
 SPACINGS = [leading_timesteps, linspace_timesteps, trailing_timesteps]

@@ -4,9 +4,6 @@ import math
 
 import pytest
 import torch
-from fake_denoiser import NoDoubleOnLatents, fake_eps
-from gaussian import START, convergence_order, gaussian_eps, gaussian_flow, perfect
-from goldens import load_golden, relative_error
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
@@ -23,6 +20,9 @@ from samplers.schedule import (
     v_prediction,
 )
 from samplers.unipc import unipc_sample, unipc_step
+from tests.helpers.fake_denoiser import NoDoubleOnLatents, fake_eps
+from tests.helpers.gaussian import START, convergence_order, gaussian_eps, gaussian_flow, perfect
+from tests.helpers.goldens import load_golden, relative_error
 
 LEVELS = make_alphas_cumprod(make_betas())
 X, NOISE = torch.randn(2, 1, 4, 6, 5, generator=torch.Generator().manual_seed(0)).double().unbind(0)

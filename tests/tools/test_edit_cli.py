@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageCms
-from tiny_bundle import write_tiny_bundle
 
 import msbd.load
-from msbd import official
-from msbd.config import EditConfig
+from msbd.edit import official
+from msbd.edit.config import EditConfig
+from tests.helpers.tiny_bundle import write_tiny_bundle
 from tools import _cli
 from tools.edit import FLAGS, HELP, OPTIONS, PRESETS, build_parser, edit_config, main
 from weights.files import write_safetensors

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_bundle import VOCABULARY, write_pasd_folder, write_tiny_bundle
 
 from msbd.load import load_edit_pipeline
-from msbd.load_nets import load_net, load_pasd_nets, read_lora_file
+from msbd.loading.nets import load_net, load_pasd_nets, read_lora_file
 from nets.clip import CLIPTextConfig, CLIPTextModel
 from nets.unet import UNet, UNetConfig
 from nets.vae import AutoencoderKL, VAEConfig
-from tools.models import main
+from tests.helpers.tiny_bundle import VOCABULARY, write_pasd_folder, write_tiny_bundle
+from tools.models.__main__ import main
 from weights.files import read_metadata, read_state_dict, write_safetensors
 from weights.ldm import to_ldm
 from weights.lora import METADATA_KEY

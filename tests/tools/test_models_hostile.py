@@ -14,12 +14,24 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hostile import FILES, INERT, PICKLES, RUNNING, archive, container, entry, old, running, saved
 from PIL import Image
-from tiny_bundle import write_tiny_bundle
 from torch import Tensor
 
-from tools import edit, models
+from tests.helpers.hostile import (
+    FILES,
+    INERT,
+    PICKLES,
+    RUNNING,
+    archive,
+    container,
+    entry,
+    old,
+    running,
+    saved,
+)
+from tests.helpers.tiny_bundle import write_tiny_bundle
+from tools import edit
+from tools.models import __main__ as models
 from weights.files import read_metadata, read_state_dict, write_safetensors
 
 ROOT = Path(__file__).parents[2]

@@ -6,15 +6,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from fake_hub import cache, empty_machine
 from PIL import Image
-from tiny_bundle import VOCABULARY
 
 from nets.clip import CLIPTextConfig, CLIPTextModel
 from nets.unet import UNet, UNetConfig
 from nets.vae import AutoencoderKL, VAEConfig
+from tests.helpers.fake_hub import cache, empty_machine
+from tests.helpers.tiny_bundle import VOCABULARY
 from tools.edit import main as edit
-from tools.models import main as models
+from tools.models.__main__ import main as models
 from weights.files import write_safetensors
 from weights.registry import MODELS
 from weights.tokenizer import train_tokenizer

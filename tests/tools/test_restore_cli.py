@@ -14,15 +14,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageCms
-from tiny_bundle import write_pasd_folder, write_tiny_bundle
 
 import msbd.load
-from msbd import official_pasd
-from msbd.restore import RestorePipeline
-from msbd.restore_config import RestoreConfig
+from msbd.restore import official
+from msbd.restore.config import RestoreConfig
+from msbd.restore.pipeline import RestorePipeline
+from tests.helpers.tiny_bundle import write_pasd_folder, write_tiny_bundle
 from tools import _cli
-from tools import restore as command_line
-from tools.restore import FLAGS, HELP, OPTIONS, PRESETS, build_parser, main, restore_config
+from tools.restore import __main__ as command_line
+from tools.restore.__main__ import FLAGS, HELP, OPTIONS, PRESETS, build_parser, main, restore_config
 from weights.files import write_safetensors
 
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
@@ -599,11 +599,11 @@ def test_every_flag_reaches_its_option(name: str) -> None:
 
 def test_presets_set_values_that_explicit_flags_overrule() -> None:
     assert config_of() == RestoreConfig(seed=0)
-    assert config_of("--preset", "official") == RestoreConfig(**official_pasd.OPTIONS, seed=0)
+    assert config_of("--preset", "official") == RestoreConfig(**official.OPTIONS, seed=0)
     assert config_of("--preset", "fast") == RestoreConfig(num_inference_steps=8, seed=0)
     overruled = config_of("--preset", "official", "--steps", "7", "--posterior", "mean")
     assert overruled == RestoreConfig(
-        **{**official_pasd.OPTIONS, "num_inference_steps": 7, "posterior": "mean", "seed": 0}
+        **{**official.OPTIONS, "num_inference_steps": 7, "posterior": "mean", "seed": 0}
     )
     with pytest.raises(ValueError, match="give one of them"):
         config_of("--alpha-a", "0.1", "--added-noise-level", "3")
@@ -701,9 +701,9 @@ def test_what_is_recognised_enters_the_prompt(
         return {}
 
     recognise: Callable[..., list[str]] = lambda image, kinds, models: ["a noisy dog"]  # noqa: E731
-    monkeypatch.setattr("msbd.load_captions.available", lambda: ("detection",))
-    monkeypatch.setattr("msbd.load_captions.load_captioners", load)
-    monkeypatch.setattr("msbd.captions.describe", recognise)
+    monkeypatch.setattr("msbd.loading.captions.available", lambda: ("detection",))
+    monkeypatch.setattr("msbd.loading.captions.load_captioners", load)
+    monkeypatch.setattr("msbd.restore.captions.describe", recognise)
     assert main([*job, *given]) == 0
     assert asked == [expected] * bool(expected)
     if expected:

@@ -17,17 +17,17 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_bundle import write_tiny_bundle
 
 from msbd.load import load_edit_pipeline
-from msbd.load_nets import load_net, load_pasd_nets, read_lora_file
-from msbd.train_config import OFFICIAL, PAPER
-from msbd.train_state import RunFolder
+from msbd.loading.nets import load_net, load_pasd_nets, read_lora_file
+from msbd.train.config import OFFICIAL, PAPER
+from msbd.train.state import RunFolder
 from nets.pasd_unet import ADDED_KEYS
 from nets.vae import AutoencoderKL
-from tools import _processes
-from tools._processes import stop_signals
-from tools.train import build_parser, config_of, main, read_data
+from tests.helpers.tiny_bundle import write_tiny_bundle
+from tools.train import processes
+from tools.train.__main__ import build_parser, config_of, main, read_data
+from tools.train.processes import stop_signals
 from weights.files import read_metadata, read_state_dict, write_safetensors
 from weights.merge import ADDED
 
@@ -120,7 +120,7 @@ def test_a_second_interruption_does_not_wait(monkeypatch: Any) -> None:
         signal.raise_signal(signal.SIGTERM)
         signal.raise_signal(signal.SIGTERM)  # the same, delivered twice
         assert stop()
-        monkeypatch.setattr(_processes, "TWICE", -1.0)
+        monkeypatch.setattr(processes, "TWICE", -1.0)
         signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is before
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_bundle import RRDB, UNET, clip_config
 from torch import Tensor
 
 from nets.clip import CLIPModel
@@ -17,6 +16,7 @@ from nets.pasd_unet import PASDUNet, PASDUNetConfig
 from nets.rrdb import RRDBConfig, RRDBNet
 from nets.unet import SDXL_UNET, UNet
 from nets.vae import AutoencoderKL, VAEConfig
+from tests.helpers.tiny_bundle import RRDB, UNET, clip_config
 from weights.canonical import Contents, read_contents
 from weights.detect import net_config
 from weights.files import WeightsError, read_state_dict

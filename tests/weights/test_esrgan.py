@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from goldens import GOLDEN
-from seeded_weights import read_manifest
 
 from nets.rrdb import RRDBConfig, RRDBNet
+from tests.helpers.goldens import GOLDEN
+from tests.helpers.seeded_weights import read_manifest
 from weights.esrgan import esrgan_map
 
 # One key of each kind, as the published files have them (ESRGAN x 4: 23 blocks).

@@ -4,9 +4,9 @@ import os
 from pathlib import Path
 
 import pytest
-from fake_hub import COMMIT, CONTENT, NET, NOW, OLD, cache, digest, empty_machine, put, refusal
 from huggingface_hub import constants
 
+from tests.helpers.fake_hub import COMMIT, CONTENT, NET, NOW, OLD, cache, digest, empty_machine, put, refusal
 from weights import fetch as module
 from weights.fetch import download_size, fetch, find_local, local_files, readable_size, verify, weights_folder
 from weights.files import WeightsError

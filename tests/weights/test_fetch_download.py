@@ -12,9 +12,22 @@ from typing import Any
 
 import huggingface_hub.errors as hub_errors
 import pytest
-from fake_hub import COMMIT, CONTENT, NET, NOW, OLD, Site, cache, digest, empty_machine, put, refusal, running
 from huggingface_hub import constants
 
+from tests.helpers.fake_hub import (
+    COMMIT,
+    CONTENT,
+    NET,
+    NOW,
+    OLD,
+    Site,
+    cache,
+    digest,
+    empty_machine,
+    put,
+    refusal,
+    running,
+)
 from weights import fetch as module
 from weights.fetch import fetch, find_local, verify, weights_folder
 from weights.files import WeightsError

@@ -14,13 +14,26 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hostile import BUILD, archive, call, container, entry, named, number, old, row, saved, table, text
-from hostile import tensor as held
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from tests.helpers.hostile import (
+    BUILD,
+    archive,
+    call,
+    container,
+    entry,
+    named,
+    number,
+    old,
+    row,
+    saved,
+    table,
+    text,
+)
+from tests.helpers.hostile import tensor as held
 from weights.files import (
     DTYPE_NAMES,
     WeightsError,

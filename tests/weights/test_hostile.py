@@ -11,14 +11,26 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import hostile
 import pytest
 import torch
-from hostile import BOMBS, FILES, INERT, PICKLES, RUNNING, archive, container, entry, old, pickled, running
-from hostile import saved as torch_saved
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.helpers import hostile
+from tests.helpers.hostile import (
+    BOMBS,
+    FILES,
+    INERT,
+    PICKLES,
+    RUNNING,
+    archive,
+    container,
+    entry,
+    old,
+    pickled,
+    running,
+)
+from tests.helpers.hostile import saved as torch_saved
 from weights.files import WeightsError, is_pickle, read_metadata, read_state_dict
 from weights.hub import find_source, read_json, read_source, source_files, source_of
 

@@ -8,16 +8,16 @@ from typing import Any
 
 import pytest
 import torch
-from goldens import GOLDEN, load_golden, relative_error
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from seeded_nets import seeded_state, seeded_unet_ldm, seeded_vae_ldm
-from seeded_weights import read_manifest
 from torch import Tensor, nn
 
 from nets.pasd_unet import PASDUNet, PASDUNetConfig
 from nets.unet import UNet, UNetConfig
 from nets.vae import AutoencoderKL, VAEConfig
+from tests.helpers.goldens import GOLDEN, load_golden, relative_error
+from tests.helpers.seeded_nets import seeded_state, seeded_unet_ldm, seeded_vae_ldm
+from tests.helpers.seeded_weights import read_manifest
 from weights.canonical import read_contents
 from weights.ldm import IGNORED, PREFIXES, ema_name, find_parts, linear, map_of, map_to, to_ldm
 

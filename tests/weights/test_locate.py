@@ -7,9 +7,15 @@ from typing import Any
 
 import pytest
 import torch
-from fake_hub import cache, empty_machine, put
-from tiny_bundle import base_parts, write_hub_folder, write_ldm_file, write_pasd_folder, write_tiny_bundle
 
+from tests.helpers.fake_hub import cache, empty_machine, put
+from tests.helpers.tiny_bundle import (
+    base_parts,
+    write_hub_folder,
+    write_ldm_file,
+    write_pasd_folder,
+    write_tiny_bundle,
+)
 from weights.files import WeightsError, read_state_dict, write_safetensors
 from weights.ldm import to_ldm
 from weights.locate import Located, locate

@@ -7,14 +7,14 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from goldens import GOLDEN, load_golden, relative_error
 from hypothesis import given
 from hypothesis import strategies as st
-from parity_cases import lora_outputs
-from seeded_nets import seeded_lora
-from seeded_weights import read_manifest, seeded_tensor
 from torch import Tensor
 
+from tests.helpers.goldens import GOLDEN, load_golden, relative_error
+from tests.helpers.parity_cases import lora_outputs
+from tests.helpers.seeded_nets import seeded_lora
+from tests.helpers.seeded_weights import read_manifest, seeded_tensor
 from weights.files import WeightsError
 from weights.lora import METADATA_KEY, Lora, is_lora, merge_loras, read_lora
 

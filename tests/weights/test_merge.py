@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 import torch
-from goldens import GOLDEN
 from hypothesis import given
 from hypothesis import strategies as st
-from seeded_weights import read_manifest, seeded_tensor
 from torch import Tensor
 
+from tests.helpers.goldens import GOLDEN
+from tests.helpers.seeded_weights import read_manifest, seeded_tensor
 from weights.files import WeightsError, read_state_dict, write_safetensors
 from weights.merge import added_tensors, base_tensors, blend, is_delta, pack_delta, put_on_base, unpack_delta
 

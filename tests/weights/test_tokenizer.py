@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from goldens import GOLDEN
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.helpers.goldens import GOLDEN
 from weights.files import WeightsError
 from weights.tokenizer import CONTEXT, END, START, PromptTokenizer, load_tokenizer, train_tokenizer
 

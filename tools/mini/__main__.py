@@ -10,8 +10,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from tools._cli import report_errors
-
+from .._cli import report_errors
 from . import evaluate
 
 PARTS = ("vae", "clip", "unet", "rrdb")  # in the order in which they are trained
@@ -89,10 +88,10 @@ def _export(args: argparse.Namespace) -> None:
 def _scenes(args: argparse.Namespace) -> None:
     import numpy as np
 
-    from msbd.images import save_image
+    from msbd.pixels.files import save_image
 
-    from .data import to_bytes
-    from .scenes import random_scene, render
+    from ..scenes.data import to_bytes
+    from ..scenes.scenes import random_scene, render
 
     pictures = [render(random_scene(args.seed + i), args.size).image for i in range(args.count)]
     pictures += [np.ones_like(pictures[0])] * (-len(pictures) % 10 if len(pictures) > 10 else 0)

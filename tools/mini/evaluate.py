@@ -7,7 +7,7 @@ import argparse
 import time
 from pathlib import Path
 
-from tools._cli import add_shared_options, choose_device, report_errors
+from .._cli import add_shared_options, choose_device, report_errors
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,10 +40,10 @@ def run(args: argparse.Namespace) -> int:
 def evaluate(args: argparse.Namespace) -> str:
     """All measurements with the options of `add_arguments`; the table. Writes what was asked for besides."""
     from msbd.load import load_edit_pipeline, model_hash
-    from tools._report import figures_table, write_json
 
+    from .._report import figures_table, write_json
+    from ..scenes.judge import load_judge
     from . import figures
-    from .judge import load_judge
 
     device, dtype = choose_device(args.device, args.dtype)
     pipe = load_edit_pipeline(args.model, device=device, dtype=dtype)

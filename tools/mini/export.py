@@ -10,7 +10,7 @@ import torch
 from weights.files import read_metadata, read_state_dict, write_safetensors
 from weights.registry import MINI
 
-from .data import NATIVE, runs_folder
+from ..scenes.data import NATIVE, runs_folder
 from .parts import PARTS, latents, mini_tokenizer
 from .pasd import VARIANTS
 from .style import write_style_lora

@@ -15,23 +15,23 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from msbd.degrade import apply
-from msbd.edit import EditPipeline
+from msbd.edit.pipeline import EditPipeline
+from msbd.edit.rerank import clip_pixels
 from msbd.latents import decode
-from msbd.metrics import psnr
-from msbd.rerank import clip_pixels
-from msbd.resize import resize
+from msbd.pixels.metrics import psnr
+from msbd.pixels.resize import resize
+from msbd.train.degrade import apply
 from samplers.ddim import ddim_sample
 from samplers.guidance import classifier_free_guidance
 from samplers.schedule import leading_timesteps
-from tools._report import Figure, mean, share, write_sheet
 
-from .data import held_out_scenes
-from .judge import Judge
-from .mild import sample_mild
+from .._report import Figure, mean, share, write_sheet
+from ..scenes.data import held_out_scenes
+from ..scenes.judge import Judge
+from ..scenes.mild import sample_mild
+from ..scenes.scenes import COLOURS, GROUNDS, HELD_OUT, LIGHTS, Scene, random_scene, render
+from ..scenes.shapes import OBJECTS
 from .parts import RRDB_STRENGTH
-from .scenes import COLOURS, GROUNDS, HELD_OUT, LIGHTS, Scene, random_scene, render
-from .shapes import OBJECTS
 
 _RETRIEVAL = HELD_OUT + 10_000  # first seed of the pictures that CLIP is asked about
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from msbd.degrade import apply
+from msbd.train.degrade import apply
 from nets.clip import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig
 from nets.rrdb import RRDBConfig, RRDBNet
 from nets.unet import UNet, UNetConfig
@@ -19,9 +19,9 @@ from samplers.schedule import make_alphas_cumprod, make_betas, q_sample
 from weights.files import whole_file
 from weights.tokenizer import PromptTokenizer, train_tokenizer
 
-from .data import NATIVE, Pictures, abstract_pictures, runs_folder, stage_pictures, training_pictures
-from .mild import Strength, sample_mild
-from .scenes import CLOSE_UP, DEGRADED, all_captions
+from ..scenes.data import NATIVE, Pictures, abstract_pictures, runs_folder, stage_pictures, training_pictures
+from ..scenes.mild import Strength, sample_mild
+from ..scenes.scenes import CLOSE_UP, DEGRADED, all_captions
 from .train import Recipe, trained
 
 VAE = VAEConfig(

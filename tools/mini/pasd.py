@@ -7,11 +7,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from msbd.train import World
-from msbd.train_config import HELD_OUT, TrainConfig
-from tools._training import Job, PASDRun
+from msbd.train.config import HELD_OUT, TrainConfig
+from msbd.train.loop import World
 
-from .data import (
+from ..scenes.data import (
     NATIVE,
     RenderedScenes,
     abstract_pictures,
@@ -19,7 +18,8 @@ from .data import (
     stage_pictures,
     training_pictures,
 )
-from .scenes import DEGRADED
+from ..scenes.scenes import DEGRADED
+from ..train.run import Job, PASDRun
 
 HINT_WIDTHS = (16, 32, 64, 96)  # of the degradation removal, half of the full net's where it is widest
 

@@ -13,18 +13,18 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
-from msbd.train import World
-from msbd.train_base import extract_lora
-from msbd.train_config import TrainConfig
-from msbd.train_pictures import Pictures
-from tools._training import BaseRun, Job
+from msbd.train.base import extract_lora
+from msbd.train.config import TrainConfig
+from msbd.train.loop import World
+from msbd.train.pictures import Pictures
 from weights.files import read_state_dict, write_safetensors
 from weights.merge import narrow
 from weights.registry import MINI
 
-from .data import NATIVE, runs_folder, to_bytes
+from ..scenes.data import NATIVE, runs_folder, to_bytes
+from ..scenes.shapes import Array, smoothstep
+from ..train.run import BaseRun, Job
 from .pasd import ScenePictures, held_out_pictures
-from .shapes import Array, smoothstep
 
 RED = np.array((0.42, 0.05, 0.04), np.float32)  # of contours
 CREAM = np.array((1.00, 0.92, 0.78), np.float32)  # of the lightest wash

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from weights.files import whole_file
 
-from .data import runs_folder
+from ..scenes.data import runs_folder
 
 
 @dataclass(frozen=True)

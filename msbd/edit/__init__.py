@@ -1,0 +1,1 @@
+"""Multi-Stage Blended Diffusion: repaint a masked region of a picture."""

@@ -1,0 +1,158 @@
+"""Decoder optimisation: fine-tune the VAE's decoder on one edit, so that it meets the untouched background.
+
+Paper    Avrahami et al. 2022 (Blended Latent Diffusion), arXiv:2206.02779, background reconstruction;
+         Ackermann & Li 2022, arXiv:2210.12965, eq. 1
+Tensors  latent (1, 4, h, w), already x scaling_factor; images (1, 3, H, W) in [-1, 1]; masks (1, 1, H, W), 1
+         = edit
+Copying  needs memory.py. The VAE is any module with `decode`, `config.scaling_factor` and
+         a part `decoder`
+"""
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from ..memory import is_out_of_memory
+
+_FEWEST_CELLS = 16  # of a segment's side when memory is short
+
+
+class Autoencoder(Protocol):
+    """What is needed of a VAE: a module that decodes unscaled latents; its part `decoder` is trained."""
+
+    config: Any
+
+    def decode(self, latent: Tensor, /) -> Tensor: ...
+
+
+VAE = TypeVar("VAE", bound=Autoencoder)
+
+
+@dataclass(frozen=True)
+class Segment:
+    """One piece of a picture that the decoder is fitted to; a small picture is one segment."""
+
+    latent: Tensor  # (1, 4, h, w): z_out of eq. 1, as the sampler left it
+    reference: Tensor  # (1, 3, H, W) in [-1, 1]: x_in, the untouched picture
+    mask: Tensor  # (1, 1, H, W), 1 = edit
+    weight: Tensor | None = None  # (1, 1, H, W), of each pixel's error: 1 / coverage where segments overlap
+
+
+def optimize_decoder(
+    vae: VAE,
+    segments: Sequence[Segment],
+    *,
+    steps: int = 100,
+    lr: float = 1e-4,
+    background_weight: float = 100.0,
+    on_step: Callable[[int, float], None] | None = None,
+    on_split: Callable[[], None] | None = None,
+) -> VAE:
+    """A float32 copy of `vae` whose decoder was fitted to all `segments` together (eq. 1), by Adam.
+
+    One step follows the gradient of the whole loss, gathered segment by segment, so that only one segment's activations are held:
+    5.7 GiB for 512 x 512 pixels and Stable Diffusion's VAE. Where even that does not fit, all segments are cut in two and it
+    starts again, after `on_split()`. Only `decoder` is trained (post_quant_conv is not, as in the official code). `vae` itself is
+    never touched, whatever happens; the official code trains it in place and, after an out-of-memory error, keeps the result.
+    `background_weight` is eq. 1's lambda: the paper does not give it, the official code has 100. `on_step(step, loss)` is called
+    after each step. ValueError without a segment.
+    """
+    if not segments:
+        raise ValueError("decoder optimisation needs at least one segment, got none")
+    while True:
+        try:
+            return _fit(vae, segments, steps, lr, background_weight, on_step)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            smaller = [half for segment in segments for half in _halves(segment)]
+            if len(smaller) == len(segments):
+                raise
+        segments = smaller  # tried outside the clause, so that the failed step's memory is free by then
+        if on_split is not None:
+            on_split()
+
+
+def _fit(
+    vae: Any, segments: Sequence[Segment], steps: int, lr: float, background_weight: float,
+    on_step: Callable[[int, float], None] | None,
+) -> Any:  # fmt: skip
+    with torch.inference_mode(False), torch.enable_grad():  # whatever the caller is in
+        tuned: Any = copy.deepcopy(vae)
+        tuned.float().eval().requires_grad_(False)
+        work = [_prepared(tuned, segment) for segment in segments]  # x_out by the weights before any step
+        if not hasattr(tuned, "decoder"):  # a pixel-space model's identity: there is nothing to make up for
+            return tuned
+        parameters = list(tuned.decoder.requires_grad_(True).parameters())
+        # Normalised by all elements of all segments: with one segment, the plain means of the official code.
+        elements = sum(reference.numel() for _, _, reference, _, _ in work)
+        optimizer = torch.optim.Adam(parameters, lr=lr)
+        for step in range(steps):
+            optimizer.zero_grad(set_to_none=True)
+            total = 0.0
+            for latent, x_out, reference, mask, weight in work:
+                decoded = tuned.decode(latent)
+                loss = _squared_error(decoded, x_out, reference, mask, weight, background_weight) / elements
+                loss.backward()
+                total += loss.item()
+            optimizer.step()
+            if on_step is not None:
+                on_step(step, total)
+        optimizer.zero_grad(set_to_none=True)
+        return tuned.requires_grad_(False)
+
+
+def _halves(segment: Segment) -> list[Segment]:
+    """`segment` cut in two across its longer side; itself if that is short. Beyond the cut the decoder then sees zeros."""
+    height, width = segment.latent.shape[-2:]
+    dim = -2 if height >= width else -1
+    cells = segment.latent.shape[dim]
+    if cells < 2 * _FEWEST_CELLS:
+        return [segment]
+    factor = segment.reference.shape[dim] // cells
+
+    def part(x: Tensor | None, start: int, stop: int) -> Any:
+        return None if x is None else x.narrow(dim, start, stop - start)
+
+    return [
+        Segment(
+            part(segment.latent, a, b),
+            *(part(x, a * factor, b * factor) for x in (segment.reference, segment.mask, segment.weight)),
+        )
+        for a, b in ((0, cells // 2), (cells // 2, cells))
+    ]
+
+
+def _prepared(vae: Any, segment: Segment) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
+    """(unscaled latent, x_out, reference, mask, weight) of a segment, float32, fit for autograd."""
+    device = next((p.device for p in vae.parameters()), segment.latent.device)
+
+    def own(x: Tensor) -> Tensor:
+        return x.detach().to(device, torch.float32).clone()
+
+    latent, reference, mask = (
+        own(x) for x in (segment.latent / vae.config.scaling_factor, segment.reference, segment.mask)
+    )
+    weight = None if segment.weight is None else own(segment.weight)
+    with torch.no_grad():
+        x_out = vae.decode(latent)
+    if x_out.shape != reference.shape or mask.shape[-2:] != reference.shape[-2:]:
+        raise ValueError(
+            f"a segment's sizes differ: latent {tuple(latent.shape)} decodes to {tuple(x_out.shape)}, its reference is "
+            f"{tuple(reference.shape)} and its mask {tuple(mask.shape)}"
+        )
+    return latent, x_out, reference, mask, weight
+
+
+def _squared_error(
+    decoded: Tensor, x_out: Tensor, reference: Tensor, mask: Tensor, weight: Tensor | None, background_weight: float
+) -> Tensor:  # fmt: skip
+    """Eq. 1 without its normalisation: sum of w m (D - x_out)^2 + lambda w (1 - m) (D - x_in)^2."""
+    edit = mask * (decoded - x_out) ** 2
+    background = (1 - mask) * (decoded - reference) ** 2
+    error = edit + background_weight * background
+    return (error if weight is None else weight * error).sum()

@@ -1,0 +1,1 @@
+"""Pictures, masks, boxes and tiles: what both pipelines do to pixels."""

@@ -1,0 +1,1 @@
+"""Pixel-Aware Stable Diffusion: restore a degraded picture."""

@@ -1,0 +1,1 @@
+"""PASD's training, and the degradations that its data is made with."""

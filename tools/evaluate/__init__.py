@@ -1,0 +1,1 @@
+"""`python -m tools.evaluate`: methods against their baselines."""

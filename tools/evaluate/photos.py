@@ -1,0 +1,299 @@
+"""`python -m tools.evaluate photos | tiles`: real pictures restored, of unknown truth, and what tiles do.
+
+A tile's border is a line of the result, in its pixels, where a tile of the latent begins or ends inside it.
+"""
+
+import argparse
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from msbd.edit.crops import Box
+from msbd.load import load_restore_pipeline
+from msbd.pixels.files import READ_SUFFIXES, load_image, save_image, to_pixels
+from msbd.pixels.metrics import psnr, sharpness
+from msbd.pixels.resize import resize, take
+from msbd.restore.config import RestoreConfig
+from msbd.restore.pipeline import RestorePipeline
+from msbd.restore.plan import RestorePlan
+from msbd.train.data import degrade_pair
+
+from .._cli import wide
+from .._report import mean, table, write_json
+from .._sheets import GAP, WIDEST
+from ..mini.figures import to_8_bits
+from ..scenes.data import held_out_scenes
+from ..scenes.scenes import render
+
+ROWS, HEIGHT = 6, 256  # pictures in a sheet; pixels of each, less where a row would be too wide
+MEASURES = {  # of `restore_photo`: head, digits, what of many is worst
+    "colour": ("colour off by, levels", 2, max),
+    "input": ("downscaled against input, dB", 2, min),
+    "sharpness": ("sharpness", 2, min),
+    "seam": ("seam, levels", 2, max),
+    "worst seam": ("worst", 2, max),
+    "seconds": ("s", 1, max),
+}
+HEADS = {"PSNR": "against untiled, dB", "step": "step, levels", "untiled step": "untiled", "seconds": "s"}
+
+
+def border_lines(plan: RestorePlan) -> list[tuple[int, list[int], list[int]]]:
+    """(-2, rows just after tiles' borders, rows after other cells') of the result; (-1, columns, columns).
+
+    Where a picture was enlarged for restoring and shrunk back, a border is taken to the nearest pixel.
+    """
+    rows = {end for box in plan.tiles for end in (box.top, box.bottom)}
+    columns = {end for box in plan.tiles for end in (box.left, box.right)}
+    offsets, found = (plan.frame.top, plan.frame.left), []
+    for axis, (dim, ends) in enumerate(((-2, rows), (-1, columns))):
+        ratio, cells = plan.output[axis] / plan.work[axis], range(plan.cells[axis] + 1)
+        places = {cell: round((cell * plan.cell + offsets[axis]) * ratio) for cell in cells}
+        inside = {cell: place for cell, place in places.items() if 0 < place < plan.output[axis]}
+        borders = {place for cell, place in inside.items() if cell in ends}
+        found.append((dim, sorted(borders), sorted(set(inside.values()) - borders)))
+    return found
+
+
+def border_steps(image: Tensor, plan: RestorePlan) -> Tensor:
+    """The step at each tile's border in `plan`'s result `image` (1, 3, H, W) in [-1, 1]: (L,), 8-bit levels.
+
+    The gradient of a line is the mean |difference| of its pixels to those before it, over its length and the
+    channels. A border's step is its gradient less the mean gradient at the other cells' borders of the same
+    direction: at cells' since a decoder may leave its grid everywhere. What the picture shows at the borders
+    counts too, so only the difference of two pictures of one scene says something. L is 0 for a single tile.
+    """
+    steps = []
+    for dim, borders, others in border_lines(plan):
+        gradient = image.double().diff(dim=dim).abs().movedim(dim, 0).flatten(1).mean(1) * 127.5
+        elsewhere = gradient[[line - 1 for line in others]] if others else gradient
+        steps.append(gradient[[line - 1 for line in borders]] - elsewhere.mean())
+    return torch.cat(steps)
+
+
+# ---- photos ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Restored:
+    """What a method made of a picture."""
+
+    method: str
+    image: Tensor  # (1, 3, H, W) in [-1, 1] on 256 levels
+    size: str  # of the picture -> of the result
+    tiles: int  # 0 without diffusion
+    values: dict[str, float]  # of MEASURES
+
+
+def photos(args: argparse.Namespace) -> str:
+    """Every picture by every method: the table. ValueError for files that are no pictures."""
+    images = {path: load_image(path, to_srgb=True).image for path in find_pictures(args.input)}
+    pipe = load_restore_pipeline(args.model)
+    methods = make_methods(pipe, args.fidelity, args.steps)
+    _make_folders(args)
+    rows: list[tuple[Path, list[Restored]]] = []
+    for path, image in tqdm(images.items(), "photos", disable=True if args.quiet else None, leave=False):
+        rows.append((path, restore_photo(pipe, image, args.scale, methods)))
+        if args.pictures:
+            for one in rows[-1][1]:
+                save_image(one.image, args.pictures / f"{len(rows):02} {path.stem}, {one.method}.png")
+            start = (len(rows) - 1) // ROWS * ROWS
+            save_image(make_sheet(rows[start:]), args.pictures / f"photos {start // ROWS + 1}.png")
+    if args.json:
+        means = by_method(rows).items()
+        figures = [mean(f"{name}, {k}", values, "") for name, row in means for k, values in row.items()]
+        results = {str(path): {one.method: one.values for one in row} for path, row in rows}
+        write_json(args.json, figures, settings=_settings(args), results=results)
+    return photo_table(rows)
+
+
+def find_pictures(paths: Sequence[Path]) -> list[Path]:
+    """`paths`, of a folder the pictures in it. ValueError where there are none."""
+    found = []
+    for path in paths:
+        inside = sorted(path.iterdir()) if path.is_dir() else []
+        pictures = [file for file in inside if file.suffix.lower() in READ_SUFFIXES]
+        if path.is_dir() and not pictures:
+            raise ValueError(f"{path}: no pictures there ({', '.join(READ_SUFFIXES)})")
+        found += pictures or [path]
+    return found
+
+
+def make_methods(pipe: RestorePipeline, fidelities: Sequence[float], steps: int) -> dict[str, RestoreConfig]:
+    """What is compared: interpolation, the model's upscaler if it has one, and settings of the dial."""
+    methods = {"bicubic": RestoreConfig(method="bicubic")}
+    if pipe.upscaler is not None:
+        methods["RRDB"] = RestoreConfig(method="rrdb")
+    dial = [RestoreConfig(fidelity=value, num_inference_steps=steps) for value in fidelities]
+    return methods | {f"fidelity {config.fidelity:g}": config for config in dial}
+
+
+def restore_photo(
+    pipe: RestorePipeline, image: Tensor, scale: float, methods: Mapping[str, RestoreConfig]
+) -> list[Restored]:
+    """`image` (1, 3, h, w) in [-1, 1] `scale` times as large by each of `methods`, first interpolation.
+
+    Measures, of results on 256 levels. Of the result resized to the input's size, antialiased bicubic, and
+    rounded again: "colour", the |difference| of its mean to the input's in the channel where that is largest,
+    in 8-bit levels; "input", its PSNR against the input in dB, at most 99. "sharpness", metrics.py's. Of
+    several tiles "seam" and "worst seam", mean and largest of its `border_steps` less the interpolated
+    picture's; below 0 where edges of the picture that lie at borders are softer than interpolation has them.
+    """
+    given = (image.shape[-2], image.shape[-1])
+    asked = (max(1, round(given[0] * scale)), max(1, round(given[1] * scale)))
+    made: list[Restored] = []
+    for method, config in methods.items():
+        start = perf_counter()
+        result = pipe(image, output_size=asked, config=config)
+        seconds, restored = perf_counter() - start, to_8_bits(result.image.cpu())
+        small = to_8_bits(resize(restored, given, "bicubic"))
+        values = {
+            "colour": ((small - image).mean(dim=(0, 2, 3)).abs().max() * 127.5).item(),
+            "input": min(psnr(small, image).item(), 99.0),
+            "sharpness": sharpness(restored).item(),
+            "seconds": seconds,
+        }
+        size = (restored.shape[-2], restored.shape[-1])
+        tiles = len(result.plan.tiles) if result.plan.evaluations else 0
+        if tiles > 1 and size == asked:
+            steps = border_steps(restored, result.plan) - border_steps(made[0].image, result.plan)
+            values |= {"seam": steps.mean().item(), "worst seam": steps.max().item()}
+        told = f"{wide(given)} -> {wide(size)}" + ("" if size == asked else f", NOT {wide(asked)}")
+        made.append(Restored(method, restored, told, tiles, values))
+    return made
+
+
+def by_method(rows: Sequence[tuple[Path, list[Restored]]]) -> dict[str, dict[str, list[float]]]:
+    """Method -> measure -> its values, of the pictures that have one."""
+    found: dict[str, dict[str, list[float]]] = {}
+    for one in (one for _, row in rows for one in row):
+        for key, value in one.values.items():
+            found.setdefault(one.method, {}).setdefault(key, []).append(value)
+    return found
+
+
+def photo_table(rows: Sequence[tuple[Path, list[Restored]]]) -> str:
+    """A line a picture and method; below, each method's mean and worst value, of sharpness the least."""
+
+    def cells(values: Mapping[str, float]) -> list[str]:
+        return [f"{values[k]:.{digits}f}" if k in values else "" for k, (_, digits, _) in MEASURES.items()]
+
+    lines = [["", "", "tiles", *(head for head, _, _ in MEASURES.values()), "size"]]
+    for path, row in rows:
+        for one in row:
+            lines.append([path.name, one.method, str(one.tiles or ""), *cells(one.values), one.size])
+    for name, measured in by_method(rows).items():
+        lines.append(["mean", name, "", *cells({k: sum(v) / len(v) for k, v in measured.items()}), ""])
+        lines.append(["worst", name, "", *cells({k: MEASURES[k][2](v) for k, v in measured.items()}), ""])
+    right = ["NOT" not in one.size for _, row in rows for one in row]
+    told = f"{sum(right)} of {len(right)} results have the asked size"
+    return f"{table(lines)}\n{told}; threads: {torch.get_num_threads()}"
+
+
+def make_sheet(rows: Sequence[tuple[Path, list[Restored]]]) -> np.ndarray:
+    """(H, WIDEST, 3) uint8. A row a picture: it, enlarged by repeating pixels | every method's result."""
+    lines = []
+    for path, row in rows:
+        height, width = row[0].image.shape[-2:]
+        room = WIDEST // (len(row) + 1) - GAP
+        scale = min(HEIGHT / height, room / width)
+        size = (max(1, round(width * scale)), max(1, round(height * scale)))
+        panels = [Image.fromarray(to_pixels(one.image)).resize(size, Image.Resampling.LANCZOS) for one in row]
+        photo = Image.fromarray(load_image(path, to_srgb=True).pixels)
+        line = Image.new("RGB", (WIDEST, size[1] + GAP), "white")
+        for number, panel in enumerate([photo.resize(size, Image.Resampling.NEAREST), *panels]):
+            line.paste(panel, (number * (size[0] + GAP), 0))
+        lines.append(np.array(line))
+    return np.concatenate(lines)
+
+
+# ---- tiles -------------------------------------------------------------------------------------------------
+
+
+def tiles(args: argparse.Namespace) -> str:
+    """In tiles and in one piece, from the same noise: the table. ValueError where one tile is enough."""
+    pipe = load_restore_pipeline(args.model)
+    base = RestoreConfig(num_inference_steps=args.steps, latent_tiled_size=args.latent_tiled_size)
+    tiled = [replace(base, latent_tiled_overlap=cells) for cells in args.latent_tiled_overlap or [None]]
+    if any(len(pipe.plan((1, 1), args.size, config).tiles) == 1 for config in tiled):
+        raise ValueError(f"--size {wide(args.size)}: a single tile; take a larger --size or smaller tiles")
+    rows: list[dict[str, Any]] = []
+    _make_folders(args)
+    for name, low in make_cases(args.size, args.input):
+        values = compare_tiles(pipe, low, args.size, tiled, name, args.pictures)
+        rows += ({"case": name} | found for found in values)
+    if args.json:
+        write_json(args.json, [], settings=_settings(args), results=rows)
+    lines = [[HEADS.get(key, key) for key in rows[0]]]
+    for row in rows:
+        lines.append([f"{value:.2f}" if isinstance(value, float) else str(value) for value in row.values()])
+    return f"{table(lines)}\nthreads: {torch.get_num_threads()}"
+
+
+def make_cases(size: tuple[int, int], photo: Path | None) -> Iterator[tuple[str, Tensor]]:
+    """Pictures (1, 3, h, w) in [-1, 1] for results of `size` (H, W), by name; but for `photo` a quarter.
+
+    "scene", rendered at `size` and degraded as training data is; "flat", grey of level 128; "gradient", grey
+    from 64 in the upper left corner to 191 in the lower right one, linear in both directions; the middle of
+    `photo`, of the shape of `size`. All on 256 levels.
+    """
+    height, width = size
+    clean = torch.from_numpy(render(held_out_scenes(1)[0], height, width).image).permute(2, 0, 1)[None]
+    low = degrade_pair(to_8_bits(clean * 2 - 1) / 2 + 0.5, torch.Generator().manual_seed(0))[1]
+    yield "scene", low * 2 - 1
+    small = (height // 4, width // 4)
+    yield "flat", torch.full((1, 3, *small), 128 / 127.5 - 1)
+    rise = torch.linspace(0, 0.5, small[0])[:, None] + torch.linspace(0, 0.5, small[1])
+    yield "gradient", ((64 + 127 * rise).round() / 127.5 - 1).expand(1, 3, *small)
+    if photo:
+        image = load_image(photo, to_srgb=True).image
+        factor = min(image.shape[-2] / height, image.shape[-1] / width)
+        h, w = max(1, round(height * factor)), max(1, round(width * factor))
+        yield photo.stem, take(image, Box((image.shape[-2] - h) // 2, (image.shape[-1] - w) // 2, h, w))
+
+
+def compare_tiles(
+    pipe: RestorePipeline, low: Tensor, size: tuple[int, int], tiled: Sequence[RestoreConfig],
+    name: str, folder: Path | None,
+) -> Iterator[dict[str, float]]:  # fmt: skip
+    """`low` restored at `size` with each of `tiled`: PSNR against untiled in dB, steps at tiles' borders.
+
+    "step" is the mean of `border_steps`, "untiled step" that of the untiled result at the same lines; "seam"
+    the mean of the differences line by line, and "worst seam" the largest. In 8-bit levels, of results that
+    were not rounded to any. `folder` takes the pictures, `name` among their names.
+    """
+    untiled = replace(tiled[0], latent_tiled_size=2**20, latent_tiled_overlap=0)
+    whole = pipe(low, output_size=size, config=untiled).image.cpu()
+    if folder:
+        save_image(whole, folder / f"{name}, untiled.png")
+    for config in tiled:
+        start = perf_counter()
+        result = pipe(low, output_size=size, config=config)
+        seconds, image, plan = perf_counter() - start, result.image.cpu(), result.plan
+        tile, overlap = plan.config.latent_tiled_size or 0, plan.config.latent_tiled_overlap or 0
+        if folder:
+            save_image(image, folder / f"{name}, tiles of {tile}, overlap {overlap}.png")
+        steps, reference = border_steps(image, plan), border_steps(whole, plan)
+        yield {
+            **{"tile": tile, "overlap": overlap, "tiles": len(plan.tiles), "PSNR": psnr(image, whole).item()},
+            **{"step": steps.mean().item(), "untiled step": reference.mean().item()},
+            **{"seam": (steps - reference).mean().item(), "worst seam": (steps - reference).max().item()},
+            "seconds": seconds,
+        }
+
+
+def _make_folders(args: argparse.Namespace) -> None:
+    for folder in filter(None, (args.pictures, args.json and args.json.parent)):
+        folder.mkdir(parents=True, exist_ok=True)
+
+
+def _settings(args: argparse.Namespace) -> dict[str, Any]:
+    told = {name: value for name, value in vars(args).items() if name not in ("input", "json", "pictures")}
+    return told | {"threads": torch.get_num_threads()}

@@ -1,0 +1,1 @@
+"""`python -m tools.models`: known models, and files of weights."""

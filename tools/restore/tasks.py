@@ -1,0 +1,99 @@
+"""The pictures of a `python -m tools.restore` command: which, where their results go, and how large those are."""
+
+import argparse
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .._cli import check_outputs, check_transparency, same_file
+
+if TYPE_CHECKING:
+    from msbd.pixels.files import Photo
+
+
+@dataclass(frozen=True)
+class Task:
+    """One picture."""
+
+    image: Path
+    output: Path
+    compare: Path | None
+
+
+def find_tasks(args: argparse.Namespace) -> list[Task]:
+    """The pictures to restore and where they go. ValueError where one cannot be written, or would overwrite something."""
+    from msbd.pixels.files import READ_SUFFIXES, check_output_path
+
+    if not args.image.is_dir():
+        output = args.output / f"{args.image.stem}.png" if args.output.is_dir() else args.output
+        outputs = {"--output": output} | ({"--compare": args.compare} if args.compare else {})
+        check_outputs(outputs, {"--image": args.image})
+        for path in outputs.values():
+            check_output_path(path)
+        return [Task(args.image, output, args.compare)]
+    names = [
+        path
+        for path in sorted(args.image.iterdir())
+        if path.suffix.lower() in READ_SUFFIXES and path.is_file()
+    ]
+    if not names:
+        raise ValueError(f"{args.image}: no pictures there ({', '.join(READ_SUFFIXES)})")
+    for flag, folder in (("--output", args.output), ("--compare", args.compare)):
+        if folder is not None:
+            _check_folder(flag, folder, args.image)
+    stems = [path.stem for path in names]
+
+    def name_of(path: Path) -> str:
+        # a.jpg and a.png would both become a.png, and a.jpg.png what the first of them then becomes
+        alone = stems.count(path.stem) == 1 and Path(path.stem).suffix.lower() not in READ_SUFFIXES
+        return path.stem if alone else path.name
+
+    return [
+        Task(path, args.output / f"{name}.png", args.compare and args.compare / f"{name}.jpg")
+        for path, name in ((path, name_of(path)) for path in names)
+    ]
+
+
+def _check_folder(flag: str, folder: Path, images: Path) -> None:
+    """ValueError unless results can be written into `folder`, which need not be there yet."""
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder}: a file; {flag} takes a folder, as --image is one")
+    if same_file(folder, images):
+        raise ValueError(f"{folder}: {flag} is the folder of the pictures; take another one")
+    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    if not os.access(there, os.W_OK):
+        raise ValueError(
+            f"{folder}: no permission to write there; {flag} takes a place that you may write to"
+        )
+
+
+def read_picture(task: Task) -> "Photo":
+    """The picture of `task`. ValueError or OSError where it cannot be read, or its result would lose its transparency."""
+    from msbd.pixels.files import load_image
+
+    photo = load_image(task.image)
+    check_transparency(photo, task.image, task.output)
+    return photo
+
+
+def asked_size(args: argparse.Namespace, size: tuple[int, int]) -> tuple[int, int]:
+    """(H, W) of the result for a picture of `size`."""
+    from msbd.restore.plan import ENLARGED
+
+    if args.size is not None:
+        return args.size
+    scale = ENLARGED[args.mode] if args.scale is None else args.scale
+    height, width = (max(1, round(side * scale)) for side in size)
+    return height, width
+
+
+def resampled_alpha(photo: "Photo", size: tuple[int, int]) -> Any:
+    """The picture's transparency (H, W) uint8 at `size`; None for one without."""
+    import numpy as np
+    from PIL import Image
+
+    if photo.alpha is None:
+        return None
+    resized = Image.fromarray(photo.alpha).resize((size[1], size[0]), Image.Resampling.BICUBIC)
+    return np.asarray(resized)

@@ -1,0 +1,1 @@
+"""`python -m tools.train`: train PASD, or a base."""
