@@ -31,9 +31,10 @@ from weights.tokenizer import CONTEXT, PromptTokenizer, load_tokenizer
 
 from .edit.config import Measures
 from .edit.pipeline import EditPipeline
-from .edit.rerank import CLIP_MEAN, CLIP_STD
-from .loading.nets import BASE, Shelf, build_net, read_lora_file
+from .loading.nets import build_net, read_lora_file
+from .loading.parts import BASE, Shelf
 from .loading.placement import make_placement
+from .pixels.preprocess import CLIP_MEAN, CLIP_STD
 from .restore.config import NOT_PASD, RestoreMeasures
 from .restore.pipeline import RestorePipeline
 

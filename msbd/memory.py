@@ -1,9 +1,16 @@
-"""How much fits into a device's memory, and whether an error says that something did not.
+"""How much fits into a device's memory, whether an error says that something did not, and trying again with less.
 
 Copying  this file stands alone: torch only
 """
 
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TypeVar
+
 import torch
+
+Setting = TypeVar("Setting")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 # Of a latent: both guidance halves of SD 1.5 in float16, attention not materialised.
 _BYTES_PER_CELL = 400_000
@@ -28,3 +35,46 @@ def is_out_of_memory(error: BaseException) -> bool:
         return True
     text = str(error)
     return isinstance(error, RuntimeError) and ("out of memory" in text or "allocate memory" in text)
+
+
+def until_it_fits(
+    attempt: Callable[[Setting], Result], setting: Setting, smaller: Callable[[Setting], Setting | None]
+) -> Result:
+    """`attempt(setting)`; out of memory, once more with `smaller(setting)`, until that is None and the error is raised."""
+    while True:
+        try:
+            return attempt(setting)
+        except RuntimeError as error:
+            less = smaller(setting) if is_out_of_memory(error) else None
+            if less is None:
+                raise
+        setting = less  # tried outside the clause, so that the failed attempt's memory is free by then
+
+
+def in_batches(
+    items: Sequence[Item],
+    run: Callable[[Sequence[Item]], Iterable[Result]],
+    batch: int,
+    on_halved: Callable[[int, int], None],
+) -> Iterator[tuple[Item, Result]]:
+    """Each of `items` with its result, `batch` at a time; a batch that does not fit is halved, and so are those after it.
+
+    `run(items)` gives a result for each of them. `on_halved(before, after)` is told of it.
+    """
+
+    def attempt(now: Sequence[Item]) -> tuple[Sequence[Item], list[Result]]:
+        return now, list(run(now))
+
+    def half(now: Sequence[Item]) -> Sequence[Item] | None:
+        if len(now) == 1:
+            return None
+        on_halved(len(now), len(now) // 2)
+        return now[: len(now) // 2]
+
+    done = 0
+    while done < len(items):
+        tried = items[done : done + batch]
+        now, results = until_it_fits(attempt, tried, half)
+        yield from zip(now, results, strict=True)
+        done += len(now)
+        batch = len(now) if len(now) < len(tried) else batch

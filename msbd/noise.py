@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Sequence
 import torch
 from torch import Tensor
 
-from .edit.crops import Box
+from .pixels.box import Box
 
 
 def noise_windows(

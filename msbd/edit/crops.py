@@ -7,83 +7,13 @@ Copying  this file stands alone: numpy and torch (torch only to accept a mask te
 """
 
 import math
-from dataclasses import dataclass
 from itertools import pairwise
 
-import numpy as np
-from torch import Tensor
+from ..pixels.box import Box, round_up
 
 MAX_ASPECT = 2  # of a crop: beyond 2:1 a model trained on squares starts to repeat its subject
 # Least crop-to-mask ratio, where the picture has it: a crop cut along the mask's edge has nothing to blend with.
 CONTEXT = 1.125
-
-
-@dataclass(frozen=True)
-class Box:
-    """Rows top..bottom-1 and columns left..right-1 of a picture; it may lie partly outside it."""
-
-    top: int
-    left: int
-    height: int
-    width: int
-
-    @property
-    def bottom(self) -> int:
-        return self.top + self.height
-
-    @property
-    def right(self) -> int:
-        return self.left + self.width
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """(height, width)."""
-        return self.height, self.width
-
-    @property
-    def window(self) -> tuple[slice, slice]:
-        """Rows and columns, to index a picture with: `image[..., *box.window]`."""
-        return slice(self.top, self.bottom), slice(self.left, self.right)
-
-    def contains(self, other: "Box") -> bool:
-        """Whether `other` lies wholly inside this box."""
-        return (
-            self.top <= other.top
-            and self.left <= other.left
-            and other.bottom <= self.bottom
-            and other.right <= self.right
-        )
-
-    def times(self, factor: int) -> "Box":
-        """The same box in a picture `factor` times larger."""
-        return Box(self.top * factor, self.left * factor, self.height * factor, self.width * factor)
-
-    def divided(self, factor: int) -> "Box":
-        """The box in latent cells of `factor` pixels; ValueError if it does not lie on whole cells."""
-        numbers = (self.top, self.left, self.height, self.width)
-        if any(number % factor for number in numbers):
-            raise ValueError(
-                f"{self} does not lie on cells of {factor} pixels; its numbers must be multiples of {factor}"
-            )
-        return Box(*(number // factor for number in numbers))
-
-
-def mask_box(mask: Tensor | np.ndarray) -> Box:
-    """The tight box around everything that is set in `mask`, (H, W) or (..., H, W), non-zero = set.
-
-    The official code's extents are one pixel short and come from the mask before thresholding; these are
-    exact. ValueError if nothing is set.
-    """
-    array = mask.detach().cpu().numpy() if isinstance(mask, Tensor) else np.asarray(mask)
-    height, width = array.shape[-2:]
-    array = np.any(array.reshape(-1, height, width), axis=0)
-    rows, columns = np.flatnonzero(np.any(array, axis=1)), np.flatnonzero(np.any(array, axis=0))
-    if not len(rows):
-        raise ValueError(
-            f"the mask ({height} x {width} pixels) is empty; at least one pixel must be set (white = edit)"
-        )
-    top, left = int(rows[0]), int(columns[0])
-    return Box(top, left, int(rows[-1]) + 1 - top, int(columns[-1]) + 1 - left)
 
 
 def crop_box(mask: Box, picture_size: tuple[int, int], margin: float, multiple: int) -> Box:
@@ -156,12 +86,6 @@ def stage_sizes(
     if not straight_to_grid and _is_between(sizes[0], middle, crop_size):
         sizes += _inserted(sizes[-1], middle, crop_size, multiple, max_jump) + [middle]
     return [*sizes, *_inserted(sizes[-1], crop_size, crop_size, multiple, max_jump), crop_size]
-
-
-def round_up(value: float, multiple: int) -> int:
-    """The smallest multiple of `multiple` that is at least `value`."""
-    # rounded first, because 640 * 1.1 is 704.0000000000001
-    return math.ceil(round(value / multiple, 6)) * multiple
 
 
 def _largest_rectangle(

@@ -20,9 +20,10 @@ from samplers.repaint import Evaluation, official_plan
 from samplers.schedule import ldm_start_timesteps, ldm_timesteps, q_sample_between
 
 from ..latents import encode
+from ..pixels.box import Box
 from ..pixels.files import to_image, to_pixels
+from ..pixels.masks import mask_box
 from ..pixels.resize import take
-from .crops import Box, mask_box
 from .decoder_opt import Segment
 
 MULTIPLE = 64  # pixels; all official sizes are multiples of it
@@ -226,14 +227,6 @@ def decoder_segments(height: int, width: int, tile: int = 512) -> list[Box]:
     """What the decoder is fitted to: tiles without overlap, the last one of each axis pushed back inside."""
     spans = [[min(start, max(side - tile, 0)) for start in range(0, side, tile)] for side in (height, width)]
     return [Box(top, left, min(tile, height), min(tile, width)) for top in spans[0] for left in spans[1]]
-
-
-def truncate_to_8_bits(image: Tensor) -> Tensor:
-    """`image` in [-1, 1] through 8 bits without rounding, as between all official stages.
-
-    Levels 1..63 lose one. Ours stays in float.
-    """
-    return ((image.clamp(-1, 1) + 1) / 2 * 255).to(torch.uint8).float() / 127.5 - 1
 
 
 def _window(centre: tuple[int, int], crop_size: tuple[int, int], picture_size: tuple[int, int]) -> Box:

@@ -22,17 +22,18 @@ from samplers.schedule import Denoiser, NoiseSource, leading_timesteps, q_sample
 from ..latents import decode, dtype_of, encode
 from ..memory import is_out_of_memory, tiles_at_once
 from ..noise import noise_windows
-from ..pixels.masks import feather, progressive_dilation, resize_mask
-from ..pixels.resize import put_back, resize, take
+from ..pixels.box import Box
+from ..pixels.masks import feather, mask_box, progressive_dilation, resize_mask
+from ..pixels.preprocess import CLIP_MEAN, CLIP_STD
+from ..pixels.resize import put_back, resize, take, truncate_to_8_bits
 from ..pixels.tiles import TileBlend, covered
 from ..pixels.upscale import low_pass_reference, super_resolve
 from ..progress import EditStep, reporter
 from . import official
 from .config import EditConfig, Measures
-from .crops import Box, mask_box
 from .decoder_opt import Segment, optimize_decoder
 from .plan import EditPlan, EditResult, Stage, check_inputs, halve_tiles, plan_edit, stage_cells, stage_mask
-from .rerank import CLIP_MEAN, CLIP_STD, clip_scores
+from .rerank import clip_scores
 
 
 @dataclass(frozen=True)
@@ -192,7 +193,7 @@ class EditPipeline:
         reference, mask = edit.at(stage)
         input_size = (previous.shape[-2], previous.shape[-1])
         if config.formulas == "official" and config.upscaling_mode == "rrdb" and input_size != stage.size:
-            previous = official.truncate_to_8_bits(previous)
+            previous = truncate_to_8_bits(previous)
         m = edit.cells(stage, self.vae.downscale)
         if not config.blended_upscale:  # ablation: plain SDEdit of the whole crop
             mask, m = torch.ones_like(mask), torch.ones_like(m)

@@ -10,12 +10,13 @@ from typing import Any
 
 from torch import Tensor
 
-from ..pixels.masks import latent_mask, resize_mask, sample_mask
+from ..pixels.box import Box
+from ..pixels.masks import latent_mask, mask_box, resize_mask, sample_mask
 from ..pixels.resize import put_back
 from ..pixels.tiles import covered, tile_boxes, touches
 from . import official
 from .config import EditConfig, Measures
-from .crops import Box, crop_box, first_stage_size, mask_box, stage_sizes
+from .crops import crop_box, first_stage_size, stage_sizes
 
 NAIVE_OVER_NATIVE = 960 / 512  # the paper's baseline (A.3): the largest size that fitted its GPU
 

@@ -15,11 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..pixels.resize import resize, take
-from .crops import Box, crop_box
-
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # of the pictures CLIP was trained on, RGB in [0, 1]
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+from ..pixels.box import Box
+from ..pixels.preprocess import CLIP_MEAN, CLIP_STD, clip_pixels
+from ..pixels.resize import take
+from .crops import crop_box
 
 
 class CLIP(Protocol):
@@ -68,23 +67,3 @@ def _squares(height: int, width: int) -> list[Box]:
     gaps = math.ceil(longer / side) - 1
     starts = [round(k * (longer - side) / gaps) for k in range(gaps + 1)] if gaps else [0]
     return [Box(start, 0, side, side) if height > width else Box(0, start, side, side) for start in starts]
-
-
-def clip_pixels(
-    images: Tensor, *, size: int = 224, mean: Sequence[float] = CLIP_MEAN, std: Sequence[float] = CLIP_STD
-) -> Tensor:
-    """CLIP's preprocessing of `images` (B, 3, H, W) in [-1, 1]: (B, 3, size, size), normalised.
-
-    Bicubic, antialiased, to `size` on the shorter side; the centre square; (x - mean) / std. In float
-    throughout, where the original resizes 8-bit pictures: within two levels of it but for a few pixels at
-    hard edges. An odd remainder is cut as Hugging Face's processor does it; OpenAI's recipe may be one pixel
-    to the right.
-    """
-    height, width = images.shape[-2:]
-    short = min(height, width)
-    shape = (size * height // short, size * width // short)
-    zero_to_one = (resize(images.float(), shape, "bicubic") / 2 + 0.5).clamp(0, 1)
-    top, left = (shape[0] - size) // 2, (shape[1] - size) // 2
-    centre = zero_to_one[..., top : top + size, left : left + size]
-    shift, spread = (centre.new_tensor(values).view(1, 3, 1, 1) for values in (mean, std))
-    return (centre - shift) / spread

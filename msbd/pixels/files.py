@@ -23,7 +23,7 @@ from PIL import Image, ImageCms, ImageOps
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
-from ..edit.crops import mask_box
+from .masks import mask_box
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")  # that are written
 LONGEST = {".webp": 16383, ".jpg": 65500, ".jpeg": 65500}  # pixels a side that a format can hold

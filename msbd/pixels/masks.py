@@ -6,9 +6,12 @@ Copying  this file stands alone: torch only
 
 from typing import Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from .box import Box
 
 LatentRule = Literal["any", "center"]
 
@@ -89,3 +92,21 @@ def _distance_along_rows(inside: Tensor, reach: int) -> Tensor:
     left = torch.where(inside, -reach - 1, column).cummax(dim=-1).values
     right = torch.where(inside, width + reach + 1, column).flip(-1).cummin(dim=-1).values.flip(-1)
     return torch.minimum(column - left, right - column).clamp(max=reach).float()
+
+
+def mask_box(mask: Tensor | np.ndarray) -> Box:
+    """The tight box around everything that is set in `mask`, (H, W) or (..., H, W), non-zero = set.
+
+    The official code's extents are one pixel short and come from the mask before thresholding; these are
+    exact. ValueError if nothing is set.
+    """
+    array = mask.detach().cpu().numpy() if isinstance(mask, Tensor) else np.asarray(mask)
+    height, width = array.shape[-2:]
+    array = np.any(array.reshape(-1, height, width), axis=0)
+    rows, columns = np.flatnonzero(np.any(array, axis=1)), np.flatnonzero(np.any(array, axis=0))
+    if not len(rows):
+        raise ValueError(
+            f"the mask ({height} x {width} pixels) is empty; at least one pixel must be set (white = edit)"
+        )
+    top, left = int(rows[0]), int(columns[0])
+    return Box(top, left, int(rows[-1]) + 1 - top, int(columns[-1]) + 1 - left)

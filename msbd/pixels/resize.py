@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..edit.crops import Box
+from .box import Box
 
 
 def resize(image: Tensor, size: tuple[int, int], mode: str = "bilinear") -> Tensor:
@@ -110,3 +110,11 @@ def put_back(image: Tensor, patch: Tensor, box: Box) -> Tensor:
             ..., top - box.top : bottom - box.top, left - box.left : right - box.left
         ]
     return result
+
+
+def truncate_to_8_bits(image: Tensor) -> Tensor:
+    """`image` in [-1, 1] through 8 bits without rounding, as between all official stages.
+
+    Levels 1..63 lose one. Ours stays in float.
+    """
+    return ((image.clamp(-1, 1) + 1) / 2 * 255).to(torch.uint8).float() / 127.5 - 1

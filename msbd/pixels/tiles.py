@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..edit.crops import Box
+from .box import Box
 
 
 def tile_boxes(height: int, width: int, tile: int, overlap: int, multiple: int = 1) -> list[Box]:

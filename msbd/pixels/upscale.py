@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..edit.crops import Box
+from .box import Box
 from .masks import dilate, resize_mask
 from .resize import low_pass, resize, sharpen, take
 from .tiles import touches

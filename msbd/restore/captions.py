@@ -15,12 +15,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ..edit.rerank import CLIP_MEAN, CLIP_STD
+from ..pixels.preprocess import _zero_to_one, blip_pixels, imagenet_pixels
 from ..pixels.resize import resize
 
 Kind = Literal["classification", "detection", "caption"]
 
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # RGB in [0, 1]
 BLIP_PROMPT = (
     "a picture of"  # how every caption began that BLIP was trained on (Li et al. 2022, arXiv:2201.12086)
 )
@@ -133,34 +132,3 @@ def caption_ids(
         max_length=max_length,
         do_sample=False,
     )
-
-
-def imagenet_pixels(image: Tensor, *, short: int = 232, size: int = 224) -> Tensor:
-    """`image` (B, 3, H, W) in [-1, 1] as ResNet-50's V2 weights want it: (B, 3, size, size), normalised.
-
-    The shorter side to `short`, bilinear and antialiased, then the centre square. What lies beyond four times the shorter side is cut
-    off first: it is far outside that square, and would only fill the memory.
-    """
-    height, width = image.shape[-2:]
-    longest = 4 * min(height, width)
-    top, left = max(height - longest, 0) // 2, max(width - longest, 0) // 2
-    image = image[..., top : top + longest, left : left + longest].float()
-    height, width = image.shape[-2:]
-    least = min(height, width)
-    image = resize(image, (int(short * height / least), int(short * width / least)))
-    top, left = (round((side - size) / 2) for side in image.shape[-2:])
-    return _normalised(image[..., top : top + size, left : left + size], IMAGENET_MEAN, IMAGENET_STD)
-
-
-def blip_pixels(image: Tensor, size: int = 384) -> Tensor:
-    """`image` (B, 3, H, W) in [-1, 1] as BLIP wants it: all of it, squashed to (B, 3, size, size), bicubic, normalised."""
-    return _normalised(resize(image.float(), (size, size), "bicubic"), CLIP_MEAN, CLIP_STD)
-
-
-def _zero_to_one(image: Tensor) -> Tensor:
-    return (image.float() / 2 + 0.5).clamp(0, 1)
-
-
-def _normalised(image: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    shift, spread = (image.new_tensor(values).view(1, 3, 1, 1) for values in (mean, std))
-    return (_zero_to_one(image) - shift) / spread

@@ -16,9 +16,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..edit.crops import Box
-from ..edit.official import truncate_to_8_bits
+from ..pixels.box import Box
 from ..pixels.files import to_image, to_pixels
+from ..pixels.resize import truncate_to_8_bits
 from ..pixels.tiles import TileBlend
 
 MULTIPLE = 8  # pixels; both sides of a prepared picture are multiples of it

@@ -20,10 +20,10 @@ from samplers.ans import ans_start
 from samplers.guidance import classifier_free_guidance
 from samplers.schedule import Denoiser, NoiseSource, q_sample, v_prediction
 
-from ..edit.crops import Box
 from ..latents import decode, dtype_of
 from ..memory import is_out_of_memory, tiles_at_once
 from ..noise import noise_windows
+from ..pixels.box import Box
 from ..pixels.resize import enlarge, resize, take
 from ..pixels.tiles import TileBlend, tile_boxes
 from ..pixels.upscale import super_resolve

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from samplers.schedule import start_timesteps
 
-from ..edit.crops import Box, round_up
+from ..pixels.box import Box, round_up
 from ..pixels.tiles import tile_boxes
 from . import official
 from .config import NET_FREE, RestoreConfig, RestoreMeasures

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from msbd.edit.config import EditConfig
-from msbd.edit.crops import Box
 from msbd.edit.pipeline import EditPipeline, EditResult
+from msbd.pixels.box import Box
 from msbd.pixels.resize import resize
 
 FAST = EditConfig(

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from msbd.edit.config import EditConfig, Measures
 from msbd.edit.pipeline import EditPipeline
-from msbd.edit.rerank import CLIP_MEAN
 from msbd.load import (
     SPARE,
     edit_planner,
@@ -22,7 +21,8 @@ from msbd.load import (
     restore_measures,
     restorer_name,
 )
-from msbd.loading.nets import load_net, load_pasd_nets
+from msbd.loading.parts import load_net, load_pasd_nets
+from msbd.pixels.preprocess import CLIP_MEAN
 from msbd.restore.config import RestoreConfig, RestoreMeasures
 from msbd.restore.pipeline import RestorePipeline
 from nets.clip import CLIPModel, CLIPTextModel, CLIPVisionModel

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from msbd.loading.nets import load_net, load_pasd_nets
+from msbd.loading.parts import load_net, load_pasd_nets
 from nets.clip import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel
 from nets.controlnet import ControlNet, ControlNetConfig, ControlOutput
 from nets.pasd_unet import PASDUNet, PASDUNetConfig

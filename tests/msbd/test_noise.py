@@ -5,8 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from msbd.edit.crops import Box
 from msbd.noise import noise_windows
+from msbd.pixels.box import Box
 
 SIZE = (24, 40)
 BOXES = [Box(0, 0, 16, 16), Box(0, 12, 16, 16), Box(8, 12, 16, 16), Box(8, 24, 16, 16)]

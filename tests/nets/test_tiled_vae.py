@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from msbd.latents import decode, dtype_of, encode
-from msbd.loading.nets import load_net
+from msbd.loading.parts import load_net
 from nets import tiled_vae
 from nets.tiled_vae import TiledAutoencoder, VAETile, vae_tiles
 from nets.vae import Attention, AutoencoderKL, VAEConfig

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from msbd.load import load_edit_pipeline
-from msbd.loading.nets import load_net, load_pasd_nets, read_lora_file
+from msbd.loading.nets import read_lora_file
+from msbd.loading.parts import load_net, load_pasd_nets
 from nets.clip import CLIPTextConfig, CLIPTextModel
 from nets.unet import UNet, UNetConfig
 from nets.vae import AutoencoderKL, VAEConfig

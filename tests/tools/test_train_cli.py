@@ -19,7 +19,8 @@ import torch
 from PIL import Image
 
 from msbd.load import load_edit_pipeline
-from msbd.loading.nets import load_net, load_pasd_nets, read_lora_file
+from msbd.loading.nets import read_lora_file
+from msbd.loading.parts import load_net, load_pasd_nets
 from msbd.train.config import OFFICIAL, PAPER
 from msbd.train.state import RunFolder
 from nets.pasd_unet import ADDED_KEYS

@@ -19,7 +19,7 @@ from msbd.restore.config import RestoreConfig, dial
 from msbd.restore.pipeline import RestorePipeline
 
 from .._report import Figure, mean, table, write_json
-from ..mini.figures import to_8_bits
+from ..scenes.data import to_8_bits
 from .restore import Pair, make_pairs, write_rows
 
 DIAL = (0.0, 0.25, 0.5, 0.75, 1.0)

@@ -25,18 +25,17 @@ from torch import Tensor
 from tqdm import tqdm
 
 from msbd.edit.config import EditConfig
-from msbd.edit.crops import crop_box, mask_box
+from msbd.edit.crops import crop_box
 from msbd.edit.pipeline import EditPipeline, EditResult
 from msbd.edit.rerank import clip_scores
 from msbd.pixels.files import load_image, save_image
-from msbd.pixels.masks import dilate
+from msbd.pixels.masks import dilate, mask_box
 from msbd.pixels.metrics import edge_step, psnr, squared_error
 from msbd.pixels.resize import put_back, resize, take
 from msbd.pixels.tiles import covered
 
 from .._report import Figure, mean, share, table, write_json, write_sheet
-from ..mini.figures import picture
-from ..scenes.data import runs_folder
+from ..scenes.data import picture, runs_folder
 from ..scenes.judge import Judge, load_judge, nearest_colour
 from ..scenes.scenes import COLOURS, HELD_OUT, Scene, random_scene, render
 from ..scenes.shapes import OBJECTS

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from msbd.load import TrainingParts, load_edit_pipeline, load_training_parts
-from msbd.loading.nets import Shelf, load_pasd_nets
+from msbd.loading.parts import Shelf, load_pasd_nets
 from msbd.pixels.resize import enlarge
 from msbd.restore.color import wavelet_color_fix
 from msbd.train.validate import restore_pictures

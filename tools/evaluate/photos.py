@@ -16,8 +16,8 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from msbd.edit.crops import Box
 from msbd.load import load_restore_pipeline
+from msbd.pixels.box import Box
 from msbd.pixels.files import READ_SUFFIXES, load_image, save_image, to_pixels
 from msbd.pixels.metrics import psnr, sharpness
 from msbd.pixels.resize import resize, take
@@ -29,8 +29,7 @@ from msbd.train.data import degrade_pair
 from .._cli import wide
 from .._report import mean, table, write_json
 from .._sheets import GAP, WIDEST
-from ..mini.figures import to_8_bits
-from ..scenes.data import held_out_scenes
+from ..scenes.data import held_out_scenes, to_8_bits
 from ..scenes.scenes import render
 
 ROWS, HEIGHT = 6, 256  # pictures in a sheet; pixels of each, less where a row would be too wide

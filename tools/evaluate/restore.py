@@ -14,15 +14,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from msbd.edit.pipeline import EditPipeline
-from msbd.edit.rerank import clip_pixels
 from msbd.pixels.metrics import gmsd, psnr, ssim
+from msbd.pixels.preprocess import clip_pixels
 from msbd.pixels.resize import enlarge
 from msbd.train.data import degrade_pair
 from msbd.train.degrade import PASD, Ranges
 
 from .._report import Figure, mean, table, write_sheet
-from ..mini.figures import picture, to_8_bits
-from ..scenes.data import held_out_scenes
+from ..scenes.data import held_out_scenes, picture, to_8_bits
 
 SCALE = 4
 _BATCH = 16  # pictures that a method is given at a time

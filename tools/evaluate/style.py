@@ -21,8 +21,8 @@ from msbd.restore.pipeline import RestorePipeline
 from weights.locate import locate
 
 from .._report import mean, table, write_json
-from ..mini.figures import to_8_bits
-from ..mini.style import CREAM, RED, stylized
+from ..scenes.chalk import CREAM, RED, stylized
+from ..scenes.data import to_8_bits
 from .restore import SCALE, Method, Metric, Pair, Results, bicubic, make_pairs, write_rows
 
 _BATCH = 16  # pictures that a method is given at a time

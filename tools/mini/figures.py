@@ -16,9 +16,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from msbd.edit.pipeline import EditPipeline
-from msbd.edit.rerank import clip_pixels
 from msbd.latents import decode
 from msbd.pixels.metrics import psnr
+from msbd.pixels.preprocess import clip_pixels
 from msbd.pixels.resize import resize
 from msbd.train.degrade import apply
 from samplers.ddim import ddim_sample
@@ -26,24 +26,14 @@ from samplers.guidance import classifier_free_guidance
 from samplers.schedule import leading_timesteps
 
 from .._report import Figure, mean, share, write_sheet
-from ..scenes.data import held_out_scenes
+from ..scenes.data import held_out_scenes, picture, to_8_bits
 from ..scenes.judge import Judge
 from ..scenes.mild import sample_mild
-from ..scenes.scenes import COLOURS, GROUNDS, HELD_OUT, LIGHTS, Scene, random_scene, render
+from ..scenes.scenes import COLOURS, GROUNDS, HELD_OUT, LIGHTS, Scene, random_scene
 from ..scenes.shapes import OBJECTS
 from .parts import RRDB_STRENGTH
 
 _RETRIEVAL = HELD_OUT + 10_000  # first seed of the pictures that CLIP is asked about
-
-
-def picture(scene: Scene, size: int) -> Tensor:
-    """`scene` as read from a file: (1, 3, size, size) in [-1, 1], on 256 levels."""
-    return to_8_bits(torch.from_numpy(render(scene, size).image).permute(2, 0, 1)[None] * 2 - 1)
-
-
-def to_8_bits(image: Tensor) -> Tensor:
-    """`image` in [-1, 1], clamped, in float32 on 256 levels."""
-    return (image.float().clamp(-1, 1) * 127.5 + 127.5).round() / 127.5 - 1
 
 
 # ---- reconstruction ---------------------------------------------------------------------------------------------------------

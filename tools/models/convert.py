@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from msbd.loading.nets import BASE, Shelf, fit_net, read_lora_file
+from msbd.loading.nets import fit_net, read_lora_file
+from msbd.loading.parts import BASE, Shelf
 from weights.files import WeightsError, read_metadata, whole_file, write_safetensors
 from weights.ldm import to_ldm
 from weights.locate import PARTS, locate

@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from msbd.train.config import HELD_OUT as VALIDATED
 from msbd.train.degrade import apply
 
 from .mild import sample_mild
@@ -159,3 +160,39 @@ def _degrade(image: Array, seed: int) -> Array:
 def to_bytes(image: Array) -> NDArray[np.uint8]:
     """(H, W, 3) in [0, 1] -> the same in 8 bits, clamped and rounded."""
     return (np.clip(image, 0, 1) * 255).round().astype(np.uint8)
+
+
+def picture(scene: Scene, size: int) -> Tensor:
+    """`scene` as read from a file: (1, 3, size, size) in [-1, 1], on 256 levels."""
+    return to_8_bits(torch.from_numpy(render(scene, size).image).permute(2, 0, 1)[None] * 2 - 1)
+
+
+def to_8_bits(image: Tensor) -> Tensor:
+    """`image` in [-1, 1], clamped, in float32 on 256 levels."""
+    return (image.float().clamp(-1, 1) * 127.5 + 127.5).round() / 127.5 - 1
+
+
+class ScenePictures:
+    """Captioned scenes, whole and in part, and abstract pictures, none of them degraded, as a source of training data."""
+
+    def __init__(self) -> None:
+        sources = (training_pictures(), stage_pictures(), abstract_pictures())
+        self._rows = [
+            (source, i)
+            for source in sources
+            for i, caption in enumerate(source.captions)
+            if not caption.endswith(DEGRADED)
+        ]
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def read(self, i: int) -> tuple[NDArray[np.uint8], str]:
+        """Picture number `i` (H, W, 3), 128 or 192 pixels a side, and its caption."""
+        source, row = self._rows[i]
+        return np.array(source.images[row]), source.captions[row]
+
+
+def held_out_pictures() -> RenderedScenes:
+    """Scenes that no net was trained on, and no table is made of, to validate with."""
+    return RenderedScenes(VALIDATED, NATIVE, start=20_000)

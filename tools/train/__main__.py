@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from msbd.train.config import HELD_OUT, OFFICIAL, PAPER, TrainConfig
+from msbd.train.config import HELD_OUT, HINT_WIDTHS, MINI, OFFICIAL, PAPER, TrainConfig
 
 from .._cli import (
     add_config_options,
@@ -148,19 +148,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def config_of(args: argparse.Namespace) -> TrainConfig:
     """The preset with the flags that were given."""
-    if args.preset == "mini":
-        from ..mini.pasd import MINI
-
-        preset = MINI
-    else:
-        preset = {"paper": PAPER, "official": OFFICIAL}[args.preset]
+    preset = {"paper": PAPER, "official": OFFICIAL, "mini": MINI}[args.preset]
     return replace(preset, **given_options(args, OPTIONS))
 
 
 def _pasd(args: argparse.Namespace) -> None:
     from msbd.train.degrade import PASD, REAL_ESRGAN
 
-    from ..mini.pasd import HINT_WIDTHS
     from .run import PASDRun
 
     # Real-ESRGAN sharpens its targets; PASD, whose paper does not speak of it and whose code does not, learns photographs.
@@ -235,7 +229,7 @@ def read_data(data: list[str], validation: list[str] | None) -> "tuple[Pictures,
     """The pictures to train on and those to validate with. ValueError where there are none."""
     from msbd.train.pictures import Part
 
-    from ..mini.pasd import held_out_pictures
+    from ..scenes.data import held_out_pictures
 
     pictures = _pictures(data)
     if (validation or data) == ["scenes"]:
@@ -259,7 +253,7 @@ def read_data(data: list[str], validation: list[str] | None) -> "tuple[Pictures,
 def _pictures(data: list[str]) -> "Pictures":
     from msbd.train.pictures import PictureFolder, TarShards
 
-    from ..mini.pasd import ScenePictures
+    from ..scenes.data import ScenePictures
 
     if data == ["scenes"]:
         return ScenePictures()

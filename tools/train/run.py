@@ -13,7 +13,8 @@ from tqdm import tqdm
 
 from msbd.latents import decode
 from msbd.load import load_training_parts
-from msbd.loading.nets import put_pasd_tensors, start_pasd_nets
+from msbd.loading.nets import start_pasd_nets
+from msbd.loading.parts import put_pasd_tensors
 from msbd.train.base import BaseObjective, lora_state, unet_state
 from msbd.train.config import HELD_OUT, TrainConfig
 from msbd.train.data import TrainingData, collate

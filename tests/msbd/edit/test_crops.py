@@ -4,7 +4,9 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from msbd.edit.crops import Box, crop_box, first_stage_size, mask_box, round_up, stage_sizes
+from msbd.edit.crops import crop_box, first_stage_size, stage_sizes
+from msbd.pixels.box import Box, round_up
+from msbd.pixels.masks import mask_box
 
 SIDES = st.integers(1, 7000)
 MODELS = st.sampled_from([(512, 768, 64), (128, 192, 16)])  # native, stage, multiple: SD and mini

@@ -3,8 +3,9 @@ import torch
 from torch.nn import functional as F
 
 from msbd.edit import official
-from msbd.edit.crops import Box
+from msbd.pixels.box import Box
 from msbd.pixels.files import to_image, to_pixels
+from msbd.pixels.resize import truncate_to_8_bits
 from msbd.pixels.tiles import tile_boxes
 from tests.helpers.goldens import load_golden
 
@@ -123,7 +124,7 @@ def test_decoder_segments_cover_without_overlap_but_the_last() -> None:
 def test_truncation_darkens_exactly_the_levels_1_to_63() -> None:
     levels = torch.arange(256, dtype=torch.uint8)
     image = (levels.float() / 255 * 2 - 1).view(1, 1, 1, 256)
-    out = to_pixels(official.truncate_to_8_bits(image)).flatten()
+    out = to_pixels(truncate_to_8_bits(image)).flatten()
     lost = (levels.int() - torch.from_numpy(out).int()).tolist()
     assert lost == [0] + [1] * 63 + [0] * 192
     assert to_image(out.reshape(1, -1, 1)).shape == (1, 1, 1, 256)

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from msbd.edit import official
 from msbd.edit.config import EditConfig, Measures
-from msbd.edit.crops import Box, mask_box
 from msbd.edit.plan import EditPlan, plan_edit
+from msbd.pixels.box import Box
+from msbd.pixels.masks import mask_box
 from samplers.schedule import make_alphas_cumprod, make_betas
 from tests.helpers.goldens import load_golden
 from tests.helpers.tiny import tiny_vae

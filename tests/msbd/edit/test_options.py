@@ -10,10 +10,10 @@ from torch import nn
 
 from msbd.edit import official
 from msbd.edit.config import EditConfig
-from msbd.edit.crops import Box
 from msbd.edit.pipeline import EditStep
 from msbd.edit.plan import stage_mask
 from msbd.noise import noise_windows
+from msbd.pixels.box import Box
 from msbd.pixels.resize import resize, take
 from tests.helpers.edit_scene import FAST, IMAGE, MASK, TARGET, rectangle, shown
 from tests.helpers.tiny import MEASURES, PullTowards, Recorder, latent_pipeline, pixel_pipeline, tiny_vae

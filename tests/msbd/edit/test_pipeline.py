@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from msbd.edit import official
 from msbd.edit.config import EditConfig
-from msbd.edit.crops import Box
 from msbd.edit.pipeline import EditResult, EditStep
 from msbd.edit.plan import stage_mask
 from msbd.noise import noise_windows
+from msbd.pixels.box import Box
 from msbd.pixels.files import composite, to_image, to_pixels
 from msbd.pixels.resize import low_pass, resize, take
 from samplers.schedule import q_sample

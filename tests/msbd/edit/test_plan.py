@@ -13,8 +13,9 @@ from torch.nn import functional as F
 
 from msbd.edit import official
 from msbd.edit.config import EditConfig, Measures
-from msbd.edit.crops import Box, mask_box
 from msbd.edit.plan import EditPlan, check_inputs, halve_tiles, plan_edit, stage_cells, stage_mask
+from msbd.pixels.box import Box
+from msbd.pixels.masks import mask_box
 from msbd.pixels.resize import take
 from msbd.pixels.tiles import covered, touches
 

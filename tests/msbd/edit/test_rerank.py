@@ -5,8 +5,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from msbd.edit.crops import Box
-from msbd.edit.rerank import CLIP_STD, clip_pixels, clip_scores
+from msbd.edit.rerank import clip_scores
+from msbd.pixels.box import Box
+from msbd.pixels.preprocess import CLIP_STD, clip_pixels
 from tests.helpers.goldens import load_golden
 
 

@@ -4,7 +4,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from msbd.edit.crops import Box
+from msbd.pixels.box import Box
 from msbd.pixels.resize import low_pass, pad_reflect, put_back, reflected_indices, resize, sharpen, take
 from tests.helpers.goldens import load_golden, relative_error
 

@@ -3,7 +3,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from msbd.edit.crops import Box
+from msbd.pixels.box import Box
 from msbd.pixels.tiles import TileBlend, covered, tile_boxes, tile_weights, touches
 
 

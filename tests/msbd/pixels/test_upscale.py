@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from msbd.edit.crops import Box
+from msbd.pixels.box import Box
 from msbd.pixels.resize import low_pass, resize, take
 from msbd.pixels.upscale import low_pass_reference, super_resolve
 from nets.rrdb import RRDBConfig, RRDBNet

@@ -13,21 +13,18 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from torch import Tensor, nn
 
 from msbd.loading.captions import KINDS, available, load_captioners
+from msbd.pixels.preprocess import IMAGENET_MEAN, IMAGENET_STD, blip_pixels, imagenet_pixels
 from msbd.restore.captions import (
     BLIP_PROMPT,
-    IMAGENET_MEAN,
-    IMAGENET_STD,
     Captioner,
     Classifier,
     Detector,
     Kind,
-    blip_pixels,
     caption,
     caption_ids,
     classify,
     describe,
     detect,
-    imagenet_pixels,
 )
 from tests.helpers.fake_hub import cache, empty_machine, put
 from tests.helpers.goldens import load_golden, relative_error

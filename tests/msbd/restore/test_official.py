@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
 
-from msbd.edit.crops import Box
+from msbd.pixels.box import Box
 from msbd.pixels.files import to_image, to_pixels
 from msbd.pixels.tiles import TileBlend, tile_boxes
 from msbd.restore import official

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from msbd.edit.crops import Box
+from msbd.pixels.box import Box
 from msbd.restore import official
 from msbd.restore.config import NET_FREE, Method, Mode, RestoreConfig, RestoreMeasures, Sampler, dial
 from msbd.restore.plan import ENLARGED, SMALLEST, RestorePlan, framed, plan_restore, work_size

@@ -28,8 +28,7 @@ from tools.evaluate.restore import (
     upscaler_method,
     write_rows,
 )
-from tools.mini.figures import to_8_bits
-from tools.scenes.data import held_out_scenes
+from tools.scenes.data import held_out_scenes, to_8_bits
 
 NAMES = ["PSNR", "SSIM", "GMSD", "feature distance"]
 

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from msbd.load import load_edit_pipeline, load_training_parts
-from msbd.loading.nets import load_pasd_nets
+from msbd.loading.parts import load_pasd_nets
 from msbd.train.validate import restore_pictures
 from tools.evaluate.__main__ import build_parser
 from tools.evaluate.methods import pasd_method

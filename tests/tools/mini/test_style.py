@@ -8,12 +8,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from msbd.loading.nets import load_net, load_pasd_nets
+from msbd.loading.parts import load_net, load_pasd_nets
 from msbd.restore.config import RestoreConfig
 from tools.evaluate import style as trials
 from tools.evaluate.restore import Pair, bicubic, make_pairs
 from tools.mini import __main__, style
-from tools.mini.style import CREAM, RED, StylizedPictures, edge_height, smooth, stylized
+from tools.mini.style import StylizedPictures
+from tools.scenes import chalk
+from tools.scenes.chalk import CREAM, RED, edge_height, smooth, stylized
 from tools.scenes.data import RenderedScenes
 from tools.scenes.scenes import HELD_OUT, random_scene, render
 from weights.files import read_metadata, write_safetensors
@@ -63,7 +65,7 @@ def test_black_and_white_become_the_darkest_and_the_lightest_wash() -> None:
 
 def test_contour_is_drawn_where_two_colours_of_one_luma_meet() -> None:
     picture = np.full((100, 100, 3), (1.0, 0.2, 0.2), np.float32)
-    luma = picture[0, 0] @ style.LUMA
+    luma = picture[0, 0] @ chalk.LUMA
     picture[:, 50:] = luma
     amount = ((stylized(picture) - RED) / (CREAM - RED))[50, :, 0]
     dark = np.flatnonzero(amount < 0.15)

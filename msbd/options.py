@@ -1,0 +1,40 @@
+"""Options: the fields of a config class, each with the sentence that `--help` and a reader of the class both see.
+
+Copying  this file stands alone: the standard library only, so that a command line can show every default without torch
+"""
+
+from collections.abc import Mapping
+from dataclasses import field, fields
+from math import inf
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+
+def option(default: Any, sentence: str) -> Any:
+    """A field of a config dataclass: `steps: int = option(50, "diffusion steps of a whole run")`."""
+    return field(default=default, metadata={"sentence": sentence})
+
+
+def sentences(config: type) -> dict[str, str]:
+    """Field -> its sentence, of the fields of `config` that were made by `option`."""
+    return {f.name: f.metadata["sentence"] for f in fields(config) if "sentence" in f.metadata}
+
+
+def words(hint: Any) -> tuple[str, ...]:
+    """The words that a field of this type may hold, where they are fixed: a Literal, bare or `| None`."""
+    return next((get_args(part) for part in (hint, *get_args(hint)) if get_origin(part) is Literal), ())
+
+
+def check_options(config: Any, ranges: Mapping[str, tuple[float, float]]) -> None:
+    """ValueError where a field of `config` holds none of its words, or a number outside of its range; None passes.
+
+    `ranges` is field -> (least, most), both allowed; most may be `inf`.
+    """
+    for name, hint in get_type_hints(type(config)).items():
+        value, allowed = getattr(config, name), words(hint)
+        if allowed and value is not None and value not in allowed:
+            raise ValueError(f"{name} is {value!r}; expected one of {', '.join(allowed)}")
+    for name, (least, most) in ranges.items():
+        value = getattr(config, name)
+        if value is not None and not least <= value <= most:  # `not`: nan fails too
+            expected = f"{least} to {most}" if most < inf else f"at least {least}"
+            raise ValueError(f"{name} is {value}; expected {expected}")
