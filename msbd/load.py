@@ -21,7 +21,7 @@ from nets.rrdb import RRDBNet
 from nets.tiled_vae import TiledAutoencoder
 from nets.unet import UNet, UNetConfig
 from nets.vae import AutoencoderKL, IdentityAutoencoder
-from samplers.schedule import make_alphas_cumprod, make_betas, rescale_zero_terminal_snr, v_prediction
+from samplers.schedule import make_alphas_cumprod, make_betas, rescale_zero_terminal_snr
 from weights.files import WeightsError, sha256
 from weights.hub import Source
 from weights.locate import Located, locate
@@ -29,7 +29,7 @@ from weights.merge import base_tensors
 from weights.settings import read_normalisation, read_restoring, read_training
 from weights.tokenizer import CONTEXT, PromptTokenizer, load_tokenizer
 
-from .edit.config import Measures
+from .edit.config import ModelSpec
 from .edit.pipeline import EditPipeline
 from .loading.nets import build_net, read_lora_file
 from .loading.parts import BASE, Shelf
@@ -67,16 +67,17 @@ def load_edit_pipeline(
     text_encoder = shelf.net("text_encoder") if own or clip is None else _text_half(clip)
     upscaler = shelf.net("rrdb") if "rrdb" in located.nets else None
     tokenizer = _load_tokenizer(located)
-    _check_together(located, unet.config, vae, text_encoder, clip, upscaler, tokenizer, training.measures)
+    _check_together(located, unet.config, vae, text_encoder, clip, upscaler, tokenizer, training.spec)
     preprocessing = {} if clip is None else _clip_preprocessing(located.net("clip"), clip.config)
     unet = place.main(unet)
     return EditPipeline(
-        unet=_VPrediction(unet, training.alphas_cumprod) if training.prediction_type == "v_prediction" else unet,
+        unet=unet,
+        prediction_type=training.prediction_type,
         vae=place.vae(vae),
         text_encoder=place.side(text_encoder),
         tokenizer=tokenizer,
         alphas_cumprod=training.alphas_cumprod,
-        measures=training.measures,
+        spec=training.spec,
         upscaler=None if upscaler is None else place.upscaler(upscaler),
         clip=None if clip is None else place.side(clip),
         **preprocessing,
@@ -126,7 +127,7 @@ def load_restore_pipeline(
     upscaler = shelf.net("rrdb") if "rrdb" in located.nets else None
     controlnet = shelf.net("controlnet") if "controlnet" in located.nets else None
     _check_together(
-        located, unet.config, vae, text_encoder, None, upscaler, tokenizer, training.measures, controlnet
+        located, unet.config, vae, text_encoder, None, upscaler, tokenizer, training.spec, controlnet
     )
     vae = place.vae(vae)
     return RestorePipeline(
@@ -162,7 +163,7 @@ def restore_measures(
 
 
 def _restore_measures(located: Located, training: "_Training") -> RestoreMeasures:
-    usual = RestoreMeasures(training.measures.native)
+    usual = RestoreMeasures(training.spec.native)
     if "controlnet" not in located.nets:
         return usual
     return replace(usual, **read_restoring(located.net("controlnet")))
@@ -199,7 +200,7 @@ class TrainingParts:
     tokenizer: PromptTokenizer
     alphas_cumprod: Tensor  # (1000,) float64
     prediction_type: str  # epsilon or v_prediction
-    measures: Measures
+    spec: ModelSpec
 
 
 def load_training_parts(model: str | Path = "mini") -> TrainingParts:
@@ -212,7 +213,7 @@ def load_training_parts(model: str | Path = "mini") -> TrainingParts:
             f"{located.name}: PASD's own U-Net, not a base; give its base, and PASD as what to start from"
         )
     text_encoder, tokenizer = shelf.net("text_encoder").float(), _load_tokenizer(located)
-    _check_together(located, unet.config, vae, text_encoder, None, None, tokenizer, training.measures)
+    _check_together(located, unet.config, vae, text_encoder, None, None, tokenizer, training.spec)
     return TrainingParts(
         unet,
         vae,
@@ -220,7 +221,7 @@ def load_training_parts(model: str | Path = "mini") -> TrainingParts:
         tokenizer,
         training.alphas_cumprod,
         training.prediction_type,
-        training.measures,
+        training.spec,
     )
 
 
@@ -240,7 +241,7 @@ def edit_planner(model: str | Path = "mini") -> EditPipeline:
         text_encoder=nn.Identity(),
         tokenizer=tokenizer,
         alphas_cumprod=training.alphas_cumprod,
-        measures=training.measures,
+        spec=training.spec,
         upscaler=nn.Identity() if "rrdb" in located.nets else None,
         clip=nn.Identity() if "clip" in located.nets else None,
     )
@@ -286,19 +287,6 @@ def _text_half(clip: CLIPModel) -> CLIPTextModel:
     return text.eval().requires_grad_(False)
 
 
-class _VPrediction(nn.Module):
-    """A U-Net that predicts v, seen as one that predicts the noise."""
-
-    def __init__(self, unet: nn.Module, alphas_cumprod: Tensor) -> None:
-        super().__init__()
-        self.unet, self.alphas_cumprod = unet, alphas_cumprod
-
-    def forward(self, x: Tensor, t: Tensor, context: Tensor) -> Tensor:
-        """x (B, 4, h, w), t (B,) or scalar, context (B, 77, D) -> eps (B, 4, h, w) in float32."""
-        model = v_prediction(lambda _, at: self.unet(x, at, context).float(), self.alphas_cumprod)
-        return model(x.float(), t)
-
-
 # ---- how it was trained -----------------------------------------------------------------------------------------------------
 
 
@@ -306,13 +294,13 @@ class _VPrediction(nn.Module):
 class _Training:
     """What sampling needs to know."""
 
-    measures: Measures
+    spec: ModelSpec
     alphas_cumprod: Tensor  # (1000,) float64
     prediction_type: str  # epsilon or v_prediction
 
 
 def _read_training(located: Located) -> _Training:
-    source, usual = located.net("unet"), Measures()
+    source, usual = located.net("unet"), ModelSpec()
     said = read_training(source, located.scheduler)
     native, multiple = said.native or usual.native, said.multiple or usual.multiple
     if native % multiple:
@@ -327,7 +315,7 @@ def _read_training(located: Located) -> _Training:
         betas = rescale_zero_terminal_snr(betas)
     alphas_cumprod = make_alphas_cumprod(betas).clamp(min=2**-24)  # it is divided by
     guidance = usual.guidance_scale if said.guidance_scale is None else said.guidance_scale
-    return _Training(Measures(native, multiple, guidance), alphas_cumprod, said.prediction_type)
+    return _Training(ModelSpec(native, multiple, guidance), alphas_cumprod, said.prediction_type)
 
 
 # ---- do the parts go together? -----------------------------------------------------------------------------------------------
@@ -335,7 +323,7 @@ def _read_training(located: Located) -> _Training:
 
 def _check_together(
     located: Located, unet: UNetConfig, vae: AutoencoderKL, text_encoder: CLIPTextModel, clip: CLIPModel | None,
-    rrdb: RRDBNet | None, tokenizer: PromptTokenizer, measures: Measures, controlnet: ControlNet | None = None,
+    rrdb: RRDBNet | None, tokenizer: PromptTokenizer, spec: ModelSpec, controlnet: ControlNet | None = None,
 ) -> None:  # fmt: skip
     """WeightsError where the parts are each sound but of different models."""
     files = {part: source.path for part, source in located.nets.items()}
@@ -367,9 +355,9 @@ def _check_together(
             raise WeightsError(
                 f"{files[part]}: {what} {found}, but {other} has {expected}; these files are not of one model"
             )
-    if measures.multiple % vae.downscale:
+    if spec.multiple % vae.downscale:
         raise WeightsError(
-            f"{files['unet']}: sizes in multiples of {measures.multiple} pixels, but {files['vae'].name} has cells of "
+            f"{files['unet']}: sizes in multiples of {spec.multiple} pixels, but {files['vae'].name} has cells of "
             f"{vae.downscale}; these files are not of one model"
         )
     if tokenizer.vocab_size > text_encoder.config.vocab_size:

@@ -56,10 +56,13 @@ def in_batches(
     run: Callable[[Sequence[Item]], Iterable[Result]],
     batch: int,
     on_halved: Callable[[int, int], None],
+    *,
+    alike: Callable[[Item], object] = lambda item: None,
 ) -> Iterator[tuple[Item, Result]]:
-    """Each of `items` with its result, `batch` at a time; a batch that does not fit is halved, and so are those after it.
+    """Each of `items`, no two of them equal, with its result, `batch` at a time, in an order that `alike` gives.
 
-    `run(items)` gives a result for each of them. `on_halved(before, after)` is told of it.
+    `run(items)` gives a result for each of them; all it gets are `alike`, by default any. A batch that does not fit into
+    memory is halved, and so are those after it; `on_halved(before, after)` is told.
     """
 
     def attempt(now: Sequence[Item]) -> tuple[Sequence[Item], list[Result]]:
@@ -71,10 +74,11 @@ def in_batches(
         on_halved(len(now), len(now) // 2)
         return now[: len(now) // 2]
 
-    done = 0
-    while done < len(items):
-        tried = items[done : done + batch]
-        now, results = until_it_fits(attempt, tried, half)
-        yield from zip(now, results, strict=True)
-        done += len(now)
-        batch = len(now) if len(now) < len(tried) else batch
+    waiting = list(items)
+    while waiting:
+        tried = [item for item in waiting if alike(item) == alike(waiting[0])][:batch]
+        done, results = until_it_fits(attempt, tried, half)
+        yield from zip(done, results, strict=True)
+        waiting = [item for item in waiting if item not in done]
+        if len(done) < len(tried):
+            batch = len(done)

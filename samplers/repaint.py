@@ -5,12 +5,9 @@ Papers   Avrahami et al. 2022, arXiv:2111.14818, 2206.02779 (Blended Diffusion);
 Tensors  x (B, C, h, w) latent · known (1 or B, C, h, w) clean latent · mask (1 or B, 1, h, w), 1 = repaint
 Copying  needs schedule.py and ddim.py beside it, and torch
 
-The schedule is data: a *plan* is a tuple of `Evaluation`s, built by `repaint_plan` (the papers) or
-`official_plan` (MSBD's official code) and carried out by `blended_sample`. Blended Diffusion is RePaint with
-no repeats.
-
-A *state* says how noisy a latent is: in a run of N steps, state k is the level of the k-th smallest timestep,
-N - 1 the start and -1 the finished latent. One evaluation of the denoiser leads from state k to k - 1.
+The schedule is data: a *plan* is a tuple of `Evaluation`s, carried out by `blended_sample`. `algorithm_1` is the
+paper's double loop, read top to bottom. Below it stand the general jump walk of RePaint (`repaint_states`,
+`repaint_plan`) and the counting of MSBD's official code (`official_plan`). Blended Diffusion is RePaint with no repeats.
 """
 
 from collections.abc import Callable, Sequence
@@ -36,16 +33,75 @@ class Evaluation:
     renoise_to: float | None  # level the whole latent is noised to after blending; None: it stays at a_prev
 
 
+def algorithm_1(
+    timesteps: Sequence[int] | Tensor, alphas_cumprod: Tensor, *, repeats: int = 0, final_alpha: float = 1.0
+) -> tuple[Evaluation, ...]:
+    """Lines 5-14 of MSBD's Algorithm 1 as a plan: Blended Diffusion, each step repeated `repeats` = R times.
+
+    timesteps (N,) descending, alphas_cumprod (T,). N (1 + R) evaluations; with R = 0 they are lines 22-26. The last step
+    leads to `final_alpha`: 1, a clean latent. ValueError for R below 0 and timesteps outside the table.
+    """
+    if repeats < 0:
+        raise ValueError(f"repeats is {repeats}; it must be 0 (no repeats) or more")
+    plan: list[Evaluation] = []
+    for k, (t, a_t, a_prev) in enumerate(
+        step_levels(timesteps, alphas_cumprod, final_alpha)
+    ):  # line 5: t = T, ..., 0
+        # line 6: x_t -> x_{t-1}; line 7: x^ at the level of x_{t-1}, drawn once per t; line 8: blended in
+        step = Evaluation(t, a_t, a_prev, a_known=a_prev, known_id=k, renoise_to=None)
+        plan.append(step)
+        for _ in range(repeats):  # line 9: r = 1, ..., R
+            plan[-1] = replace(plan[-1], renoise_to=a_t)  # line 10: x_{t-1} -> x_t
+            plan.append(step)  # line 11: x_t -> x_{t-1} again; line 12: the same x^ blended in
+        # line 13: the next r
+    # line 14: the next t
+    return tuple(plan)
+
+
+def with_known(
+    plan: Sequence[Evaluation], *, level: str = "prev", noise: str = "once"
+) -> tuple[Evaluation, ...]:
+    """`plan` with the known latent blended in at another level, or drawn more often.
+
+      level  "prev": the level the step leads to (Algorithm 1, line 7); "current": the level it came from, as the
+             official code does
+      noise  "once": all evaluations of a timestep share one x^, drawn outside Algorithm 1's inner loop; "fresh":
+             every evaluation draws its own, as RePaint does
+    ValueError for other words.
+    """
+    if level not in ("prev", "current"):
+        raise ValueError(
+            f"known_level is {level!r}; it must be 'prev' (the papers) or 'current' (official code)"
+        )
+    if noise not in ("once", "fresh"):
+        raise ValueError(f"known_noise is {noise!r}; it must be 'once' (algorithm 1) or 'fresh' (RePaint)")
+    order = {t: number for number, t in enumerate(dict.fromkeys(e.t for e in plan))}
+    return tuple(
+        replace(
+            e,
+            a_known=e.a_prev if level == "prev" else e.a_t,
+            known_id=order[e.t] if noise == "once" else number,
+        )
+        for number, e in enumerate(plan)
+    )
+
+
+# ---- the general jump walk ---------------------------------------------------------------------------------
+
+
 def repaint_states(
     num_steps: int, *, jump_length: int, jump_n_sample: int, jump_from_final: bool = False
 ) -> list[int]:
     """The states RePaint walks through, num_steps - 1 first, -1 last: down by 1 denoises, up by 1 noises.
 
-    Whenever a state 0, jump_length, 2 jump_length, ... is reached from which a jump fits, the walk goes up
-    jump_length states and down again, jump_n_sample - 1 times (RePaint, section 4.2 and appendix; published:
-    250, 10, 10 -> 4571 states). With `jump_from_final` the jumping states are -1, jump_length - 1, ...: every
-    whole block of jump_length steps, counted from the last, is then walked down jump_n_sample times, which
-    for jump_length 1 is MSBD's algorithm 1. Raises ValueError for a number below 1.
+    A state says how noisy a latent is: in a run of N steps, state k is the level of the k-th smallest timestep, N - 1 the
+    start and -1 the finished latent. One evaluation of the denoiser leads from state k to k - 1.
+
+    Whenever a state 0, jump_length, 2 jump_length, ... is reached from which a jump fits, the walk goes up jump_length
+    states and down again, jump_n_sample - 1 times (RePaint, section 4.2 and appendix; published: 250, 10, 10 -> 4571
+    states). RePaint counts these states from 0, so its last evaluation is never repeated. With `jump_from_final` they are
+    counted from -1, the finished latent: then blocks of jump_length steps are repeated whole, the last block too, and
+    jump_length 1 is MSBD's Algorithm 1. ValueError for a number below 1.
     """
     if min(num_steps, jump_length, jump_n_sample) < 1:
         raise ValueError(
@@ -76,26 +132,30 @@ def repaint_plan(
     known_noise: str = "once",
     final_alpha: float = 1.0,
 ) -> tuple[Evaluation, ...]:
-    """The papers' plan: Blended Diffusion by default, with `repeats` = R MSBD's algorithm 1, lines 5-14.
+    """The papers' plans: `algorithm_1`, or a walk whose repeats go back `jump_length` steps at once.
 
     timesteps (N,) descending, alphas_cumprod (T,). The last step leads to `final_alpha`, 1 for a clean latent.
       repeats      further evaluations of each timestep: N (1 + R) in all. RePaint's jump_n_sample is 1 + R
-      jump_length, jump_from_final   as in `repaint_states`: with length 1 each step is repeated by itself;
-                   jump_from_final=False is RePaint's own walk, which does not repeat the last evaluation
-      known_level  "prev": the known latent is blended in at the level the step leads to (algorithm 1, line 7);
-                   "current": at the level it came from, as the official code does
-      known_noise  "once": the repeats of a timestep share one x-hat, drawn outside algorithm 1's inner loop;
-                   "fresh": every evaluation draws its own, as RePaint does
-    Raises ValueError for other words or counts, and for a jump longer than the run.
+      jump_length, jump_from_final   as in `repaint_states`
+      known_level, known_noise       as in `with_known`
+    ValueError for other words or counts, and for a jump longer than the run.
     """
-    if known_level not in ("prev", "current"):
-        raise ValueError(
-            f"known_level is {known_level!r}; it must be 'prev' (the papers) or 'current' (official code)"
-        )
-    if known_noise not in ("once", "fresh"):
-        raise ValueError(
-            f"known_noise is {known_noise!r}; it must be 'once' (algorithm 1) or 'fresh' (RePaint)"
-        )
+    if jump_length == 1 and jump_from_final:
+        plan = algorithm_1(timesteps, alphas_cumprod, repeats=repeats, final_alpha=final_alpha)
+    else:
+        plan = _jump_walk(timesteps, alphas_cumprod, repeats, jump_length, jump_from_final, final_alpha)
+    return with_known(plan, level=known_level, noise=known_noise)
+
+
+def _jump_walk(
+    timesteps: Sequence[int] | Tensor,
+    alphas_cumprod: Tensor,
+    repeats: int,
+    jump_length: int,
+    jump_from_final: bool,
+    final_alpha: float,
+) -> tuple[Evaluation, ...]:
+    """`repaint_states` as a plan."""
     if repeats < 0:
         raise ValueError(f"repeats is {repeats}; it must be 0 (no repeats) or more")
     steps = step_levels(timesteps, alphas_cumprod, final_alpha)[::-1]  # steps[k] leads from state k to k - 1
@@ -114,10 +174,11 @@ def repaint_plan(
             plan[-1] = replace(plan[-1], renoise_to=steps[following][1])
             continue
         t, a_t, a_prev = steps[state]
-        a_known = a_prev if known_level == "prev" else a_t
-        known_id = len(steps) - 1 - state if known_noise == "once" else len(plan)
-        plan.append(Evaluation(t, a_t, a_prev, a_known, known_id, renoise_to=None))
+        plan.append(Evaluation(t, a_t, a_prev, a_prev, known_id=len(plan), renoise_to=None))
     return tuple(plan)
+
+
+# ---- the official counting ---------------------------------------------------------------------------------
 
 
 def official_indices(num_steps: int, *, repeats: int, jump: int = 0) -> list[int]:
@@ -159,6 +220,9 @@ def official_plan(
             renoise_to = steps[indices[i + 1]][1]
         plan.append(Evaluation(t, a_t, a_prev, a_known=a_t, known_id=i, renoise_to=renoise_to))
     return tuple(plan)
+
+
+# ---- carrying a plan out -----------------------------------------------------------------------------------
 
 
 def blend_known(x: Tensor, known: Tensor, mask: Tensor) -> Tensor:

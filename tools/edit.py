@@ -179,7 +179,6 @@ class Job:
     mask: "Tensor"  # (1, 1, H, W)
     config: "EditConfig"
     plan: "EditPlan"
-    evaluations: list[int]  # of the U-Net, by stage
     device: "torch.device"
     dtype: "torch.dtype"
 
@@ -195,18 +194,10 @@ def prepare(args: argparse.Namespace) -> Job:
     planner = edit_planner(args.model)
     for path, _ in args.lora:
         read_lora_file(path)  # told now, and not after minutes
-    config.for_model(planner.measures)  # refuses unsuitable sizes before pictures are read
+    config.for_model(planner.spec)  # refuses unsuitable sizes before pictures are read
     photo, mask = read_pictures(args)
     plan = planner.plan(mask, config)
-    return Job(
-        photo,
-        mask,
-        config,
-        plan,
-        [planner.evaluations(stage, plan.config) for stage in plan.stages],
-        device,
-        dtype,
-    )
+    return Job(photo, mask, config, plan, device, dtype)
 
 
 def edit_config(args: argparse.Namespace) -> EditConfig:
@@ -273,24 +264,25 @@ def describe(job: Job) -> list[str]:
         f"picture      {wide(job.photo.size)} pixels, {int(job.mask.sum()):,} of them masked",
         f"crop         {wide(crop.size)} at ({crop.left}, {crop.top})",
     ]
-    for stage, evaluations in zip(job.plan.stages, job.evaluations, strict=True):
+    for stage in job.plan.stages:
         tiles = f"{len(stage.boxes)} of {len(stage.grid)} tiles, " if len(stage.grid) > 1 else ""
         candidates = f"{stage.candidates} candidates, " if stage.candidates > 1 else ""
         lines.append(
-            f"{stage.name:12} {wide(stage.size)}, {tiles}{candidates}{evaluations:,} evaluations of the U-Net"
+            f"{stage.name:12} {wide(stage.size)}, {tiles}{candidates}{stage.evaluations:,} evaluations of the U-Net"
         )
     guided = (
         "each for the prompt and for the negative one"
         if job.plan.config.guidance_scale != 1
         else "without guidance"
     )
-    return [*lines, f"in all       {sum(job.evaluations):,} evaluations, {guided}"]
+    return [*lines, f"in all       {job.plan.evaluations:,} evaluations, {guided}"]
 
 
 def run(args: argparse.Namespace, job: Job) -> None:
     """Load the model, edit, write."""
     from msbd.load import load_edit_pipeline
-    from msbd.pixels.files import composite, save_image
+    from msbd.pixels.files import save_image, to_pixels
+    from msbd.pixels.resize import take
 
     from ._sheets import StagePictures, comparison, contact_sheet
 
@@ -307,8 +299,7 @@ def run(args: argparse.Namespace, job: Job) -> None:
             on_step=progress,
             on_picture=StagePictures(args.stages) if args.stages else None,
         )
-    # From the source's bytes, not from its tensor; a feather is in the result already.
-    pixels = composite(job.photo.pixels, result.image, job.mask)
+    pixels = to_pixels(result.image)  # the source's bytes wherever it was kept
     save_image(
         pixels,
         args.output,
@@ -321,8 +312,9 @@ def run(args: argparse.Namespace, job: Job) -> None:
             comparison(job.photo.pixels, pixels, job.mask), args.compare, icc_profile=job.photo.icc_profile
         )
     if args.candidates:
+        candidates = result.candidates if len(result.candidates) else take(result.image, job.plan.crop)
         save_image(
-            contact_sheet(result.candidates, result.scores, result.chosen),
+            contact_sheet(candidates, result.scores, result.chosen),
             args.candidates,
             icc_profile=job.photo.icc_profile,
         )

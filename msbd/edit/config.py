@@ -1,19 +1,19 @@
-"""The options of an edit, and the measures of the model that it is for.
+"""The options of an edit, and what it has to know of the model that it is for.
 
 Paper    Ackermann & Li 2022 (Multi-Stage Blended Diffusion), arXiv:2210.12965, appendix A.2, "Hyperparameters"
 Units    pixels unless a name says otherwise
 Copying  this file stands alone: the standard library only, so that a command line can show every default without torch
 """
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import Literal, get_args, get_origin
 
 Mode = Literal["msbd", "naive", "segments", "first-stage-only"]
 
 
 @dataclass(frozen=True)
-class Measures:
-    """The sizes a diffusion model was trained for; the measures of every stage follow from them."""
+class ModelSpec:
+    """The sizes a diffusion model was trained for; the size of every stage follows from them."""
 
     native: int = 512  # pixels, side of its training pictures
     multiple: int = 64  # pixels; picture sides it likes are multiples of this
@@ -22,7 +22,7 @@ class Measures:
 
 @dataclass(frozen=True)
 class EditConfig:
-    """Every option of an edit. The defaults are the paper's; None means "as the model's measures say"."""
+    """Every option of an edit. The defaults are the paper's; None means "as suits the model"."""
 
     mode: Mode = "msbd"  # the paper's method, or one of its baselines
     margin: float = 1.4  # side of the crop over the longer side of the mask, at least 1
@@ -90,24 +90,42 @@ class EditConfig:
         if self.repaint_jump == 0 and self.formulas == "paper":
             raise ValueError("repaint_jump is 0, the official code's word for one step; expected 1 or more")
 
-    def for_model(self, measures: Measures) -> "EditConfig":
-        """The same options with every None but `tile_batch` filled in. ValueError where a size does not suit the model."""
-        side = measures.native * 3 // 2
+    def for_model(self, spec: ModelSpec) -> "ResolvedEditConfig":
+        """The same options with everything filled in. ValueError where a size does not suit the model."""
+        side = spec.native * 3 // 2
         tile = self.tile or side
-        overlap = tile // 6 // measures.multiple * measures.multiple or measures.multiple
-        filled = {
+        overlap = tile // 6 // spec.multiple * spec.multiple or spec.multiple
+        usual = {
             "seed": 0,
-            "guidance_scale": measures.guidance_scale,
-            "first_stage_size": measures.native,
+            "guidance_scale": spec.guidance_scale,
+            "first_stage_size": spec.native,
             "max_edgelen": side,
-            "upscale_num_steps": self.num_steps * (2 if self.formulas == "official" else 1),
+            "upscale_num_steps": self.num_steps * _LATER_STEPS[self.formulas],
             "tile": tile,
             "grid_overlap": overlap if overlap < tile else 0,
         }
-        full = replace(self, **{name: value for name, value in filled.items() if getattr(self, name) is None})
+        given = {field.name: getattr(self, field.name) for field in fields(self)}
+        missing = {name: value for name, value in usual.items() if given[name] is None}
+        full = ResolvedEditConfig(**(given | missing))
         for name in ("first_stage_size", "max_edgelen", "tile", "grid_overlap"):
-            if getattr(full, name) % measures.multiple:
+            if getattr(full, name) % spec.multiple:
                 raise ValueError(
-                    f"{name} is {getattr(full, name)}; this model needs multiples of {measures.multiple} pixels"
+                    f"{name} is {getattr(full, name)}; this model needs multiples of {spec.multiple} pixels"
                 )
         return full
+
+
+@dataclass(frozen=True)
+class ResolvedEditConfig(EditConfig):
+    """An EditConfig completed for a model. Only `tile_batch` may still be None: free memory decides it, when it runs."""
+
+    seed: int = 0
+    guidance_scale: float = 7.5
+    first_stage_size: int = 512
+    max_edgelen: int = 768
+    upscale_num_steps: int = 50
+    tile: int = 768
+    grid_overlap: int = 128
+
+
+_LATER_STEPS = {"paper": 1, "official": 2}  # T of the later stages in lengths of the first stage's

@@ -16,7 +16,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from ..memory import is_out_of_memory
+from ..memory import until_it_fits
 
 _FEWEST_CELLS = 16  # of a segment's side when memory is short
 
@@ -63,18 +63,19 @@ def optimize_decoder(
     """
     if not segments:
         raise ValueError("decoder optimisation needs at least one segment, got none")
-    while True:
-        try:
-            return _fit(vae, segments, steps, lr, background_weight, on_step)
-        except RuntimeError as error:
-            if not is_out_of_memory(error):
-                raise
-            smaller = [half for segment in segments for half in _halves(segment)]
-            if len(smaller) == len(segments):
-                raise
-        segments = smaller  # tried outside the clause, so that the failed step's memory is free by then
+
+    def fit(pieces: Sequence[Segment]) -> VAE:
+        return _fit(vae, pieces, steps, lr, background_weight, on_step)
+
+    def smaller(pieces: Sequence[Segment]) -> Sequence[Segment] | None:
+        halves = [half for piece in pieces for half in _halves(piece)]
+        if len(halves) == len(pieces):
+            return None
         if on_split is not None:
             on_split()
+        return halves
+
+    return until_it_fits(fit, segments, smaller)
 
 
 def _fit(

@@ -1,14 +1,16 @@
-"""The official code's formulas that ours replace, for the preset `official` and for measuring the difference.
+"""The formulas of an edit that the paper and its official code have each in their own form: here the official code's.
 
 Source   what pfnet-research/multi-stage-blended-diffusion at b933b3d computes; written anew, none of it copied.
-         Each docstring says what ours does instead and why. Its crashes are not imitated: where it fails an
-         assertion or never ends, a ValueError says so
-Units    pixels, sizes (H, W), boxes as in crops.py; masks (1, 1, H, W), 1 = edit
-Copying  needs crops.py, decoder_opt.py, images.py, latents.py, memory.py, resize.py and samplers/
+         Each docstring says what ours (paper.py, the same name) does instead and why. Its crashes are not imitated:
+         where it fails an assertion or never ends, a ValueError says so
+Units    pixels, sizes (H, W); masks (1, 1, H, W), 1 = edit; pictures (1, 3, H, W) in [-1, 1]; latents (n, 4, h, w)
+
+First the functions that paper.py has under the same names, then what they are made of, then decoder optimisation's
+latents (`decoderopt_latents="reencode"`). `plan.EditPlan.rules` chooses between the two pages, once.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,14 +18,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from samplers.repaint import Evaluation, official_plan
+from samplers.repaint import Evaluation, official_plan, with_known
 from samplers.schedule import ldm_start_timesteps, ldm_timesteps, q_sample_between
 
 from ..latents import encode
 from ..pixels.box import Box
 from ..pixels.files import to_image, to_pixels
 from ..pixels.masks import mask_box
-from ..pixels.resize import take
+from ..pixels.resize import take, truncate_to_8_bits
+from . import paper
+from .config import ModelSpec, ResolvedEditConfig
+from .crops import crop_box, first_stage_size
 from .decoder_opt import Segment
 
 MULTIPLE = 64  # pixels; all official sizes are multiples of it
@@ -46,21 +51,91 @@ OPTIONS: dict[str, Any] = {
 }
 
 
-def rectangle_size(
-    mask_size: tuple[int, int], picture_size: tuple[int, int], margin: float, native: int = 512
-) -> tuple[int, int]:
-    """The rectangle (H, W) that is edited around a mask of extents `mask_size`, at least `native` on each side.
+def crop(mask: Tensor, config: ResolvedEditConfig, spec: ModelSpec) -> Box:
+    """A crop that is never smaller than native, around the mask's centre of mass (`crop_around`).
 
-    The extents there are last - first, one pixel short, of the mask before it is thresholded;
-    `crops.mask_box` is exact.
-
-    The caps are swapped: the height is capped by the picture's WIDTH and the width by its height, as PIL's
-    size is (W, H), so a wide mask in a landscape picture is cut. Ours: `crops.crop_box`, which always covers
-    the mask.
+    Where it leaves the picture the official code stops; here it is then the paper's, which mirrors the picture.
     """
-    height, width = (math.ceil(side / MULTIPLE * margin) * MULTIPLE for side in mask_size)
-    cap_height, cap_width = (side // MULTIPLE * MULTIPLE for side in (picture_size[1], picture_size[0]))
-    return max(min(height, cap_height), native), max(min(width, cap_width), native)
+    box, picture_size = mask_box(mask), (mask.shape[-2], mask.shape[-1])
+    margin = max(config.margin, config.first_stage_size / max(box.size))
+    ours = crop_box(box, picture_size, margin, spec.multiple)
+    inside = Box(0, 0, *picture_size).contains(ours)
+    return crop_around(mask, ours.size) if inside else ours
+
+
+def sizes(crop_size: tuple[int, int], config: ResolvedEditConfig, spec: ModelSpec) -> list[tuple[int, int]]:
+    """A ladder of sqrt(2) (`stage_edges`) of which no stage shrinks. Ours: one intermediate stage, no size twice."""
+    first = first_stage_size(crop_size, config.first_stage_size, spec.multiple)
+    edges = stage_edges(
+        max(crop_size),
+        config.first_stage_size,
+        config.max_edgelen,
+        straight_to_grid=config.straight_to_grid,
+        multiple=spec.multiple,
+    )
+    later = [stage_size(edge, crop_size, spec.multiple) for edge in edges]
+    return [first, *(size for size in later if math.prod(size) >= math.prod(first))]
+
+
+def is_tiled(
+    size: tuple[int, int], crop_size: tuple[int, int], config: ResolvedEditConfig, spec: ModelSpec
+) -> bool:
+    """Where the longer side is longer than a tile. Ours goes by the number of pixels, which memory goes by."""
+    return max(size) > config.tile
+
+
+def grid(size: tuple[int, int], config: ResolvedEditConfig, spec: ModelSpec) -> list[Box]:
+    """`tile_grid`, with redundant tiles and tiles of different sizes. Ours has neither."""
+    return tile_grid(*size, tile=config.tile, overlap=config.grid_overlap, smallest=config.first_stage_size)
+
+
+def evaluations(
+    num_steps: int,
+    start: float,
+    repeats: int,
+    jump: int,
+    alphas_cumprod: Tensor,
+    *,
+    known_level: str = "current",
+    known_noise: str = "fresh",
+) -> tuple[Evaluation, ...]:
+    """The official count of steps: LDM's spacing, which takes more steps than asked where they do not divide 1000, cut off
+    at int(start x steps). Ours has exactly the number asked for; see `samplers.repaint.official_plan` for the rest.
+
+    `known_level` "prev" and `known_noise` "once" put the paper's background (lines 6 and 7) into it, to measure that.
+    """
+    timesteps = ldm_start_timesteps(ldm_timesteps(num_steps), start)
+    plan = official_plan(timesteps, alphas_cumprod, repeats=repeats, jump=jump)
+    return with_known(plan, level=known_level, noise=known_noise)
+
+
+def start_latent(known: Tensor, first: Evaluation, alphas_cumprod: Tensor, noise: Tensor) -> Tensor:
+    """SDEdit's start as the official code noises it: as if `known` were at level alphas_cumprod[0] already. Ours: clean."""
+    return q_sample_between(known, float(alphas_cumprod[0]), first.a_t, noise)
+
+
+def shared_noise(whole_run: bool) -> Collection[str]:
+    """In a whole run one x-hat serves all candidates. Ours draws one for each (line 7 stands inside the loop)."""
+    return ("known",) if whole_run else ()
+
+
+def before_upscaling(picture: Tensor, size: tuple[int, int], mode: str) -> Tensor:
+    """Real-ESRGAN gets the last stage's picture through 8 bits, truncated. Ours stays in float."""
+    grows = tuple(picture.shape[-2:]) != tuple(size)
+    return truncate_to_8_bits(picture) if mode == "rrdb" and grows else picture
+
+
+def blend(
+    pictures: Iterable[Tensor], boxes: Sequence[Box], grid: Sequence[Box], background: Tensor, overlap: int
+) -> Tensor:
+    """Tiles are drawn over each other in 8 bits (`compose_tiles`). Ours crossfades them in float."""
+    if len(grid) == 1:
+        return paper.blend(pictures, boxes, grid, background, overlap)
+    drawn = compose_tiles(to_pixels(background), [to_pixels(tile) for tile in pictures], boxes, overlap)
+    return to_image(drawn).to(background)
+
+
+# ---- what they are made of ---------------------------------------------------------------------------------
 
 
 def crop_around(mask: Tensor, crop_size: tuple[int, int]) -> Box:
@@ -163,40 +238,7 @@ def compose_tiles(
     return canvas.astype(np.uint8)
 
 
-def compose(base: Tensor, tiles: Sequence[Tensor], boxes: Sequence[Box], overlap: int) -> Tensor:
-    """`compose_tiles` for pictures (1, 3, h, w) in [-1, 1]."""
-    drawn = compose_tiles(to_pixels(base), [to_pixels(tile) for tile in tiles], boxes, overlap)
-    return to_image(drawn).to(base)
-
-
-def evaluations(
-    num_steps: int,
-    start: float,
-    repeats: int,
-    jump: int,
-    alphas_cumprod: Tensor,
-    *,
-    known_level: str = "current",
-    known_noise: str = "fresh",
-) -> tuple[Evaluation, ...]:
-    """The official count of steps: LDM's spacing, which takes more steps than asked where they do not divide 1000, cut off at
-    int(start x steps). Ours has exactly the number asked for; see `samplers.repaint.official_plan` for the rest.
-
-    `known_level` "prev" and `known_noise` "once" put the paper's background (lines 6 and 7) into it, to measure what that does.
-    """
-    timesteps = ldm_start_timesteps(ldm_timesteps(num_steps), start)
-    plan = official_plan(timesteps, alphas_cumprod, repeats=repeats, jump=jump)
-    if known_level == "prev":
-        plan = tuple(replace(e, a_known=None if e.a_known is None else e.a_prev) for e in plan)
-    if known_noise == "once":
-        order = {t: number for number, t in enumerate(dict.fromkeys(e.t for e in plan))}
-        plan = tuple(replace(e, known_id=order[e.t]) for e in plan)
-    return plan
-
-
-def start_latent(known: Tensor, level: float, alphas_cumprod: Tensor, noise: Tensor) -> Tensor:
-    """SDEdit's start as the official code noises it: as if `known` were at level alphas_cumprod[0] already. Ours: clean."""
-    return q_sample_between(known, float(alphas_cumprod[0]), level, noise)
+# ---- decoder optimisation ----------------------------------------------------------------------------------
 
 
 @torch.no_grad()

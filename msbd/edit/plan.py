@@ -1,48 +1,83 @@
-"""What an edit will do before it does it, and what it gives: the crop, the stages, their tiles; the result.
+"""What an edit will do, before anything is computed: the crop, the stages, and of each its schedule, tiles and masks.
 
-Paper    Ackermann & Li 2022 (Multi-Stage Blended Diffusion), arXiv:2210.12965, appendix A.2, "Hyperparameters"
-Units    pixels unless a name says otherwise; sizes are (H, W); masks (1, 1, H, W), 1 = edit
+Paper    Ackermann & Li 2022, arXiv:2210.12965, "Approach" and appendix A.2
+Units    pixels, sizes (H, W); masks (1, 1, H, W), 1 = edit; boxes lie in the picture (crop) or in the stage (tiles)
 """
 
-import math
 from dataclasses import dataclass, field, replace
-from typing import Any
+from itertools import pairwise
+from types import ModuleType
 
+import torch
 from torch import Tensor
 
-from ..pixels.box import Box
-from ..pixels.masks import latent_mask, mask_box, resize_mask, sample_mask
-from ..pixels.resize import put_back
-from ..pixels.tiles import covered, tile_boxes, touches
-from . import official
-from .config import EditConfig, Measures
-from .crops import crop_box, first_stage_size, stage_sizes
+from samplers.repaint import Evaluation
 
-NAIVE_OVER_NATIVE = 960 / 512  # the paper's baseline (A.3): the largest size that fitted its GPU
+from ..pixels.box import Box
+from ..pixels.masks import latent_mask, resize_mask, sample_mask
+from ..pixels.resize import put_back, take
+from ..pixels.tiles import covered, tile_boxes, touches
+from . import official, paper
+from .config import EditConfig, ModelSpec, ResolvedEditConfig
+from .crops import first_stage_size
+
+NAIVE_OVER_NATIVE = 15 / 8  # the naive baseline runs at 960 for a model of 512, what fits into 32 GB
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One size at which the crop is worked on."""
+    """One pass of Blended Diffusion at one size, with all that it needs."""
 
     name: str
-    number: int  # 0: the first stage, lines 1 to 18 of algorithm 1; from 1: lines 19 to 28
+    number: int  # 0: the first stage, on noise or a noised source; later ones refine the picture of the one before
     size: tuple[int, int]  # (H, W) of the whole crop at this stage
-    start: float  # fraction of the schedule its sampling starts from
-    repeats: int  # RePaint's R
-    num_steps: int  # T
-    candidates: int  # pictures sampled side by side; more than one in the first stage only
+    start: float  # fraction of the schedule its sampling starts from: T' / T
+    repeats: int  # R, RePaint's repeats of each step
+    num_steps: int  # T, the steps of a whole run
+    candidates: int  # B: pictures sampled side by side; more than one in the first stage only
     grid: tuple[Box, ...]  # all tiles; a stage in one piece has one
     boxes: tuple[Box, ...]  # those with a masked pixel, the only ones computed
+    schedule: tuple[Evaluation, ...] = field(repr=False)  # what each window goes through
+    mask: Tensor = field(repr=False, compare=False)  # m at this size, (1, 1, H, W)
+    cells: Tensor = field(repr=False, compare=False)  # m in latent cells, (1, 1, h, w)
+
+    @property
+    def evaluations(self) -> int:
+        """Evaluations of the U-Net: each candidate and tile counts, and both halves of the guidance as one."""
+        return len(self.schedule) * self.candidates * len(self.boxes)
+
+    @property
+    def is_whole_run(self) -> bool:
+        """Whether sampling starts at the end of the schedule, where there is nothing left of the source."""
+        return self.number == 0 and self.start == 1
 
 
 @dataclass(frozen=True)
 class EditPlan:
-    """Where and at which sizes an edit works; `config` has no None left but `tile_batch`."""
+    """Where and at which sizes an edit works."""
 
     crop: Box
     stages: tuple[Stage, ...]
-    config: EditConfig
+    config: ResolvedEditConfig
+    spec: ModelSpec
+
+    @property
+    def rules(self) -> ModuleType:
+        """Whose formulas are followed: the module paper.py or official.py."""
+        return _RULES[self.config.formulas]
+
+    @property
+    def evaluations(self) -> int:
+        """Evaluations of the U-Net in all."""
+        return sum(stage.evaluations for stage in self.stages)
+
+    def to(self, device: torch.device) -> "EditPlan":
+        """The same plan with its masks on `device`."""
+        moved = (replace(s, mask=s.mask.to(device), cells=s.cells.to(device)) for s in self.stages)
+        return replace(self, stages=tuple(moved))
+
+
+_RULES = {"paper": paper, "official": official}
 
 
 @dataclass(frozen=True)
@@ -51,7 +86,7 @@ class EditResult:
 
     image: Tensor  # (1, 3, H, W) in [-1, 1]
     plan: EditPlan  # its config.seed is the one that was used, drawn from a generator or not
-    candidates: Tensor  # (B, 3, h, w): first-stage pictures before decoder optimisation; mode segments: the crop as it ended
+    candidates: Tensor  # (B, 3, h, w), the first stage before decoder optimisation; of segments B = 0
     scores: Tensor | None  # (B,) CLIP's, higher = better; None without reranking
     chosen: int  # index of the candidate that was taken
     seconds: dict[str, float] = field(default_factory=dict)  # by stage and task
@@ -70,26 +105,47 @@ def check_inputs(image: Tensor, mask: Tensor) -> None:
         )
 
 
-def plan_edit(mask: Tensor, config: EditConfig, measures: Measures) -> EditPlan:
-    """The plan for repainting `mask` (1, 1, H, W): crop, stages, tiles. ValueError for an empty mask or unsuitable options."""
-    config = config.for_model(measures)
-    crop = _crop(mask, config, measures)
-    # Where the crop leaves the picture, nets see the picture and its mask mirrored, but nobody sees the result: no tiles there.
-    seen = Box(-crop.top, -crop.left, mask.shape[-2], mask.shape[-1])
-    cropped = put_back(mask.new_zeros(1, 1, *crop.size), mask, seen)
-    sizes = _sizes(crop.size, config, measures)
-    stages = (_stage(number, size, cropped, config, measures) for number, size in enumerate(sizes))
-    return EditPlan(crop, tuple(stages), config)
+def plan_edit(
+    mask: Tensor,
+    config: EditConfig,
+    spec: ModelSpec,
+    alphas_cumprod: Tensor,
+    *,
+    downscale: int = 8,
+    has_upscaler: bool = True,
+) -> EditPlan:
+    """The plan for repainting `mask` (1, 1, H, W), {0, 1}, with a model of these sizes and levels alphas_cumprod (T,).
+
+    `downscale` is the side of the autoencoder's latent cells in pixels. ValueError for an empty mask, options that do not
+    suit the model, more steps than its schedule has, and a stage that needs an upscaler where there is none.
+    """
+    full = config.for_model(spec)
+    rules = _RULES[full.formulas]
+    crop = rules.crop(mask, full, spec)
+    masked = visible = take(mask, crop)
+    if not Box(0, 0, mask.shape[-2], mask.shape[-1]).contains(crop):
+        # The nets see the picture and its mask mirrored there, but nobody sees the result: no tiles for its sake.
+        picture = Box(-crop.top, -crop.left, mask.shape[-2], mask.shape[-1])
+        visible = put_back(torch.zeros_like(masked), mask, picture)
+    planning = _Planning(full, spec, rules, masked, visible, alphas_cumprod, downscale)
+    stages = tuple(planning.stage(number, size) for number, size in enumerate(planning.sizes()))
+    grows = any(after.size != before.size for before, after in pairwise(stages))
+    if grows and full.upscaling_mode == "rrdb" and not has_upscaler:
+        raise ValueError(
+            "upscaling_mode is rrdb, but this model comes without an upscaler: `python -m tools.models fetch "
+            "realesrgan-x4plus` gets one, --upscaling-mode bilinear does without"
+        )
+    return EditPlan(crop, stages, full, spec)
 
 
-def halve_tiles(stage: Stage, mask: Tensor, config: EditConfig, measures: Measures) -> Stage | None:
-    """A later stage in tiles of half the size, for a device that ran out of memory; `mask` is the crop's. None if they cannot shrink."""
-    tile = max(stage.grid[0].size) // 2 // measures.multiple * measures.multiple
-    if stage.number == 0 or tile < 2 * measures.multiple:
+def halve_tiles(stage: Stage, config: ResolvedEditConfig, spec: ModelSpec) -> Stage | None:
+    """A later stage in tiles of half the size, for a device that ran out of memory; None if they cannot shrink."""
+    tile = max(stage.grid[0].size) // 2 // spec.multiple * spec.multiple
+    if stage.number == 0 or tile < 2 * spec.multiple:
         return None
-    overlap = min(_given(config.grid_overlap), tile // 2 // measures.multiple * measures.multiple)
-    grid = tile_boxes(*stage.size, tile, overlap, measures.multiple)
-    boxes = _computed(grid, covered(stage_mask(mask, stage.size, config), stage.boxes), stage.number, config)
+    overlap = min(config.grid_overlap, tile // 2 // spec.multiple * spec.multiple)
+    grid = tile_boxes(*stage.size, tile, overlap, spec.multiple)
+    boxes = _computed(grid, covered(stage.mask, stage.boxes), stage.number, config)
     return replace(stage, grid=tuple(grid), boxes=boxes)
 
 
@@ -98,73 +154,85 @@ def stage_mask(mask: Tensor, size: tuple[int, int], config: EditConfig) -> Tenso
     return (resize_mask if config.latent_mask == "any" else sample_mask)(mask, size)
 
 
-def stage_cells(mask: Tensor, stage: Stage, config: EditConfig, factor: int) -> Tensor:
-    """The crop's mask (1, 1, H, W) in a stage's latent cells of `factor` pixels, {0, 1}."""
-    if config.latent_mask == "center" and stage.number == 0:  # official: there from the crop's own pixels
-        return sample_mask(mask, (stage.size[0] // factor, stage.size[1] // factor))
-    return latent_mask(stage_mask(mask, stage.size, config), factor, config.latent_mask)
+def stage_cells(mask: Tensor, at_size: Tensor, number: int, config: EditConfig, downscale: int) -> Tensor:
+    """The crop's mask (1, 1, H, W) in a stage's latent cells, (1, 1, h, w), {0, 1}; `at_size` is its `stage_mask`."""
+    if (
+        config.latent_mask == "center" and number == 0
+    ):  # the official code goes there from the crop's own pixels
+        return sample_mask(mask, (at_size.shape[-2] // downscale, at_size.shape[-1] // downscale))
+    return latent_mask(at_size, downscale, config.latent_mask)
 
 
-def _crop(mask: Tensor, config: EditConfig, measures: Measures) -> Box:
-    box, picture = mask_box(mask), (mask.shape[-2], mask.shape[-1])
-    if config.formulas == "paper":
-        return crop_box(box, picture, config.margin, measures.multiple)
-    margin = max(config.margin, _given(config.first_stage_size) / max(box.size))  # never smaller than native
-    crop = crop_box(box, picture, margin, measures.multiple)
-    inside = Box(0, 0, *picture).contains(crop)  # else the official code stops; ours mirrors
-    return official.crop_around(mask, crop.size) if inside else crop
+@dataclass(frozen=True)
+class _Planning:
+    """What all stages of a plan follow from."""
 
+    config: ResolvedEditConfig
+    spec: ModelSpec
+    rules: ModuleType
+    masked: Tensor  # the crop's mask, (1, 1, H, W); mirrored where the crop leaves the picture
+    visible: Tensor  # the same, but 0 there
+    alphas_cumprod: Tensor
+    downscale: int
 
-def _sizes(crop: tuple[int, int], config: EditConfig, measures: Measures) -> list[tuple[int, int]]:
-    native, middle = _given(config.first_stage_size), _given(config.max_edgelen)
-    first = first_stage_size(crop, native, measures.multiple)
-    if config.mode == "segments":
-        return [crop if crop[0] * crop[1] > native**2 else first]
-    if config.mode == "naive":
-        return [first_stage_size(crop, round(native * NAIVE_OVER_NATIVE), measures.multiple)]
-    if config.mode == "first-stage-only":
-        return [first]
-    if config.formulas == "official":
-        edges = official.stage_edges(
-            max(crop),
-            native,
-            middle,
-            straight_to_grid=config.straight_to_grid,
-            multiple=measures.multiple,
+    @property
+    def crop_size(self) -> tuple[int, int]:
+        return self.masked.shape[-2], self.masked.shape[-1]
+
+    def sizes(self) -> list[tuple[int, int]]:
+        """Of all stages; the baselines have one."""
+        config, multiple = self.config, self.spec.multiple
+        native, crop = config.first_stage_size, self.crop_size
+        first = first_stage_size(crop, native, multiple)
+        if config.mode == "segments":
+            return [crop if crop[0] * crop[1] > native**2 else first]
+        if config.mode == "naive":
+            return [first_stage_size(crop, round(native * NAIVE_OVER_NATIVE), multiple)]
+        if config.mode == "first-stage-only":
+            return [first]
+        return self.rules.sizes(crop, config, self.spec)
+
+    def stage(self, number: int, size: tuple[int, int]) -> Stage:
+        """The stage of that number and size."""
+        config, first = self.config, number == 0
+        tiled = not first and self.rules.is_tiled(size, self.crop_size, config, self.spec)
+        grid = self._grid(size, tiled)
+        mask = stage_mask(self.masked, size, config)
+        visible = mask if self.visible is self.masked else stage_mask(self.visible, size, config)
+        num_steps = config.num_steps if first else config.upscale_num_steps
+        later_start = config.grid_startstep if tiled else config.upscale_startstep
+        start = config.start_timestep if first else later_start
+        repeats = config.repaint_steps if first else 0
+        schedule = self.rules.evaluations(
+            num_steps,
+            start,
+            repeats,
+            config.repaint_jump,
+            self.alphas_cumprod,
+            known_level=config.background_level,
+            known_noise=config.background_noise,
         )
-        later = [official.stage_size(edge, crop, measures.multiple) for edge in edges]
-        return [first, *(size for size in later if size[0] * size[1] >= first[0] * first[1])]  # none shrinks
-    return stage_sizes(crop, native, middle, measures.multiple, straight_to_grid=config.straight_to_grid)
+        return Stage(
+            name="first stage" if first else f"stage {number + 1}",
+            number=number,
+            size=size,
+            start=start,
+            repeats=repeats,
+            num_steps=num_steps,
+            candidates=config.first_stage_batch if first and config.mode != "segments" else 1,
+            grid=tuple(grid),
+            boxes=_computed(grid, visible, number, config),
+            schedule=schedule,
+            mask=mask,
+            cells=stage_cells(self.masked, mask, number, config, self.downscale),
+        )
 
-
-def _stage(
-    number: int, size: tuple[int, int], cropped: Tensor, config: EditConfig, measures: Measures
-) -> Stage:
-    first = number == 0
-    tile, overlap, native = _given(config.tile), _given(config.grid_overlap), _given(config.first_stage_size)
-    one_piece = first_stage_size((cropped.shape[-2], cropped.shape[-1]), tile, measures.multiple)
-    # Not tile^2: the middle stage, tile^2 pixels but for rounding to whole multiples, is one piece.
-    large = max(size) > tile if config.formulas == "official" else math.prod(size) > math.prod(one_piece)
-    tiled = large and not first
-    grid = [Box(0, 0, *size)]
-    if config.mode == "segments":
-        grid = tile_boxes(*size, native, min(overlap, native // 2), measures.multiple)
-    elif tiled and config.formulas == "official":
-        grid = official.tile_grid(*size, tile=tile, overlap=overlap, smallest=native)
-    elif tiled:
-        grid = tile_boxes(*size, tile, overlap, measures.multiple)
-    later_start = config.grid_startstep if tiled else config.upscale_startstep
-    return Stage(
-        name="first stage" if first else f"stage {number + 1}",
-        number=number,
-        size=size,
-        start=config.start_timestep if first else later_start,
-        repeats=config.repaint_steps if first else 0,
-        num_steps=config.num_steps if first else _given(config.upscale_num_steps),
-        candidates=config.first_stage_batch if first and config.mode != "segments" else 1,
-        grid=tuple(grid),
-        boxes=_computed(grid, stage_mask(cropped, size, config), number, config),
-    )
+    def _grid(self, size: tuple[int, int], tiled: bool) -> list[Box]:
+        config = self.config
+        if config.mode == "segments":
+            native = config.first_stage_size
+            return tile_boxes(*size, native, min(config.grid_overlap, native // 2), self.spec.multiple)
+        return self.rules.grid(size, config, self.spec) if tiled else [Box(0, 0, *size)]
 
 
 def _computed(grid: list[Box], mask: Tensor, number: int, config: EditConfig) -> tuple[Box, ...]:
@@ -173,9 +241,3 @@ def _computed(grid: list[Box], mask: Tensor, number: int, config: EditConfig) ->
         return tuple(grid)
     # "center" may lose a thin mask altogether, where the official code does too
     return tuple(box for box in grid if touches(box, mask)) or tuple(grid)
-
-
-def _given(value: Any) -> int:
-    """A size that `for_model` has filled in."""
-    assert isinstance(value, int), "the config was not completed with for_model"
-    return value

@@ -23,8 +23,6 @@ from PIL import Image, ImageCms, ImageOps
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
-from .masks import mask_box
-
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")  # that are written
 LONGEST = {".webp": 16383, ".jpg": 65500, ".jpeg": 65500}  # pixels a side that a format can hold
 # Of files that a folder is searched for; what they are is told by their content.
@@ -167,31 +165,6 @@ def to_pixels(image: Tensor) -> np.ndarray:
     """(1, C, H, W) in [-1, 1] -> (H, W, C) uint8, clamped and rounded (the official code truncates)."""
     levels = ((image[0].detach().float().cpu() + 1) * 127.5).round().clamp(0, 255)
     return levels.permute(1, 2, 0).to(torch.uint8).contiguous().numpy()
-
-
-def composite(source: np.ndarray, edited: Tensor, mask: Tensor) -> np.ndarray:
-    """Algorithm 1, line 29, m * edited + (1 - m) * source: equal to `source` byte for byte where the mask is 0.
-
-    `source` (H, W, 3) uint8; `edited` (1, 3, H, W) in [-1, 1]; `mask` (1, 1, H, W) in [0, 1], feathered or
-    hard.
-    """
-    height, width = source.shape[:2]
-    if tuple(edited.shape[-2:]) != (height, width) or tuple(mask.shape[-2:]) != (height, width):
-        raise ValueError(
-            f"sizes differ: source {height} x {width}, edited {tuple(edited.shape[-2:])}, mask {tuple(mask.shape[-2:])}"
-        )
-    result = source.copy()
-    if not bool((mask > 0).any()):
-        return result
-    # In floating point only where it matters: a photograph of 24 megapixels is 300 MB as floats.
-    window = mask_box(mask > 0).window
-    weight = mask[..., *window].float().cpu()
-    blended = torch.lerp(
-        to_image(source[window]), edited[..., *window].detach().float().cpu().clamp(-1, 1), weight
-    )
-    inside = weight[0, 0].numpy()[..., None] > 0
-    result[window] = np.where(inside, to_pixels(blended), source[window])
-    return result
 
 
 def parameters_text(metadata: Mapping[str, Any]) -> str:

@@ -5,14 +5,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from msbd.edit.config import Measures
+from msbd.edit.config import ModelSpec
 from msbd.edit.pipeline import EditPipeline
 from nets.unet import UNetConfig
 from nets.vae import AutoencoderKL, IdentityAutoencoder, VAEConfig
 from samplers.schedule import make_alphas_cumprod, make_betas
 
 ALPHAS = make_alphas_cumprod(make_betas())
-MEASURES = Measures(native=64, multiple=16)
+SPEC = ModelSpec(native=64, multiple=16)
 SMALL_UNET = UNetConfig(
     block_out_channels=(8, 16),
     layers_per_block=1,
@@ -108,6 +108,6 @@ def _pipeline(parts: dict[str, Any]) -> EditPipeline:
         "text_encoder": letters_as_context,
         "tokenizer": count_letters,
         "alphas_cumprod": ALPHAS,
-        "measures": MEASURES,
+        "spec": SPEC,
     }
     return EditPipeline(**{**common, **parts})

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from msbd.edit.config import EditConfig, Measures
+from msbd.edit.config import EditConfig, ModelSpec
 from msbd.edit.pipeline import EditPipeline
 from msbd.load import (
     SPARE,
@@ -85,7 +85,7 @@ def dtype_of(net: Any) -> torch.dtype:
 
 def test_a_bundle_loads_with_its_weights_and_measures(bundle: Path) -> None:
     pipeline = load_edit_pipeline(bundle)
-    assert isinstance(pipeline, EditPipeline) and pipeline.measures == Measures(32, 16, 3.0)
+    assert isinstance(pipeline, EditPipeline) and pipeline.spec == ModelSpec(32, 16, 3.0)
     for net, part in (
         (pipeline.unet, "unet"),
         (pipeline.vae, "vae"),
@@ -163,7 +163,7 @@ def test_what_the_metadata_leave_out_is_as_in_stable_diffusion(copy: Path) -> No
     set_config(copy / "unet.safetensors", **dict.fromkeys(absent))
     set_config(copy / "clip.safetensors", image_mean=None, image_std=None)
     pipeline = load_edit_pipeline(copy)
-    assert pipeline.measures == Measures() and pipeline.clip_preprocessing["mean"] == CLIP_MEAN
+    assert pipeline.spec == ModelSpec() and pipeline.clip_preprocessing["mean"] == CLIP_MEAN
     assert torch.equal(pipeline.alphas_cumprod, make_alphas_cumprod(make_betas()))
 
 
@@ -180,11 +180,10 @@ def test_a_planner_plans_like_the_pipeline_and_reads_no_weights(bundle: Path, co
     config = EditConfig(num_steps=10)
     plan = planner.plan(mask, config)
     assert plan == pipeline.plan(mask, config) and len(plan.stages) > 1
-    for stage in plan.stages:
-        assert planner.evaluations(stage, plan.config) == pipeline.evaluations(stage, plan.config) > 0
+    assert planner.plan(mask, config).evaluations == plan.evaluations > 0
     for part in ("vae", "clip", "rrdb"):
         (copy / f"{part}.safetensors").write_bytes(b"")
-    assert edit_planner(copy).measures == planner.measures
+    assert edit_planner(copy).spec == planner.spec
 
 
 @pytest.mark.parametrize("one, other", [("unet", "vae"), ("clip", "rrdb"), ("vae", "clip")])
@@ -340,7 +339,7 @@ def test_every_layout_gives_the_same_nets(layouts: dict[str, Path], kind: str) -
 
 def test_settings_come_from_the_metadata_or_the_folders_json(layouts: dict[str, Path]) -> None:
     single, folder = load_edit_pipeline(layouts["ldm"]), load_edit_pipeline(layouts["hub"])
-    assert single.measures == Measures(32, 16, 3.0) and folder.measures == Measures(native=128)
+    assert single.spec == ModelSpec(32, 16, 3.0) and folder.spec == ModelSpec(native=128)
     assert torch.equal(single.alphas_cumprod, make_alphas_cumprod(make_betas()))
     assert torch.equal(folder.alphas_cumprod, make_alphas_cumprod(make_betas(beta_start=0.001)))
 
@@ -369,7 +368,7 @@ def test_a_planner_plans_like_the_pipeline_in_every_layout(layouts: dict[str, Pa
     pipeline, planner = load_edit_pipeline(layouts[kind]), edit_planner(layouts[kind])
     config = EditConfig(upscaling_mode="bilinear")
     assert planner.plan(mask, config) == pipeline.plan(mask, config)
-    assert planner.measures == pipeline.measures and planner.clip is planner.upscaler is None
+    assert planner.spec == pipeline.spec and planner.clip is planner.upscaler is None
 
 
 def test_a_planner_reads_no_weights_of_a_diffusers_folder(layouts: dict[str, Path], tmp_path: Path) -> None:
@@ -377,7 +376,7 @@ def test_a_planner_reads_no_weights_of_a_diffusers_folder(layouts: dict[str, Pat
     for part in ("unet", "vae"):
         path = folder / part / "diffusion_pytorch_model.safetensors"
         write_safetensors(path, {"a": torch.zeros(1)}, {})
-    assert edit_planner(folder).measures == Measures(native=128)
+    assert edit_planner(folder).spec == ModelSpec(native=128)
 
 
 def test_a_single_file_may_be_a_checkpoint_with_averaged_weights(

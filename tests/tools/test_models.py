@@ -147,7 +147,7 @@ def test_a_pickle_becomes_a_folder_that_edits_as_it_did(
 def test_settings_go_along(tmp_path: Path, bundle: Path) -> None:
     assert main(["convert", str(bundle), "-o", str(tmp_path / "out"), "--in-process"]) == 0
     converted, original = load_edit_pipeline(tmp_path / "out"), load_edit_pipeline(bundle)
-    assert converted.measures == original.measures and converted.measures.guidance_scale == 4.0
+    assert converted.spec == original.spec and converted.spec.guidance_scale == 4.0
     assert converted.clip_preprocessing == original.clip_preprocessing
     assert converted.vae.config == original.vae.config and converted.clip.config == original.clip.config
     assert all(equal(states(tmp_path / "out")[part], state) for part, state in states(bundle).items())
@@ -254,7 +254,7 @@ def test_one_file_of_several_parts_keeps_each_ones_settings(tmp_path: Path, bund
     (tmp_path / "tokenizer.json").write_bytes((bundle / "tokenizer.json").read_bytes())
     ours, theirs = load_edit_pipeline(bundle), load_edit_pipeline(out)
     assert theirs.unet.config == ours.unet.config and theirs.vae.config == ours.vae.config
-    assert theirs.measures == ours.measures
+    assert theirs.spec == ours.spec
     ids = ours.tokenizer(["a red house"])
     assert torch.equal(theirs.text_encoder(ids), ours.text_encoder(ids))
 

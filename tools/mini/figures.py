@@ -45,7 +45,7 @@ def vae_figures(pipe: EditPipeline, count: int = 64, sheet: Path | None = None) 
     weight = next(pipe.vae.parameters())
     pairs = []
     for scene in held_out_scenes(count):
-        image = picture(scene, pipe.measures.native)
+        image = picture(scene, pipe.spec.native)
         decoded = pipe.vae.decode(pipe.vae.encode(image.to(weight)).mean)
         pairs.append((image, to_8_bits(decoded.cpu())))
     if sheet:
@@ -63,7 +63,7 @@ def rrdb_figures(pipe: EditPipeline, count: int = 64, sheet: Path | None = None)
     weight = next(pipe.upscaler.parameters())
     learned, plain, shown = [], [], []
     for number, scene in enumerate(held_out_scenes(count)):
-        image = picture(scene, pipe.measures.native)
+        image = picture(scene, pipe.spec.native)
         generator = torch.Generator().manual_seed(number)
         small = apply(image / 2 + 0.5, sample_mild(generator, strength=RRDB_STRENGTH))
         large = to_8_bits(pipe.upscaler(small.to(weight)).float().cpu() * 2 - 1)
@@ -98,7 +98,7 @@ def clip_figure(pipe: EditPipeline, captions: int = 100, pictures_each: int = 2)
     text = F.normalize(pipe.clip.encode_text(pipe.clip_tokenizer(list(found)).to(device)).float(), dim=-1)
     right = []
     for number, scenes in enumerate(found.values()):
-        images = torch.cat([picture(scene, pipe.measures.native) for scene in scenes])
+        images = torch.cat([picture(scene, pipe.spec.native) for scene in scenes])
         pixels = clip_pixels(images, **pipe.clip_preprocessing).to(pipe.clip.logit_scale)
         nearest = (pipe.clip.encode_image(pixels).float() @ text.T).argmax(1)
         right += [index == number for index in nearest.tolist()]
@@ -176,7 +176,7 @@ def draw_captions(pipe: EditPipeline, captions: Sequence[str], *, steps: int, se
     """A picture (B, 3, native, native) in [-1, 1] of each caption. Picture i starts from the noise of seed + i."""
     weight = next(pipe.unet.parameters())
     context = pipe.text_encoder(pipe.tokenizer([*captions, ""]).to(weight.device)).to(weight.dtype)
-    side = pipe.measures.native // pipe.vae.downscale
+    side = pipe.spec.native // pipe.vae.downscale
     shape = (pipe.vae.config.latent_channels, side, side)
     noise = [
         torch.randn(shape, generator=torch.Generator().manual_seed(seed + i)) for i in range(len(captions))
@@ -185,7 +185,7 @@ def draw_captions(pipe: EditPipeline, captions: Sequence[str], *, steps: int, se
     def model(x: Tensor, t: Tensor, context: Tensor) -> Tensor:
         return pipe.unet(x.to(weight.dtype), t, context).float()
 
-    denoise = classifier_free_guidance(model, context[:-1], context[-1:], pipe.measures.guidance_scale)
+    denoise = classifier_free_guidance(model, context[:-1], context[-1:], pipe.spec.guidance_scale)
     latents = ddim_sample(
         denoise, torch.stack(noise).to(weight.device), leading_timesteps(steps), pipe.alphas_cumprod
     )

@@ -90,7 +90,7 @@ class Run:
     def __init__(self, job: Job, config: TrainConfig, device: torch.device, world: World) -> None:
         self.parts = load_training_parts(job.base)
         # Pixels, of a side of the crops
-        self.size = self.parts.measures.native if job.size is None else job.size
+        self.size = self.parts.spec.native if job.size is None else job.size
         self.job = replace(job, size=self.size)
         self.config, self.device, self.folder = config, device, RunFolder(job.output)
         cell = self.parts.vae.downscale

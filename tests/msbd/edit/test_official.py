@@ -8,6 +8,7 @@ from msbd.pixels.files import to_image, to_pixels
 from msbd.pixels.resize import truncate_to_8_bits
 from msbd.pixels.tiles import tile_boxes
 from tests.helpers.goldens import load_golden
+from tests.helpers.official_rectangle import rectangle_size
 
 
 def boxes_of(meta: dict) -> list[Box]:
@@ -106,12 +107,12 @@ def test_stage_size_rounds_the_short_edge_up() -> None:
 
 
 def test_rectangle_size_swaps_the_picture_s_sides() -> None:
-    assert official.rectangle_size((100, 2000), (1000, 3000), 1.2) == (
+    assert rectangle_size((100, 2000), (1000, 3000), 1.2) == (
         512,
         960,
     )  # a wide mask is cut to the height
-    assert official.rectangle_size((2000, 600), (3000, 1000), 1.2) == (960, 768)
-    assert official.rectangle_size((900, 600), (4000, 4000), 1.2) == (1088, 768)
+    assert rectangle_size((2000, 600), (3000, 1000), 1.2) == (960, 768)
+    assert rectangle_size((900, 600), (4000, 4000), 1.2) == (1088, 768)
 
 
 def test_decoder_segments_cover_without_overlap_but_the_last() -> None:

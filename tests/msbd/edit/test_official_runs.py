@@ -15,12 +15,13 @@ import torch
 from torch import Tensor
 
 from msbd.edit import official
-from msbd.edit.config import EditConfig, Measures
+from msbd.edit.config import EditConfig, ModelSpec
 from msbd.edit.plan import EditPlan, plan_edit
 from msbd.pixels.box import Box
 from msbd.pixels.masks import mask_box
 from samplers.schedule import make_alphas_cumprod, make_betas
 from tests.helpers.goldens import load_golden
+from tests.helpers.official_rectangle import rectangle_size
 from tests.helpers.tiny import tiny_vae
 
 RUNS = ("msbd_full_1024_square", "msbd_small_square", "msbd_small_wide", "msbd_small_grid")
@@ -171,13 +172,13 @@ def config_of(run: Run) -> EditConfig:
 
 
 def plan_of(run: Run) -> EditPlan:
-    return plan_edit(run.mask, config_of(run), Measures(native=run.native, multiple=64))
+    return plan_edit(run.mask, config_of(run), ModelSpec(native=run.native, multiple=64), ALPHAS)
 
 
 def rectangle_of(run: Run) -> tuple[int, int]:
     mask = mask_box(run.mask)
     extents = (mask.height - 1, mask.width - 1)  # one pixel short, as there
-    return official.rectangle_size(extents, pair(run.meta["image_hw"]), 1.0, run.native)
+    return rectangle_size(extents, pair(run.meta["image_hw"]), 1.0, run.native)
 
 
 # ---- official.py against the traces: exact -----------------------------------------------------------------

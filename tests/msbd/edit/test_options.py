@@ -16,7 +16,7 @@ from msbd.noise import noise_windows
 from msbd.pixels.box import Box
 from msbd.pixels.resize import resize, take
 from tests.helpers.edit_scene import FAST, IMAGE, MASK, TARGET, rectangle, shown
-from tests.helpers.tiny import MEASURES, PullTowards, Recorder, latent_pipeline, pixel_pipeline, tiny_vae
+from tests.helpers.tiny import SPEC, PullTowards, Recorder, latent_pipeline, pixel_pipeline, tiny_vae
 
 # ---- decoder optimisation ----------------------------------------------------------------------------------
 
@@ -125,7 +125,7 @@ def test_preset_official_runs_its_own_counts() -> None:
     config = EditConfig(**official.OPTIONS, upscaling_mode="bilinear", guidance_scale=1.0, tile_batch=1)
     pipeline = pixel_pipeline(unet=unet)
     result = pipeline(IMAGE, MASK, "", config=config)
-    assert [len(pipeline._schedule(stage, result.plan.config)) for stage in result.plan.stages] == [
+    assert [len(stage.schedule) for stage in result.plan.stages] == [
         300,
         40,
         25,
@@ -146,10 +146,10 @@ def test_preset_official_runs_its_own_counts() -> None:
 def test_preset_official_takes_the_papers_background_where_it_is_asked_to() -> None:
     pipeline = latent_pipeline()
     config = EditConfig(**official.OPTIONS, upscaling_mode="bilinear")
-    stage = pipeline.plan(MASK, config).stages[0]
-    theirs = pipeline._schedule(stage, config)
-    level = pipeline._schedule(stage, replace(config, background_level="prev"))
-    noise = pipeline._schedule(stage, replace(config, background_noise="once"))
+    theirs, level, noise = (
+        pipeline.plan(MASK, replace(config, **change)).stages[0].schedule
+        for change in ({}, {"background_level": "prev"}, {"background_noise": "once"})
+    )
     assert [e.t for e in theirs] == [e.t for e in level] == [e.t for e in noise]
     assert all(e.a_known in (None, e.a_t) for e in theirs)
     assert all(e.a_known in (None, e.a_prev) for e in level)
@@ -208,7 +208,7 @@ def test_on_step_and_on_picture_follow_the_algorithm() -> None:
     for stage in result.plan.stages:
         sampled = [step for step in steps if (step.stage, step.task) == (stage.name, "sample")]
         assert [step.step for step in sampled] == sorted({step.step for step in sampled})
-        total = pipeline.evaluations(stage, result.plan.config)
+        total = stage.evaluations
         assert sampled[-1].step == total and {step.total for step in sampled} == {total}
         optimized = [step.step for step in steps if (step.stage, step.task) == (stage.name, "optimize")]
         assert optimized == [1, 2]
@@ -248,4 +248,4 @@ def test_the_test_picture_needs_every_kind_of_stage() -> None:
     """What the tests above rely on."""
     stages = pixel_pipeline().plan(MASK, FAST).stages
     assert [len(stage.grid) > 1 for stage in stages] == [False, False, True]
-    assert stages[0].size == (MEASURES.native, MEASURES.native)
+    assert stages[0].size == (SPEC.native, SPEC.native)

@@ -13,7 +13,7 @@ from msbd.edit.pipeline import EditResult, EditStep
 from msbd.edit.plan import stage_mask
 from msbd.noise import noise_windows
 from msbd.pixels.box import Box
-from msbd.pixels.files import composite, to_image, to_pixels
+from msbd.pixels.files import to_image, to_pixels
 from msbd.pixels.resize import low_pass, resize, take
 from samplers.schedule import q_sample
 from tests.helpers.edit_scene import FAST, IMAGE, MASK, TARGET, picture, rectangle, shown
@@ -48,7 +48,7 @@ def test_edit_keeps_8_bit_levels_outside_the_mask(feather: int) -> None:
     result = pixel_pipeline()(to_image(levels), mask, "", config=replace(FAST, feather=feather))
     outside = mask[0, 0].numpy() == 0
     assert (to_pixels(result.image)[outside] == levels[outside]).all()
-    assert (composite(levels, result.image, mask)[outside] == levels[outside]).all()
+    assert (to_pixels(result.image)[outside] == levels[outside]).all()
 
 
 def test_feather_fades_inside_the_mask_only() -> None:
@@ -128,7 +128,7 @@ def test_edit_evaluates_the_papers_timesteps() -> None:
     expected += list(range(241, 0, -20)) * len(last.boxes)  # 0.25 T: 13
     assert unet.timesteps == expected
     counts = [50 * 6 * 5, 20, 13 * len(last.boxes)]
-    assert [pipeline.evaluations(stage, plan.config) for stage in plan.stages] == counts
+    assert [stage.evaluations for stage in plan.stages] == counts
     assert sum(len(batch) for batch in unet.batches) == sum(counts)
     assert [tuple(unet.batches[k].shape) for k in (0, 300, 320)] == [
         (5, 3, *first.size),
@@ -141,7 +141,7 @@ def test_edit_under_guidance_evaluates_prompt_and_negative_prompt_together() -> 
     unet = Recorder(TinyNet())
     config = replace(FAST, guidance_scale=3.0, negative_prompt="a" * 20, conditional_upscale=False)
     pipeline = latent_pipeline(unet=unet)
-    first = len(pipeline._schedule(pipeline.plan(MASK, config).stages[0], config))
+    first = len(pipeline.plan(MASK, config).stages[0].schedule)
     pipeline(IMAGE, MASK, "a" * 50, config=config)
     assert all(
         torch.allclose(torch.tensor(c), torch.tensor([0.2, 0.2, 0.5, 0.5])) for c in unet.contexts[:first]

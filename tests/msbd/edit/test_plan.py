@@ -12,17 +12,24 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from msbd.edit import official
-from msbd.edit.config import EditConfig, Measures
-from msbd.edit.plan import EditPlan, check_inputs, halve_tiles, plan_edit, stage_cells, stage_mask
+from msbd.edit import plan as planning
+from msbd.edit.config import EditConfig, ModelSpec
+from msbd.edit.plan import EditPlan, check_inputs, halve_tiles, stage_cells, stage_mask
 from msbd.pixels.box import Box
 from msbd.pixels.masks import mask_box
 from msbd.pixels.resize import take
 from msbd.pixels.tiles import covered, touches
+from tests.helpers.tiny import ALPHAS
 
-SD = Measures()
-MINI = Measures(native=128, multiple=16, guidance_scale=4.0)
-TINY = Measures(native=64, multiple=16)
+SD = ModelSpec()
+MINI = ModelSpec(native=128, multiple=16, guidance_scale=4.0)
+TINY = ModelSpec(native=64, multiple=16)
 OFFICIAL = EditConfig(**official.OPTIONS)
+
+
+def plan_edit(mask: Tensor, config: EditConfig, spec: ModelSpec) -> EditPlan:
+    """With Stable Diffusion's levels."""
+    return planning.plan_edit(mask, config, spec, ALPHAS)
 
 
 def rectangle(height: int, width: int, box: Box) -> Tensor:
@@ -39,14 +46,14 @@ def in_the_picture(crop: Box, picture: Tensor) -> Tensor:
     return ((rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)).float()[None, None]
 
 
-def check_plan(plan: EditPlan, mask: Tensor, measures: Measures) -> None:
+def check_plan(plan: EditPlan, mask: Tensor, spec: ModelSpec) -> None:
     """What holds for every plan of the paper's method."""
     config, last = plan.config, plan.stages[-1]
     assert plan.crop.contains(mask_box(mask))
-    assert all(side % measures.multiple == 0 for stage in plan.stages for side in stage.size)
+    assert all(side % spec.multiple == 0 for stage in plan.stages for side in stage.size)
     first = plan.stages[0].size
-    assert 0.6 < first[0] * first[1] / measures.native**2 < 1.5 and max(first) <= 2.5 * min(first)
-    if plan.crop.height * plan.crop.width > 1.5 * measures.native**2:
+    assert 0.6 < first[0] * first[1] / spec.native**2 < 1.5 and max(first) <= 2.5 * min(first)
+    if plan.crop.height * plan.crop.width > 1.5 * spec.native**2:
         assert last.size == plan.crop.size  # it ends at the picture's own resolution
     for before, after in pairwise(plan.stages):
         assert all(1 <= b / a <= 4 for a, b in zip(before.size, after.size, strict=True))
@@ -57,7 +64,7 @@ def check_plan(plan: EditPlan, mask: Tensor, measures: Measures) -> None:
         covered = torch.zeros_like(m)
         for box in stage.grid:
             assert Box(0, 0, *stage.size).contains(box)
-            assert max(box.size) <= (config.tile or 0) or len(stage.grid) == 1
+            assert max(box.size) <= config.tile or len(stage.grid) == 1
             inside = m[..., box.top : box.bottom, box.left : box.right].any()
             assert (box in stage.boxes) == bool(inside)
             covered[..., box.top : box.bottom, box.left : box.right] = 1
@@ -146,12 +153,12 @@ EXTREMES = {
 
 
 @pytest.mark.parametrize(
-    "name, measures", [*((name, SD) for name in EXTREMES), ("37x53", MINI), ("whole picture", MINI)]
+    "name, spec", [*((name, SD) for name in EXTREMES), ("37x53", MINI), ("whole picture", MINI)]
 )
-def test_plan_of_extreme_pictures(name: str, measures: Measures) -> None:
+def test_plan_of_extreme_pictures(name: str, spec: ModelSpec) -> None:
     height, width, box = EXTREMES[name]
     mask = rectangle(height, width, box)
-    check_plan(plan_edit(mask, EditConfig(), measures), mask, measures)
+    check_plan(plan_edit(mask, EditConfig(), spec), mask, spec)
 
 
 def test_plan_of_a_mask_at_all_four_borders() -> None:
@@ -166,9 +173,9 @@ def test_plan_of_a_mask_at_all_four_borders() -> None:
 @pytest.mark.parametrize("picture", [(1280, 1920), (4000, 6000), (1700, 900), (1100, 2000)])
 def test_the_middle_stage_is_one_piece_whatever_its_aspect(picture: tuple[int, int]) -> None:
     """(640, 960) is what 768^2 pixels of a 2:3 crop round to: more than 768^2 of them, and no reason for tiles."""
-    for measures in (SD, MINI):
-        plan = plan_edit(rectangle(*picture, Box(0, 0, *picture)), EditConfig(), measures)
-        middle = [stage for stage in plan.stages[1:] if max(stage.size) <= 3 * measures.native]
+    for spec in (SD, MINI):
+        plan = plan_edit(rectangle(*picture, Box(0, 0, *picture)), EditConfig(), spec)
+        middle = [stage for stage in plan.stages[1:] if max(stage.size) <= 3 * spec.native]
         assert middle and all(len(stage.grid) == 1 and stage.start == 0.4 for stage in middle)
         last = plan.stages[-1]
         assert last in middle or (len(last.grid) > 1 and last.start == 0.25)
@@ -193,7 +200,7 @@ def test_plan_leaves_out_tiles_that_only_the_mirrored_mask_touches() -> None:
     stage = plan.stages[-1]
     assert stage.size == plan.crop.size and 0 < len(stage.boxes) <= len(stage.grid) // 2
     assert all(box.top < picture.bottom and box.bottom > picture.top for box in stage.boxes)
-    smaller = halve_tiles(stage, take(mask, plan.crop), plan.config, TINY)
+    smaller = halve_tiles(stage, plan.config, TINY)
     assert smaller is not None and len(smaller.boxes) > len(stage.boxes)
     spots = covered(torch.ones(1, 1, *stage.size), stage.boxes)
     assert all(touches(box, spots) for box in smaller.boxes)
@@ -277,7 +284,8 @@ def test_no_masked_pixel_is_lost_on_the_way_to_the_cells(
     plan = plan_edit(mask, EditConfig(), TINY)
     cropped = take(mask, plan.crop)
     for stage in plan.stages:
-        cells = stage_cells(cropped, stage, plan.config, factor)
+        cells = stage_cells(cropped, stage.mask, stage.number, plan.config, factor)
+        assert torch.equal(stage.mask, stage_mask(cropped, stage.size, plan.config))
         pixels = F.interpolate(cells, size=stage.size, mode="nearest")
         assert (pixels >= stage_mask(cropped, stage.size, plan.config)).all()
         for row, column in cropped[0, 0].nonzero().tolist():  # where each pixel's centre ends up
@@ -340,7 +348,7 @@ def test_a_mask_lost_by_the_centre_rule_still_has_boxes_and_starts_from_the_crop
     cropped = take(mask, plan.crop)
     first = plan.stages[0]
     lost = stage_mask(cropped, first.size, plan.config)
-    assert not lost.any() or not stage_cells(cropped, first, plan.config, 8).any()
+    assert not lost.any() or not first.cells.any()
     assert all(stage.boxes for stage in plan.stages)
     direct = F.interpolate(cropped, size=(64, 64), mode="bilinear", align_corners=False) > 0
-    assert torch.equal(stage_cells(cropped, first, plan.config, 8), direct.float())
+    assert torch.equal(first.cells, direct.float())

@@ -8,15 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from PIL import Image, ImageCms, UnidentifiedImageError
 
 from msbd.pixels import files as images
 from msbd.pixels.files import (
     Photo,
     check_output_path,
-    composite,
     load_image,
     load_mask,
     save_image,
@@ -195,27 +192,6 @@ def test_load_mask_threshold_invert_and_alpha(tmp_path: Path) -> None:
     path = stored(Image.fromarray(rgba), tmp_path / "a.png")
     assert load_mask(path, from_alpha=True).flatten().tolist() == [1, 1, 0, 0]
     assert load_mask(path).flatten().tolist() == [0, 0, 1, 1]  # transparent white is black
-
-
-@settings(max_examples=40, deadline=None)
-@given(seed=st.integers(0, 999), soft=st.booleans())
-def test_composite_keeps_every_byte_outside_the_mask(seed: int, soft: bool) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    source, edited = noise(seed=seed), torch.randn((1, 3, 20, 30), generator=generator)
-    mask = torch.rand((1, 1, 20, 30), generator=generator) * (
-        torch.rand((1, 1, 20, 30), generator=generator) > 0.5
-    )
-    mask = mask if soft else (mask > 0).float()
-    out = composite(source, edited, mask)
-    outside = mask[0, 0].numpy() == 0
-    assert out.dtype == np.uint8 and np.array_equal(out[outside], source[outside])
-    full = mask[0, 0].numpy() == 1
-    assert np.array_equal(out[full], to_pixels(edited)[full])
-
-
-def test_composite_refuses_other_sizes() -> None:
-    with pytest.raises(ValueError, match="sizes differ"):
-        composite(noise(), torch.zeros(1, 3, 20, 31), torch.zeros(1, 1, 20, 30))
 
 
 def test_png_metadata_can_be_read_back(tmp_path: Path) -> None:

@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from msbd.edit.config import EditConfig, Measures
+from msbd.edit.config import EditConfig, ModelSpec
 from msbd.edit.pipeline import EditResult
 from msbd.edit.plan import plan_edit
 from msbd.pixels.masks import dilate
+from tests.helpers.tiny import ALPHAS
 from tests.helpers.tiny_bundle import write_tiny_bundle
 from tools.evaluate import edit
 from tools.evaluate.__main__ import build_parser, main
@@ -79,7 +80,7 @@ def test_trials_are_the_modes_with_their_candidates() -> None:
 
 def background_of(task: Task, decoded: torch.Tensor, pasted: torch.Tensor) -> dict[str, float]:
     """The record of an edit whose last stage decoded to `decoded`, cut to the crop, and that ended as `pasted`."""
-    plan = plan_edit(task.mask, EditConfig(), Measures(native=32, multiple=16))
+    plan = plan_edit(task.mask, EditConfig(), ModelSpec(native=32, multiple=16), ALPHAS)
     crop, stage = plan.crop, plan.stages[-1]
     assert stage.size == crop.size
     shown = {
