@@ -68,7 +68,7 @@ HELP: dict[str, dict[str, str]] = {
         "formulas": "whose counting of steps, ladder of sizes and blending of tiles",
     },
     "first stage": {
-        "mode": "the paper's method or one of its baselines",
+        "method": "the paper's method or one of its baselines",
         "margin": "side of the crop, in lengths of the mask's longer side",
         "first_stage_size": "pixels: side of the square with the first stage's area (default: the model's own)",
         "first_stage_batch": "candidates to choose from",

@@ -8,7 +8,7 @@ Copying  this file stands alone: the standard library only, so that a command li
 from dataclasses import dataclass, fields
 from typing import Literal, get_args, get_origin
 
-Mode = Literal["msbd", "naive", "segments", "first-stage-only"]
+Method = Literal["msbd", "naive", "segments", "first-stage-only"]
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class ModelSpec:
 class EditConfig:
     """Every option of an edit. The defaults are the paper's; None means "as suits the model"."""
 
-    mode: Mode = "msbd"  # the paper's method, or one of its baselines
+    method: Method = "msbd"  # the paper's method, or one of its baselines
     margin: float = 1.4  # side of the crop over the longer side of the mask, at least 1
     seed: int | None = None  # of all noise, where the call gets no generator; None: 0
     # Sampling: all stages

@@ -107,7 +107,7 @@ class EditPipeline:
             edit, first, x_tilde, first.cells
         )  # lines 2-16: B candidates, or the segments of a baseline
         candidates, scores, chosen = x_tilde[:0], None, 0
-        if plan.config.mode != "segments":
+        if plan.config.method != "segments":
             candidates = self._candidates(edit, first, latents)
             scores, chosen = self._rerank(edit, candidates, prompt, mask)  # line 17: ClipReranking
             latents = [latents[chosen]]

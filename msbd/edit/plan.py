@@ -184,11 +184,11 @@ class _Planning:
         config, multiple = self.config, self.spec.multiple
         native, crop = config.first_stage_size, self.crop_size
         first = first_stage_size(crop, native, multiple)
-        if config.mode == "segments":
+        if config.method == "segments":
             return [crop if crop[0] * crop[1] > native**2 else first]
-        if config.mode == "naive":
+        if config.method == "naive":
             return [first_stage_size(crop, round(native * NAIVE_OVER_NATIVE), multiple)]
-        if config.mode == "first-stage-only":
+        if config.method == "first-stage-only":
             return [first]
         return self.rules.sizes(crop, config, self.spec)
 
@@ -219,7 +219,7 @@ class _Planning:
             start=start,
             repeats=repeats,
             num_steps=num_steps,
-            candidates=config.first_stage_batch if first and config.mode != "segments" else 1,
+            candidates=config.first_stage_batch if first and config.method != "segments" else 1,
             grid=tuple(grid),
             boxes=_computed(grid, visible, number, config),
             schedule=schedule,
@@ -229,7 +229,7 @@ class _Planning:
 
     def _grid(self, size: tuple[int, int], tiled: bool) -> list[Box]:
         config = self.config
-        if config.mode == "segments":
+        if config.method == "segments":
             native = config.first_stage_size
             return tile_boxes(*size, native, min(config.grid_overlap, native // 2), self.spec.multiple)
         return self.rules.grid(size, config, self.spec) if tiled else [Box(0, 0, *size)]

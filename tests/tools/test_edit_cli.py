@@ -402,7 +402,7 @@ def test_our_own_mistakes_are_not_hidden() -> None:
         ["--first-stage-batch", "two"],
         ["--eta", "nan"],
         ["--mask-from-alpha"],
-        ["--mode", "best"],
+        ["--method", "best"],
         ["--step", "3"],
         ["--frob"],
     ],

@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
-from msbd.edit.config import EditConfig, Mode
+from msbd.edit.config import EditConfig, Method
 
 from .._cli import add_shared_options, check_not_shadowed, choose_device, finite, report_errors, weighted_file
 from ..restore.__main__ import picture_size
@@ -39,7 +39,7 @@ def build_parser() -> argparse.ArgumentParser:
     edit.add_argument(
         "--modes",
         nargs="+",
-        choices=get_args(Mode),
+        choices=get_args(Method),
         default=["msbd", "naive", "segments"],
         help="what to compare; msbd also runs with one candidate (default: msbd naive segments)",
     )

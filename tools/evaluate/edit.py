@@ -131,7 +131,7 @@ def make_trials(args: argparse.Namespace, base: EditConfig) -> list[Trial]:
     for mode in dict.fromkeys(args.modes):
         candidates = {"naive": [args.naive_batch], "segments": [1]}.get(mode, [args.first_stage_batch, 1])
         for batch in dict.fromkeys(candidates):
-            trials.append(Trial(f"{mode}, B = {batch}", replace(base, mode=mode, first_stage_batch=batch)))
+            trials.append(Trial(f"{mode}, B = {batch}", replace(base, method=mode, first_stage_batch=batch)))
     return trials
 
 

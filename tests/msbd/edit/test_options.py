@@ -63,21 +63,21 @@ def test_an_exception_in_on_step_leaves_the_nets_as_they_were(task: str) -> None
     assert torch.equal(pipeline(IMAGE, MASK, "", config=config).image, expected)
 
 
-# ---- modes, ablations, preset official ---------------------------------------------------------------------
+# ---- methods, ablations, preset official ---------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("mode", ["naive", "segments", "first-stage-only"])
-def test_baselines_paint_the_target(mode: Any) -> None:
+@pytest.mark.parametrize("method", ["naive", "segments", "first-stage-only"])
+def test_baselines_paint_the_target(method: Any) -> None:
     unet = Recorder(PullTowards(list(TARGET)))
-    result = pixel_pipeline(unet=unet)(IMAGE, MASK, "", config=replace(FAST, mode=mode))
+    result = pixel_pipeline(unet=unet)(IMAGE, MASK, "", config=replace(FAST, method=method))
     inner = (..., slice(60, 150), slice(50, 160))
     assert (result.image[inner] - torch.tensor(TARGET).view(1, 3, 1, 1)).abs().max() < 1e-4
     assert set(unet.timesteps) == {751, 501, 251, 1}  # one stage, from pure noise level
     (stage,) = result.plan.stages
     assert sum(len(batch) for batch in unet.batches) == 8 * stage.candidates * len(stage.boxes)
-    if mode == "segments":
+    if method == "segments":
         assert len(stage.boxes) > 4 and {tuple(batch.shape[-2:]) for batch in unet.batches} == {(64, 64)}
-    elif mode == "naive":
+    elif method == "naive":
         assert stage.size == (112, 128)  # about (64 x 960 / 512)^2 pixels, in 16s
 
 

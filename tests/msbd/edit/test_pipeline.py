@@ -198,7 +198,7 @@ def test_the_last_step_leaves_a_clean_background() -> None:
 
 
 def test_candidates_differ_and_do_not_depend_on_how_many_there_are() -> None:
-    config = replace(FAST, mode="first-stage-only")
+    config = replace(FAST, method="first-stage-only")
     few = latent_pipeline()(IMAGE, MASK, "", config=config).candidates
     many = latent_pipeline()(IMAGE, MASK, "", config=replace(config, first_stage_batch=4)).candidates
     torch.testing.assert_close(many[:2], few, atol=1e-5, rtol=0)
@@ -224,7 +224,7 @@ class LikesRed(nn.Module):
 
 @pytest.mark.parametrize("area", ["crop", "mask"])
 def test_reranking_takes_the_candidate_with_the_best_score(area: Any) -> None:
-    config = replace(FAST, mode="first-stage-only", first_stage_batch=6, rerank_area=area)
+    config = replace(FAST, method="first-stage-only", first_stage_batch=6, rerank_area=area)
     clip, plain = LikesRed(), {"clip_size": 32, "clip_mean": (0, 0, 0), "clip_std": (1, 1, 1)}
     pipeline = latent_pipeline(clip=clip, **plain)
     picked = {}
@@ -284,7 +284,7 @@ def test_out_of_memory_halves_the_batch_and_gives_the_same_picture(failures: int
 
 
 def test_out_of_memory_in_the_first_stage_splits_the_candidates() -> None:
-    config = replace(FAST, mode="first-stage-only", first_stage_batch=4)
+    config = replace(FAST, method="first-stage-only", first_stage_batch=4)
     for preset in ({}, official.OPTIONS):
         whole = latent_pipeline()(IMAGE, MASK, "", config=replace(config, **preset))
         unet = Recorder(TinyNet(), failures=1)

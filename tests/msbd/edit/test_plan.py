@@ -212,15 +212,15 @@ def test_plan_leaves_out_tiles_that_only_the_mirrored_mask_touches() -> None:
 def test_plan_of_the_baselines() -> None:
     mask = rectangle(3000, 4000, Box(400, 800, 1166, 2297))
     config = EditConfig(margin=1.2)
-    (naive,) = plan_edit(mask, replace(config, mode="naive"), SD).stages
+    (naive,) = plan_edit(mask, replace(config, method="naive"), SD).stages
     assert (naive.size, naive.candidates, naive.repeats, len(naive.grid)) == ((960, 960), 5, 5, 1)
-    (segments,) = plan_edit(mask, replace(config, mode="segments"), SD).stages
+    (segments,) = plan_edit(mask, replace(config, method="segments"), SD).stages
     assert (segments.size, segments.candidates, segments.start) == ((2816, 2816), 1, 1.0)
     assert all(box.size == (512, 512) for box in segments.grid)
-    (first,) = plan_edit(mask, replace(config, mode="first-stage-only"), SD).stages
+    (first,) = plan_edit(mask, replace(config, method="first-stage-only"), SD).stages
     assert first == plan_edit(mask, config, SD).stages[0]
     small = rectangle(3000, 4000, Box(400, 800, 50, 50))
-    (enlarged,) = plan_edit(small, replace(config, mode="segments"), SD).stages
+    (enlarged,) = plan_edit(small, replace(config, method="segments"), SD).stages
     assert (enlarged.size, enlarged.candidates) == ((512, 512), 1)
 
 
@@ -233,7 +233,7 @@ def test_plan_straight_to_grid_leaves_out_the_intermediate_stage() -> None:
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"mode": "magic"}, "mode is 'magic'.*msbd, naive"),
+        ({"method": "magic"}, "method is 'magic'.*msbd, naive"),
         ({"num_steps": 0}, "num_steps is 0.*at least 1"),
         ({"margin": 0.9}, "margin is 0.9"),
         ({"margin": float("nan")}, "margin is nan"),
