@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+import os
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -14,8 +16,8 @@ from nets.pasd_unet import PASDUNet, PASDUNetConfig
 from nets.rrdb import RRDBConfig, RRDBNet
 from nets.unet import UNet, UNetConfig
 from nets.vae import AutoencoderKL, VAEConfig
-from tests.helpers.goldens import GOLDEN, load_golden
-from tests.helpers.seeded_weights import kind_of, read_manifest, seeded_tensor, shapes_of
+from tests.helpers.goldens import load_golden, read_shapes
+from tests.helpers.seeded_weights import kind_of, seeded_tensor, shapes_of
 from weights.canonical import read_contents
 from weights.detect import net_config
 from weights.lora import Lora, merge_loras, read_lora
@@ -35,10 +37,10 @@ def config_of(config: type[C], reference: Meta) -> C:
 
 def seeded_state(weights: Meta) -> dict[str, Tensor]:
     """The weights that a sidecar's `weights` describes, without `position_ids`, which no net of ours has."""
-    shapes = weights.get("shapes") or read_manifest(str(GOLDEN / weights["manifest"]))
+    shapes = weights.get("shapes") or read_shapes(Path(weights["manifest"]).stem)
     names = [name for name in shapes if name.startswith(weights.get("name_prefix", ""))]
     names = [name for name in names if not name.endswith("position_ids")]
-    with ThreadPoolExecutor(2) as pool:  # numpy draws without Python's lock; a full net takes half a minute
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # numpy draws without Python's lock
         made = pool.map(lambda name: seeded_tensor(name, shapes[name], weights["seed"]), names)
         state = dict(zip(names, made, strict=True))
     factor = weights.get("then_multiply_weight_and_bias_kinds_by", 1.0)

@@ -12,16 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tests.helpers.goldens import GOLDEN
+from tests.helpers.goldens import read_shapes
 from weights.files import write_safetensors
-
-MANIFESTS = GOLDEN / "manifests"
 
 
 def manifest(name: str) -> dict[str, tuple[int, ...]]:
     """key -> shape of an official layout."""
-    keys = json.loads((MANIFESTS / f"{name}.json").read_text())["keys"]
-    return {key: tuple(shape) for key, shape in keys.items()}
+    return read_shapes(name)
 
 
 def fill(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:

@@ -15,9 +15,9 @@ from nets.controlnet import (
     start_from_unet,
 )
 from nets.unet import SDXL_UNET, UNet
-from tests.helpers.goldens import GOLDEN, load_golden, relative_error
+from tests.helpers.goldens import load_golden, read_shapes, relative_error
 from tests.helpers.seeded_nets import seeded_controlnet
-from tests.helpers.seeded_weights import load_seeded, read_manifest, seeded_input, shapes_of
+from tests.helpers.seeded_weights import load_seeded, seeded_input, shapes_of
 from tests.helpers.tiny import SMALL_UNET
 
 SMALL = ControlNetConfig(
@@ -72,7 +72,7 @@ def test_controlnet_equals_reference_when_tiny(family: str, case: str) -> None:
 def test_controlnet_keys_and_shapes_are_those_of_the_official_file(
     config: ControlNetConfig, manifest: str, values: int
 ) -> None:
-    expected = read_manifest(str(GOLDEN / "manifests" / f"{manifest}.json"))
+    expected = read_shapes(manifest)
     with torch.device("meta"):
         net, headless = ControlNet(config), ControlNet(dataclasses.replace(config, to_rgb=False))
     assert shapes_of(net) == expected

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from nets.controlnet import PASD_CONTROLNET, ControlNet, ControlNetConfig, ControlOutput
 from nets.pasd_unet import ADDED_KEYS, PASD_LIGHT_UNET, PASD_UNET, PASDUNet, PASDUNetConfig, PixelAttention
 from nets.unet import SDXL_UNET, UNet, UNetConfig
-from tests.helpers.goldens import GOLDEN, Golden, load_golden, relative_error
+from tests.helpers.goldens import Golden, load_golden, read_shapes, relative_error
 from tests.helpers.seeded_nets import seeded_pasd
-from tests.helpers.seeded_weights import load_seeded, read_manifest, seeded_input, seeded_tensor, shapes_of
+from tests.helpers.seeded_weights import load_seeded, seeded_input, seeded_tensor, shapes_of
 from tests.helpers.tiny import SMALL_UNET
 
 VARIANTS = ("full", "light", "eq2", "none")
@@ -127,7 +127,7 @@ def test_pasd_unet_keys_and_shapes_are_those_of_the_official_file(
 ) -> None:
     with torch.device("meta"):
         net = PASDUNet(config)
-    assert shapes_of(net) == read_manifest(str(GOLDEN / "manifests" / f"{manifest}.json"))
+    assert shapes_of(net) == read_shapes(manifest)
     assert total(list(net.parameters())) == values
 
 

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from msbd.pixels import upscale
 from nets.rrdb import REALESRGAN_X2PLUS, REALESRGAN_X4PLUS, REALESRGAN_X4PLUS_ANIME_6B, RRDBConfig, RRDBNet
-from tests.helpers.goldens import GOLDEN, load_golden, relative_error
+from tests.helpers.goldens import load_golden, read_shapes, relative_error
 from tests.helpers.seeded_nets import seeded_rrdb
-from tests.helpers.seeded_weights import load_seeded, read_manifest, seeded_input, shapes_of
+from tests.helpers.seeded_weights import load_seeded, seeded_input, shapes_of
 
 
 def small_net(scale: int = 4) -> RRDBNet:
@@ -98,7 +98,7 @@ def test_upscaling_equals_the_official_wrapper_away_from_where_it_pads_with_zero
 def test_rrdb_keys_and_shapes_are_those_of_the_official_file(config: RRDBConfig, manifest: str) -> None:
     with torch.device("meta"):
         net = RRDBNet(config)
-    assert shapes_of(net) == read_manifest(str(GOLDEN / "manifests" / f"{manifest}.json"))
+    assert shapes_of(net) == read_shapes(manifest)
 
 
 def test_rrdb_built_on_meta_equals_rrdb_built_on_cpu() -> None:

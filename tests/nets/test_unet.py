@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from nets.unet import SD15_INPAINT_UNET, SD15_UNET, SDXL_UNET, UNet, UNetConfig, timestep_embedding
-from tests.helpers.goldens import GOLDEN, Golden, load_golden, relative_error
+from tests.helpers.goldens import Golden, load_golden, read_shapes, relative_error
 from tests.helpers.seeded_nets import seeded_unet
-from tests.helpers.seeded_weights import load_seeded, read_manifest, seeded_input, shapes_of
+from tests.helpers.seeded_weights import load_seeded, seeded_input, shapes_of
 from tests.helpers.tiny import SMALL_UNET as SMALL
 
 TEXT_TIME = dataclasses.replace(
@@ -114,7 +114,7 @@ def test_unet_has_the_reference_epsilons() -> None:
 
 
 def test_unet_keys_and_shapes_are_those_of_the_official_file() -> None:
-    expected = read_manifest(str(GOLDEN / "manifests" / "sd15_unet_diffusers.json"))
+    expected = read_shapes("sd15_unet_diffusers")
     with torch.device("meta"):
         assert shapes_of(UNet(SD15_UNET)) == expected
         inpaint = shapes_of(UNet(SD15_INPAINT_UNET))

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from nets.vae import AutoencoderKL, DiagonalGaussian, IdentityAutoencoder, VAEConfig
-from tests.helpers.goldens import GOLDEN, load_golden, relative_error
+from tests.helpers.goldens import load_golden, read_shapes, relative_error
 from tests.helpers.seeded_nets import seeded_vae
-from tests.helpers.seeded_weights import load_seeded, read_manifest, seeded_input, shapes_of
+from tests.helpers.seeded_weights import load_seeded, seeded_input, shapes_of
 
 SMALL = VAEConfig(block_out_channels=(8, 16, 16), layers_per_block=1, norm_num_groups=4, mid_attention=False)
 
@@ -68,7 +68,7 @@ def test_vae_has_the_reference_epsilons() -> None:
 def test_vae_keys_and_shapes_are_those_of_the_official_file() -> None:
     with torch.device("meta"):
         vae = AutoencoderKL(VAEConfig())
-    assert shapes_of(vae) == read_manifest(str(GOLDEN / "manifests" / "sd15_vae_diffusers.json"))
+    assert shapes_of(vae) == read_shapes("sd15_vae_diffusers")
     assert vae.downscale == 8
 
 

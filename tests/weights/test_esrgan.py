@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from nets.rrdb import RRDBConfig, RRDBNet
-from tests.helpers.goldens import GOLDEN
-from tests.helpers.seeded_weights import read_manifest
+from tests.helpers.goldens import read_shapes
 from weights.esrgan import esrgan_map
 
 # One key of each kind, as the published files have them (ESRGAN x 4: 23 blocks).
@@ -45,7 +44,7 @@ def test_the_published_names(naming: str, names: dict[str, str]) -> None:
 
 @pytest.mark.parametrize("naming", MARKS)
 def test_every_tensor_of_the_official_net_has_a_name(naming: str) -> None:
-    keys = read_manifest(str(GOLDEN / "manifests" / "rrdbnet_x4plus.json"))
+    keys = read_shapes("rrdbnet_x4plus")
     known = esrgan_map(marks(naming, 23))
     assert known
     old = known.back(keys)

@@ -1,7 +1,6 @@
 """weights/ldm.py: LDM's names are the official ones in both directions, for every size, and the nets behind them compute the same."""
 
 import gc
-import json
 from collections.abc import Iterable
 from itertools import product
 from typing import Any
@@ -15,9 +14,8 @@ from torch import Tensor, nn
 from nets.pasd_unet import PASDUNet, PASDUNetConfig
 from nets.unet import UNet, UNetConfig
 from nets.vae import AutoencoderKL, VAEConfig
-from tests.helpers.goldens import GOLDEN, load_golden, relative_error
+from tests.helpers.goldens import load_golden, read_json, read_shapes, relative_error
 from tests.helpers.seeded_nets import seeded_state, seeded_unet_ldm, seeded_vae_ldm
-from tests.helpers.seeded_weights import read_manifest
 from weights.canonical import read_contents
 from weights.ldm import IGNORED, PREFIXES, ema_name, find_parts, linear, map_of, map_to, to_ldm
 
@@ -27,14 +25,14 @@ Shapes = dict[str, tuple[int, ...]]
 
 def official_map(part: str) -> dict[str, str]:
     """{LDM key without prefix: canonical key} as the reference implementations have it."""
-    stored = json.loads((GOLDEN / "manifests" / f"map_{part}_ldm_to_diffusers.json").read_text())
+    stored = read_json(f"manifests/map_{part}_ldm_to_diffusers.json")
     return {
         theirs.removeprefix(PREFIXES[part][0]): ours for theirs, ours in stored.get("map", stored).items()
     }
 
 
 def manifest(name: str) -> Shapes:
-    return read_manifest(str(GOLDEN / "manifests" / f"{name}.json"))
+    return read_shapes(name)
 
 
 def shapes_of(state: dict[str, Tensor]) -> Shapes:

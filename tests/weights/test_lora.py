@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tests.helpers.goldens import GOLDEN, load_golden, relative_error
+from tests.helpers.goldens import load_golden, read_shapes, relative_error
 from tests.helpers.parity_cases import lora_outputs
 from tests.helpers.seeded_nets import seeded_lora
-from tests.helpers.seeded_weights import read_manifest, seeded_tensor
+from tests.helpers.seeded_weights import seeded_tensor
 from weights.files import WeightsError
 from weights.lora import METADATA_KEY, Lora, is_lora, merge_loras, read_lora
 
@@ -237,7 +237,7 @@ def test_a_1x1_convolution_and_a_linear_layer_are_the_same() -> None:
 
 def test_flattened_names_are_unambiguous() -> None:
     for manifest in ("sd15_unet_diffusers", "pasd_unet", "pasd_light_unet", "clip_text_vitl14_hf"):
-        names = read_manifest(str(GOLDEN / "manifests" / f"{manifest}.json"))
+        names = read_shapes(manifest)
         assert len({name.replace(".", "_") for name in names}) == len(names) >= 196
 
 
@@ -338,7 +338,7 @@ def test_is_lora() -> None:
     assert is_lora([f"{ATTENTION}.attn1.processor.to_q_lora.down.weight"])
     assert is_lora(["lora_unet_x.hada_w1_a"]) and is_lora(["unet.x.lokr_w1"])
     for manifest in ("sd15_unet_diffusers", "sd15_vae_diffusers", "clip_vitl14_hf", "rrdbnet_x4plus"):
-        assert not is_lora(read_manifest(str(GOLDEN / "manifests" / f"{manifest}.json")))
+        assert not is_lora(read_shapes(manifest))
     assert not is_lora([])
 
 

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tests.helpers.goldens import GOLDEN
-from tests.helpers.seeded_weights import read_manifest, seeded_tensor
+from tests.helpers.goldens import read_shapes
+from tests.helpers.seeded_weights import seeded_tensor
 from weights.files import WeightsError, read_state_dict, write_safetensors
 from weights.merge import added_tensors, base_tensors, blend, is_delta, pack_delta, put_on_base, unpack_delta
 
@@ -118,15 +118,11 @@ def test_blending_weights_outside_0_to_1_are_refused(weight: float) -> None:
 
 @pytest.mark.parametrize("name, count", [("pasd_unet", 312), ("pasd_light_unet", 81)])
 def test_added_tensors_of_the_official_models(name: str, count: int) -> None:
-    manifests = GOLDEN / "manifests"
-    state = {
-        key: torch.empty(shape, device="meta")
-        for key, shape in read_manifest(str(manifests / f"{name}.json")).items()
-    }
+    state = {key: torch.empty(shape, device="meta") for key, shape in read_shapes(name).items()}
     added, base = added_tensors(state), base_tensors(state)
     assert len(added) == count and added.keys().isdisjoint(base) and added | base == state
     shapes = {key: tuple(value.shape) for key, value in base.items()}
-    assert shapes == read_manifest(str(manifests / "sd15_unet_diffusers.json"))
+    assert shapes == read_shapes("sd15_unet_diffusers")
 
 
 @pytest.mark.parametrize("added_shapes", [FULL_SHAPES, LIGHT_SHAPES])

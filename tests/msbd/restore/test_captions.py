@@ -27,9 +27,9 @@ from msbd.restore.captions import (
     detect,
 )
 from tests.helpers.fake_hub import cache, empty_machine, put
-from tests.helpers.goldens import load_golden, relative_error
+from tests.helpers.goldens import load_golden, read_shapes, relative_error
 from tests.helpers.seeded_nets import seeded_state
-from tests.helpers.seeded_weights import read_manifest, shapes_of
+from tests.helpers.seeded_weights import shapes_of
 from weights.fetch import weights_folder
 from weights.files import WeightsError, write_safetensors
 from weights.registry import MODELS
@@ -404,8 +404,7 @@ def test_resnet50_from_its_file_equals_the_golden(
     state = seeded_state(golden.meta["weights"])
     torch.save(state, machine / "weights" / RESNET)
     model = load_captioners(("classification",), device)["classification"]
-    manifest = Path(__file__).parents[2] / "golden" / golden.meta["weights"]["manifest"]
-    assert shapes_of(model.net) == read_manifest(str(manifest))
+    assert shapes_of(model.net) == read_shapes("resnet50_torchvision")
     assert relative_error(model.net(golden["in.x"].to(device)), golden["out.logits"]) <= (
         1e-4 if device == "cpu" else 1e-3
     )
