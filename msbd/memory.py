@@ -29,12 +29,23 @@ def tiles_at_once(device: torch.device, cells: float) -> int:
     return max(1, int(free / 2 / (cells * _BYTES_PER_CELL)))
 
 
+# What libraries below PyTorch say where PyTorch has no class of its own for it. cuBLAS and cuDNN name the call that did
+# not get its workspace; cuDNN without room for any algorithm's workspace finds no engine.
+_OUT_OF_MEMORY = (
+    "out of memory",
+    "allocate memory",
+    "alloc_failed",
+    "allocation_failed",
+    "unable to find an engine",
+)
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether `error` is a device's or the machine's memory running out; MPS and the CPU have no class of their own for it."""
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
-    text = str(error)
-    return isinstance(error, RuntimeError) and ("out of memory" in text or "allocate memory" in text)
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and any(phrase in text for phrase in _OUT_OF_MEMORY)
 
 
 def until_it_fits(
