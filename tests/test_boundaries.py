@@ -244,13 +244,13 @@ def test_leaf_files_work_when_copied_alone(tmp_path: Path) -> None:
     assert json.loads(run.stdout) == {"failed": {}, "foreign": []}
 
 
-def test_readme_says_what_to_copy() -> None:
+def test_copying_md_says_what_to_copy() -> None:
     rows = re.findall(
         r"^\| `((?:nets|samplers|weights)/\w+\.py)` \|([^|]*)\|",
-        (ROOT / "README.md").read_text(),
+        (ROOT / "docs/copying.md").read_text(),
         re.MULTILINE,
     )
     table = {file: set(re.findall(r"\w+\.py", take)) for file, take in rows}
     assert table == {name_of(path): siblings(path) for path in LEAF_FILES}, (
-        "README, `Copy one file`: not what the docstrings say"
+        "docs/copying.md: its table is not what the docstrings say"
     )
