@@ -32,7 +32,7 @@ NOT_RUN = "not run"
 TEXT = """\
 # Parity
 
-Written by `make parity-table`; what it measures is listed in `tests/parity_cases.py`.
+Written by `make parity-table`; what it measures is listed in `tests/helpers/parity_cases.py`.
 
 Our nets beside stored outputs of the official code's, with the same weights and inputs;
 `tests/golden/<net>/<case>.json` says how they were made. A cell is max|difference| / max|reference|, the
@@ -43,8 +43,8 @@ pasd, which is two nets, one after the other.
 
 "reference's own bfloat16" says how much of our bfloat16's error is bfloat16's: the library that the reference
 came from (spandrel for RRDBNet, whose reference is basicsr's), with the same weights, run in bfloat16 on the
-CPU and compared in the same way with the same stored output; `tests/parity_oracles.py` does it where the
-extra `parity` is installed.
+CPU and compared in the same way with the same stored output; `tests/helpers/parity_oracles.py` does it where
+the extra `parity` is installed.
 
 –: not measured. The autoencoder never runs in float16; the small weights are for float32 alone; LDM's and
 PASD's code and peft (the LoRA cases) are in no library of the extra; spandrel knows RRDBNet with the official
