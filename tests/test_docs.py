@@ -120,6 +120,17 @@ def test_the_readme_is_short() -> None:
     )
 
 
+def test_the_readme_s_figures_are_those_of_the_pages_behind_them() -> None:
+    rows = re.findall(
+        r"^\| \[.+?\]\((docs/\w+\.md)[^)]*\).*?\| (.+) \|$", (ROOT / "README.md").read_text(), re.MULTILINE
+    )
+    assert len(rows) >= 4
+    for page, figures in rows:
+        text = (ROOT / page).read_text()
+        for figure in re.findall(r"\d+(?:\.\d+)?(?:e-\d+)?(?: %)?", figures.replace("float32", "")):
+            assert figure in text, f"README.md says {figure}, which {page} does not"
+
+
 def test_every_file_of_docs_is_linked() -> None:
     linked = {file for page in PAGES for file, _ in links(page) if file != page}
     orphans = {name_of(path) for path in (ROOT / "docs").rglob("*") if path.is_file() and path not in linked}
