@@ -176,7 +176,12 @@ def test_flags_named_in_pages_exist(page: Path) -> None:
     """A flag named alone in a code span, `--fidelity 0.75`, is one of some command's."""
     tools = [path for path in (ROOT / "tools").iterdir() if (path / "__main__.py").is_file()]
     known = flags(parser_of("edit")).union(*(flags(parser_of(path.name)) for path in tools)) | FOREIGN
-    named = {flag for span in SPAN.findall(prose(page)) for flag in re.findall(r"^--[\w-]+", span)}
+    named = {
+        flag
+        for span in SPAN.findall(prose(page))
+        for flag in re.findall(r"(?<!\S)--[\w-]+", span)
+        if span[0] == "-"
+    }
     assert not named - known, f"{name_of(page)} names {sorted(named - known)}, which no command has"
 
 
@@ -184,3 +189,12 @@ def test_flags_named_in_pages_exist(page: Path) -> None:
 def test_prose_is_wrapped(page: Path) -> None:
     long = [line for line in prose(page).splitlines() if len(line) > WIDTH and not line.startswith("|")]
     assert not long, f"{name_of(page)}: more than {WIDTH} columns: {long[0]}"
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if name_of(page) not in HISTORY], ids=name_of)
+def test_make_targets_in_pages_exist(page: Path) -> None:
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    text = page.read_text(encoding="utf-8")
+    code = SPAN.findall(prose(page)) + [line for block in FENCE.findall(text) for line in block.splitlines()]
+    named = {found[1] for line in code if (found := re.match(r"make (?:[A-Z_]+=\S+ )*([a-z][\w-]*)", line))}
+    assert not named - targets, f"{name_of(page)} names {sorted(named - targets)}, which the Makefile has not"
