@@ -145,6 +145,16 @@ def test_paths_in_pages_exist(page: Path) -> None:
     assert not missing, f"{name_of(page)} names {missing}, which are not there"
 
 
+def test_what_a_copied_file_gives_is_in_it() -> None:
+    rows = re.findall(
+        r"^\| `(\w+/\w+\.py)` \|.*\| ([^|]+) \|$", (ROOT / "docs/copying.md").read_text(), re.MULTILINE
+    )
+    for file, gives in rows:
+        text = (ROOT / file).read_text(encoding="utf-8")
+        for name in re.findall(r"`\.?(\w+)", gives):
+            assert re.search(rf"\b(?:def|class) {name}\b", text), f"docs/copying.md: {file} has no {name}"
+
+
 @pytest.mark.parametrize("folder", ["msbd", "nets", "samplers", "tools", "tests", "weights"])
 def test_pages_that_code_points_to_exist(folder: str) -> None:
     for path in (ROOT / folder).rglob("*.py"):
