@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .rrdb import RRDB
-from .unet import Added, Context, Timestep, UNetConfig, UNetEncoder
+from .unet import TextTime, Timestep, UNetConfig, UNetEncoder
 
 
 @dataclass(frozen=True)
@@ -35,9 +35,8 @@ class ControlOutput(NamedTuple):
 
     down: tuple[Tensor, ...]  # one for each skip, in the order of the way down; 12 for SD 1.x
     mid: Tensor  # for the middle
-    to_rgbs: tuple[
-        Tensor, ...
-    ] = ()  # (B, 3, H/2, W/2), ... H/8, trained towards the clean picture in [-1, 1]
+    # (B, 3, H/2, W/2), ... H/8, trained towards the clean picture in [-1, 1]
+    to_rgbs: tuple[Tensor, ...] = ()
 
 
 class DegradationRemoval(nn.Module):
@@ -89,12 +88,12 @@ class ControlNet(UNetEncoder):
         self,
         x: Tensor,
         t: Timestep,
-        context: Context,
+        context: Tensor,
         image: Tensor | None = None,
         scale: float = 1.0,
         *,
         hint: Tensor | None = None,
-        added: Added = None,
+        added: TextTime | None = None,
     ) -> ControlOutput:
         """Residuals times `scale`, for x (B, in_channels, h, w) and t, context, added as in `UNet.forward`.
 

@@ -20,12 +20,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .unet import Context, CrossAttention, Transformer, TransformerBlock, UNet, UNetConfig, UpBlock, project
+from .unet import CrossAttention, Transformer, TransformerBlock, UNet, UNetConfig, UpBlock
 
 _VARIANTS = ("full", "light", "eq2", "none")
-
-# In the names of what PASD adds to a U-Net: training changes only this, the rest may be another U-Net's.
-ADDED_KEYS = (".pixel_attentions.", ".proj_in_plus.", ".norm2_plus.", ".attn2_plus.")
 
 
 @dataclass(frozen=True)
@@ -81,7 +78,7 @@ class LightBlock(TransformerBlock):
         if zero_init:
             _zero(self.attn2_plus.to_out)
 
-    def forward(self, x: Tensor, context: Context, pixels: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, context: Tensor, pixels: Tensor | None = None) -> Tensor:
         """x (B, N, C), context (B, M, context_width), pixels (B, N, K) -> (B, N, C)."""
         x = x + self.attn1(self.norm1(x))
         x = x + self.attn2(self.norm2(x), context)
@@ -96,20 +93,15 @@ class LightTransformer(Transformer):
     def __init__(self, level: int, pixel_width: int, config: PASDUNetConfig) -> None:
         widths = {"context_width": config.cross_attention_dim, "pixel_width": pixel_width}
         super().__init__(level, config, partial(LightBlock, **widths, zero_init=config.zero_init))
-        linear = config.use_linear_projection
-        self.proj_in_plus = (
-            nn.Linear(pixel_width, pixel_width) if linear else nn.Conv2d(pixel_width, pixel_width, 1)
-        )
+        self.proj_in_plus = self.projection(pixel_width)
 
-    def forward(self, x: Tensor, context: Context, pixels: Tensor | None = None) -> Tensor:
-        """x (B, C, h, w), context (B, M, context_width), pixels (B, N, K) -> (B, C, h, w)."""
-        if pixels is not None:
-            pixels = project(self.proj_in_plus, pixels)
-        tokens = project(self.proj_in, self.norm(x).flatten(2).transpose(1, 2))  # (B, N, C)
+    def forward(self, x: Tensor, context: Tensor, residual: Tensor | None = None) -> Tensor:
+        """x (B, C, h, w), context (B, M, context_width), residual (B, K, h, w) -> (B, C, h, w)."""
+        pixels = None if residual is None else self.to_tokens(self.proj_in_plus, residual)  # (B, N, K)
+        tokens = self.to_tokens(self.proj_in, self.norm(x))  # (B, N, C)
         for block in self.transformer_blocks:
             tokens = block(tokens, context, pixels)
-        tokens = project(self.proj_out, tokens)
-        return x + tokens.transpose(1, 2).unflatten(2, x.shape[2:])
+        return x + self.to_map(self.proj_out, tokens, x.shape[2:])
 
 
 class PASDUpBlock(UpBlock):
@@ -124,7 +116,7 @@ class PASDUpBlock(UpBlock):
         self.pixel_attentions = nn.ModuleList(paca(level, width, config) for width in skips if paca)
 
     def forward(
-        self, x: Tensor, skips: list[Tensor], temb: Tensor, context: Context, residuals: list[Tensor] | None
+        self, x: Tensor, skips: list[Tensor], temb: Tensor, context: Tensor, residuals: list[Tensor] | None
     ) -> Tensor:
         """x (B, in_channels, h, w) -> (B, C, h', w'); takes skips and residuals off the lists' ends."""
         if residuals is None:
@@ -132,11 +124,11 @@ class PASDUpBlock(UpBlock):
         for i, resnet in enumerate(self.resnets):
             residual = residuals.pop()  # (B, K, h, w)
             x = resnet(torch.cat((x, skips.pop() + residual), dim=1), temb)  # Eq. 1
-            pixels = residual.flatten(2).transpose(1, 2)  # (B, N, K)
             if self.attentions:
                 attention = self.attentions[i]
-                x = attention(x, context, pixels) if self.light else attention(x, context)
+                x = attention(x, context, residual) if self.light else attention(x, context)
             if self.pixel_attentions:
+                pixels = residual.flatten(2).transpose(1, 2)  # (B, N, K)
                 x = self.pixel_attentions[i](x, pixels)
         for upsample in self.upsamplers:
             x = upsample(x, skips[-1].shape[2:])

@@ -5,6 +5,9 @@ Tensors  x (B, 4, h, w) latent, t (B,) timestep, context (B, 77, 768) text state
          below: C channels of a level, D = 4 * block_out_channels[0] of the time embedding, N = h * w cells
 Weights  diffusers names (unet/diffusion_pytorch_model.safetensors)
 Copying  this file stands alone: torch only
+
+`UNetConfig` holds the SDXL shape too (`SDXL_UNET`, with its text_time embedding). That is for copiers: it is built and
+tested here, but no loader of this project builds it.
 """
 
 import math
@@ -19,8 +22,9 @@ from torch import Tensor, nn
 
 _TRANSFORMER_NORM_EPS = 1e-6  # of the GroupNorm that leads into a transformer, whatever norm_eps is
 Timestep = Tensor | float  # of the training schedule, 0 to 999; (B,) or a scalar, any real number
-Context = Tensor | Callable[[nn.Module, int], tuple[Tensor, Tensor]]  # text states, or (layer, B) -> k, v
-Added = tuple[Tensor, Tensor] | None  # SDXL: pooled text (B, 1280), sizes and crop (B, 6) in pixels
+TextTime = tuple[
+    Tensor, Tensor
+]  # SDXL's: pooled text (B, 1280); original size, crop, target size (B, 6) in pixels
 
 # Kinds of blocks as config.json names them; "CrossAttn" in a name means attention.
 _DOWN_KINDS = ("DownBlock2D", "CrossAttnDownBlock2D")
@@ -142,17 +146,13 @@ class CrossAttention(nn.Module):
         self.to_v = nn.Linear(context_width, width, bias=False)
         self.to_out = nn.ModuleList([nn.Linear(width, width)])  # a list on disk; index 1 was dropout
 
-    def forward(self, x: Tensor, context: Context | None = None) -> Tensor:
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """x (B, N, C), context (B, M, context_width) -> (B, N, C)."""
         context = x if context is None else context
-        k, v = context(self, len(x)) if callable(context) else self.keys_values(context)  # (B, M, C) each
-        q, k, v = (a.unflatten(-1, (self.heads, -1)).transpose(1, 2) for a in (self.to_q(x), k, v))
+        qkv = self.to_q(x), self.to_k(context), self.to_v(context)  # (B, N, C), twice (B, M, C)
+        q, k, v = (a.unflatten(-1, (self.heads, -1)).transpose(1, 2) for a in qkv)  # (B, heads, ., C/heads)
         out = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(-2)  # (B, N, C)
         return self.to_out[0](out)
-
-    def keys_values(self, context: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, M, context_width) -> (B, M, C), twice; of a context that stays the same to be kept."""
-        return self.to_k(context), self.to_v(context)
 
 
 class GEGLU(nn.Module):
@@ -193,7 +193,7 @@ class TransformerBlock(nn.Module):
         self.norm3 = nn.LayerNorm(width)
         self.ff = FeedForward(width)
 
-    def forward(self, x: Tensor, context: Context) -> Tensor:
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
         """x (B, N, C), context (B, M, context_width) -> (B, N, C)."""
         x = x + self.attn1(self.norm1(x))
         x = x + self.attn2(self.norm2(x), context)
@@ -206,40 +206,62 @@ class Transformer(nn.Module):
     def __init__(self, level: int, config: UNetConfig, block: Callable[..., nn.Module] | None = None) -> None:
         """`block(width=..., heads=...)` makes one layer; by default one that attends to the text."""
         super().__init__()
-        width, linear = config.block_out_channels[level], config.use_linear_projection
+        width, self.use_linear_projection = config.block_out_channels[level], config.use_linear_projection
         heads = config.per_level(config.attention_head_dim)[level]
         depth = config.per_level(config.transformer_layers_per_block)[level]
         self.norm = nn.GroupNorm(config.norm_num_groups, width, eps=_TRANSFORMER_NORM_EPS)
-        self.proj_in = nn.Linear(width, width) if linear else nn.Conv2d(width, width, 1)
+        self.proj_in = self.projection(width)
         block = block or partial(TransformerBlock, context_width=config.cross_attention_dim)
         self.transformer_blocks = nn.ModuleList(block(width=width, heads=heads) for _ in range(depth))
-        self.proj_out = nn.Linear(width, width) if linear else nn.Conv2d(width, width, 1)
+        self.proj_out = self.projection(width)
 
-    def forward(self, x: Tensor, context: Context) -> Tensor:
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
         """x (B, C, h, w), context (B, M, context_width) -> (B, C, h, w)."""
-        tokens = self.norm(x).flatten(2).transpose(1, 2)  # (B, N, C)
-        tokens = project(self.proj_in, tokens)
+        tokens = self.to_tokens(self.proj_in, self.norm(x))
         for block in self.transformer_blocks:
             tokens = block(tokens, context)
-        tokens = project(self.proj_out, tokens)
-        return x + tokens.transpose(1, 2).unflatten(2, x.shape[2:])
+        return x + self.to_map(self.proj_out, tokens, x.shape[2:])
+
+    def projection(self, width: int) -> nn.Module:
+        """The layer of `to_tokens` and `to_map`, from `width` channels to as many."""
+        return nn.Linear(width, width) if self.use_linear_projection else nn.Conv2d(width, width, 1)
+
+    def to_tokens(self, project: nn.Module, x: Tensor) -> Tensor:
+        """(B, C, h, w) -> (B, N, C): a 1x1 convolution before the map is flattened, a linear layer after it."""
+        if self.use_linear_projection:
+            return project(x.flatten(2).transpose(1, 2))
+        return project(x).flatten(2).transpose(1, 2)
+
+    def to_map(self, project: nn.Module, tokens: Tensor, size: Sequence[int]) -> Tensor:
+        """(B, N, C) -> (B, C, h, w) with `size` = (h, w), the way back."""
+        if self.use_linear_projection:
+            tokens = project(tokens)
+        x = tokens.transpose(1, 2).unflatten(2, tuple(size))
+        return x if self.use_linear_projection else project(x)
 
 
-def project(layer: nn.Linear | nn.Conv2d, tokens: Tensor) -> Tensor:
-    """A linear layer, or a 1x1 convolution taken as one: the same sums, and the tokens stay contiguous."""
-    return F.linear(tokens, layer.weight.flatten(1), layer.bias)
+class Downsample(nn.Module):
+    """A 3x3 convolution that halves height and width."""
 
-
-class Resize(nn.Module):
-    """A 3x3 convolution that halves height and width (stride 2), or follows an enlargement (stride 1)."""
-
-    def __init__(self, channels: int, stride: int) -> None:
+    def __init__(self, channels: int) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, stride=stride, padding=1)
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
 
-    def forward(self, x: Tensor, size: Sequence[int] | None = None) -> Tensor:
-        """(B, C, h, w), first enlarged to `size` -> (B, C, ceil(h / stride), ceil(w / stride))."""
-        return self.conv(x if size is None else F.interpolate(x, size=tuple(size), mode="nearest"))
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, h, w) -> (B, C, ceil(h/2), ceil(w/2))."""
+        return self.conv(x)
+
+
+class Upsample(nn.Module):
+    """Enlargement by repeating cells, then a 3x3 convolution."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor, size: Sequence[int]) -> Tensor:
+        """(B, C, h, w) -> (B, C, h', w') with `size` = (h', w')."""
+        return self.conv(F.interpolate(x, size=tuple(size), mode="nearest"))
 
 
 class DownBlock(nn.Module):
@@ -252,10 +274,10 @@ class DownBlock(nn.Module):
         self.resnets = nn.ModuleList(ResnetBlock(inner, width, config) for inner in widths[:-1])
         count = config.layers_per_block if "CrossAttn" in config.down_block_types[level] else 0
         self.attentions = nn.ModuleList(Transformer(level, config) for _ in range(count))
-        finer = level < len(config.block_out_channels) - 1
-        self.downsamplers = nn.ModuleList([Resize(width, stride=2)] if finer else [])
+        coarsest = level == len(config.block_out_channels) - 1
+        self.downsamplers = nn.ModuleList([] if coarsest else [Downsample(width)])
 
-    def forward(self, x: Tensor, temb: Tensor, context: Context) -> list[Tensor]:
+    def forward(self, x: Tensor, temb: Tensor, context: Tensor) -> list[Tensor]:
         """Every layer's output in order, all of them skips, the last also what the next level gets."""
         outputs = []
         for i, resnet in enumerate(self.resnets):
@@ -276,7 +298,7 @@ class MidBlock(nn.Module):
         self.attentions = nn.ModuleList(Transformer(-1, config) for _ in range(count))
         self.resnets = nn.ModuleList(ResnetBlock(width, width, config) for _ in range(1 + count))
 
-    def forward(self, x: Tensor, temb: Tensor, context: Context) -> Tensor:
+    def forward(self, x: Tensor, temb: Tensor, context: Tensor) -> Tensor:
         """(B, C, h, w) -> (B, C, h, w)."""
         x = self.resnets[0](x, temb)
         for attention, resnet in zip(self.attentions, self.resnets[1:], strict=True):
@@ -295,10 +317,10 @@ class UpBlock(nn.Module):
         self.resnets = nn.ModuleList(ResnetBlock(channels, width, config) for channels in widths)
         count = len(skips) if "CrossAttn" in config.up_block_types[-1 - level] else 0
         self.attentions = nn.ModuleList(Transformer(level, config) for _ in range(count))
-        self.upsamplers = nn.ModuleList([Resize(width, stride=1)] if level else [])
+        self.upsamplers = nn.ModuleList([Upsample(width)] if level else [])
 
     def forward(
-        self, x: Tensor, skips: list[Tensor], temb: Tensor, context: Context, residuals: list[Tensor] | None
+        self, x: Tensor, skips: list[Tensor], temb: Tensor, context: Tensor, residuals: list[Tensor] | None
     ) -> Tensor:
         """x (B, in_channels, h, w) -> (B, C, h', w'); takes skips and residuals off the lists' ends."""
         for i, resnet in enumerate(self.resnets):
@@ -325,15 +347,18 @@ class UNetEncoder(nn.Module):
         self.down_blocks = nn.ModuleList(DownBlock(i, config) for i in range(len(config.block_out_channels)))
         self.mid_block = MidBlock(config)
 
-    def embed_time(self, x: Tensor, t: Timestep, added: Added = None) -> Tensor:
+    def embed_time(self, x: Tensor, t: Timestep, added: TextTime | None = None) -> Tensor:
         """The time embedding (B, D) after its SiLU, in x's dtype; t (B,) or scalar, any real number.
 
-        ValueError unless `added` is there exactly when the config's addition_embed_type is "text_time".
+        `added` goes with the config's addition_embed_type "text_time". ValueError for one without the other.
         """
         config = self.config
-        if (added is None) == (config.addition_embed_type == "text_time"):
-            found = "no `added`" if added is None else "`added`"
-            raise ValueError(f"UNet got {found}: expected it exactly when addition_embed_type is 'text_time'")
+        if config.addition_embed_type == "text_time" and added is None:
+            raise ValueError(
+                "UNet got no `added`, but its addition_embed_type is 'text_time': pass pooled text and sizes"
+            )
+        if config.addition_embed_type is None and added is not None:
+            raise ValueError("UNet got `added`, but its addition_embed_type is None: expected no `added`")
         flags = {"flip_sin_to_cos": config.flip_sin_to_cos, "freq_shift": config.freq_shift}
         t = torch.as_tensor(t, device=x.device).expand(len(x))
         temb = self.time_embedding(timestep_embedding(t, config.block_out_channels[0], **flags).to(x.dtype))
@@ -344,7 +369,7 @@ class UNetEncoder(nn.Module):
             temb = temb + self.add_embedding(torch.cat((text.to(x.dtype), waves.to(x.dtype)), dim=-1))
         return F.silu(temb)  # once, for every residual block: each begins with it
 
-    def encode(self, x: Tensor, temb: Tensor, context: Context) -> tuple[list[Tensor], Tensor]:
+    def encode(self, x: Tensor, temb: Tensor, context: Tensor) -> tuple[list[Tensor], Tensor]:
         """The skips, fine to coarse, and the middle's output; x (B, C, h, w) is what `conv_in` gives."""
         skips = [x]
         for block in self.down_blocks:
@@ -370,7 +395,12 @@ class UNet(UNetEncoder):
         self.conv_out = nn.Conv2d(widths[0], config.out_channels, 3, padding=1)
 
     def forward(
-        self, x: Tensor, t: Timestep, context: Context, control: Control | None = None, added: Added = None
+        self,
+        x: Tensor,
+        t: Timestep,
+        context: Tensor,
+        control: Control | None = None,
+        added: TextTime | None = None,
     ) -> Tensor:
         """Noise (B, out_channels, h, w) in x (B, in_channels, h, w), any h, w. ValueError for wrong residuals."""
         temb = self.embed_time(x, t, added)  # (B, D)

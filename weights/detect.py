@@ -2,7 +2,7 @@
 
 Tensors  {canonical key: tensor} -> family, and keyword arguments of that family's config class (nets/*.py) as a plain dict
 Weights  canonical layouts: diffusers U-Net and VAE, Hugging Face CLIP, basicsr RRDB; others are named and refused in one line
-Copying  this file and files.py (for WeightsError); torch and safetensors through it
+Copying  this file, files.py (for WeightsError) and merge.py; torch and safetensors through them
 """
 
 import json
@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from .files import WeightsError
+from .merge import is_pasd_key
 
 State = Mapping[str, Tensor]
 
@@ -26,8 +27,6 @@ FAMILIES = {
     "clip_vision": ("vision_model.embeddings.patch_embedding.weight",),
     "rrdb": ("conv_first.weight", "body.0.rdb1.conv1.weight"),
 }  # fmt: skip
-
-PASD_MARKS = (".pixel_attentions.", ".attn2_plus.")  # in keys of a U-Net that PASD added to, full and light
 
 _CLIP_FREE = {"num_attention_heads": "count", "hidden_act": "name", "layer_norm_eps": "number"}
 
@@ -104,7 +103,7 @@ def detect_family(state: State, source: object = "the state dict") -> str:
     refuse_foreign(state, source)
     for family, needed in FAMILIES.items():
         if all(key in state for key in needed):
-            added = family == "unet" and any(mark in key for key in state for mark in PASD_MARKS)
+            added = family == "unet" and any(map(is_pasd_key, state))
             return "pasd_unet" if added else family
     first = f", first {min(state)[:80]!r}" if state else ""
     raise WeightsError(

@@ -15,8 +15,8 @@ from .files import WeightsError
 
 State = Mapping[str, Tensor]
 
-# What PASD adds to a U-Net: the first in the full model, the others in the light one.
-ADDED = (".pixel_attentions.", ".norm2_plus.", ".attn2_plus.", ".proj_in_plus.")
+# Parts of the keys that PASD adds to a U-Net: the first in the full model, the others in the light one.
+PASD_KEYS = (".pixel_attentions.", ".norm2_plus.", ".attn2_plus.", ".proj_in_plus.")
 UNET, CONTROLNET = "unet.", "controlnet."  # the two halves of a delta file
 
 
@@ -34,12 +34,12 @@ def blend(base: State, other: State, weight: float) -> dict[str, Tensor]:
 
 def added_tensors(state: State) -> dict[str, Tensor]:
     """The tensors that PASD adds to a U-Net: 312 in the full model for SD 1.x, 81 in the light one."""
-    return {key: tensor for key, tensor in state.items() if _is_added(key)}
+    return {key: tensor for key, tensor in state.items() if is_pasd_key(key)}
 
 
 def base_tensors(state: State) -> dict[str, Tensor]:
     """The tensors that PASD's U-Net has from its base."""
-    return {key: tensor for key, tensor in state.items() if not _is_added(key)}
+    return {key: tensor for key, tensor in state.items() if not is_pasd_key(key)}
 
 
 def put_on_base(pasd_unet_state: State, base_unet_state: State) -> dict[str, Tensor]:
@@ -102,11 +102,12 @@ def _half(key: str) -> str:
     """The prefix of the half of a delta file that `key` belongs to, "" for none."""
     if key.startswith(CONTROLNET):
         return CONTROLNET
-    return UNET if key.startswith(UNET) and _is_added(key) else ""
+    return UNET if key.startswith(UNET) and is_pasd_key(key) else ""
 
 
-def _is_added(key: str) -> bool:
-    return any(mark in key for mark in ADDED)
+def is_pasd_key(key: str) -> bool:
+    """Whether a U-Net has this key from PASD, not from its base."""
+    return any(mark in key for mark in PASD_KEYS)
 
 
 def _mix(base: Tensor, other: Tensor, weight: float) -> Tensor:

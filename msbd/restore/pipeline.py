@@ -28,7 +28,6 @@ from ..pixels.resize import enlarge, resize, take
 from ..pixels.tiles import TileBlend, tile_boxes
 from ..pixels.upscale import super_resolve
 from ..progress import EditStep, reporter
-from ..text_memory import remember_text
 from . import official
 from .color import adain_color_fix, is_gray, to_gray, transfer_chroma, wavelet_color_fix
 from .config import NET_FREE, RestoreConfig, RestoreMeasures
@@ -284,24 +283,19 @@ class RestorePipeline:
         controlled = set(_interval(ts, config.control_start, config.control_end))
         same = torch.equal(run.cond, run.uncond)  # nothing to lead away from
         guided = [] if same else _interval(ts, config.guidance_start, config.guidance_end)
-        kept: dict[int, tuple[Any, Any]] = {}  # what the nets made of the texts; of one or of both
         batch = config.tile_batch or tiles_at_once(
             self.device, max(b.height * b.width for b in run.plan.tiles)
         )
 
         def predict(x: Tensor, t: Tensor, context: Tensor) -> Tensor:
             nonlocal batch
-            if len(context) not in kept:
-                kept[len(context)] = self._remember(context, hints is not None)
             seen = hints if float(t) in controlled else None
             blend = self._blend(run)
             todo = list(run.plan.tiles)
             while todo:
                 now = [box for box in todo if box.size == todo[0].size][:batch]
                 try:
-                    predictions = self._predict(
-                        x, t, kept[len(context)], seen, now, config.conditioning_scale
-                    )
+                    predictions = self._predict(x, t, context, seen, now, config.conditioning_scale)
                 except RuntimeError as error:
                     if len(now) == 1 or not is_out_of_memory(error):
                         raise
@@ -320,23 +314,19 @@ class RestorePipeline:
             v_prediction(denoise, self.alphas_cumprod) if self.prediction_type == "v_prediction" else denoise
         )
 
-    def _remember(self, context: Tensor, with_control: bool) -> tuple[Any, Any]:
-        nets = (self.unet, self.controlnet) if with_control else (self.unet,)
-        remembered = [remember_text(net, context.to(dtype_of(net))) for net in nets]
-        return remembered[0], remembered[-1]
-
     def _predict(
-        self, x: Tensor, t: Tensor, texts: tuple[Any, Any], hints: dict[Box, Tensor] | None,
+        self, x: Tensor, t: Tensor, context: Tensor, hints: dict[Box, Tensor] | None,
         boxes: Sequence[Box],
         conditioning_scale: float | None,
     ) -> list[Tensor]:  # fmt: skip
-        """The nets' prediction for each box of x (b, 4, h, w), b texts: (b, 4, h', w') each, in float32."""
+        """The nets' prediction for each box of x (b, 4, h, w), context (b, 77, D): (b, 4, h', w') each, in float32."""
         tiles = torch.cat([take(x, box) for box in boxes]).to(dtype_of(self.unet))
+        context = context.to(tiles.dtype).repeat(len(boxes), 1, 1)  # box by box, as the tiles
         residuals = None
         if hints is not None:
             hint = torch.cat([hints[box].expand(len(x), -1, -1, -1) for box in boxes])
-            residuals = self.controlnet(tiles, t, texts[1], scale=conditioning_scale, hint=hint)
-        return list(self.unet(tiles, t, texts[0], residuals).float().split(len(x)))
+            residuals = self.controlnet(tiles, t, context, scale=conditioning_scale, hint=hint)
+        return list(self.unet(tiles, t, context, residuals).float().split(len(x)))
 
     def _blend(self, run: _Run) -> TileBlend:
         kind = official.GaussianBlend if run.config.formulas == "official" else TileBlend

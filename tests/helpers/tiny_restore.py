@@ -57,41 +57,23 @@ def pipeline(nets: dict[str, Any], **parts: Any) -> RestorePipeline:
     return RestorePipeline(**{**common, **nets, **parts})
 
 
-class TextShift(nn.Module):
-    """An attention to the text of which all that is left is the mean of what it attends to."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.calls = 0
-
-    def keys_values(self, context: Tensor) -> tuple[Tensor, Tensor]:
-        self.calls += 1
-        return context.mean(dim=(1, 2))[:, None, None], context
-
-
 class FakeUNet(nn.Module):
     """A noise predictor that looks at one cell at a time; the text shifts it, the control is added."""
 
     def __init__(self) -> None:
         super().__init__()
         self.scale = nn.Parameter(torch.tensor(0.7), requires_grad=False)
-        self.attentions = nn.ModuleList([nn.ModuleDict({"attn2": TextShift()})])
         self.calls: list[tuple[int, int, bool]] = []  # timestep, batch, whether it was controlled
         self.most: int | None = None  # a larger batch does not fit into memory
         self.error: type[RuntimeError] = torch.OutOfMemoryError
 
-    @property
-    def text(self) -> TextShift:
-        text = self.attentions[0].get_submodule("attn2")
-        assert isinstance(text, TextShift)
-        return text
-
-    def forward(self, x: Tensor, t: Tensor, context: Any, control: Any = None) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, context: Tensor, control: Any = None) -> Tensor:
         self.calls.append((int(t), len(x), control is not None))
         if self.most is not None and len(x) > self.most:
             raise self.error("out of memory, it is pretended")
-        shift, _ = context(self.text, len(x))
-        eps = self.scale * x + 0.2 * torch.tanh(x.roll(1, dims=1)) + shift[..., None]
+        assert len(context) == len(x)
+        shift = context.mean(dim=(1, 2))[:, None, None, None]
+        eps = self.scale * x + 0.2 * torch.tanh(x.roll(1, dims=1)) + shift
         return eps if control is None else eps + control.mid
 
 
@@ -101,7 +83,6 @@ class FakeControlNet(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.tensor(0.3), requires_grad=False)
-        self.attentions = nn.ModuleList([nn.ModuleDict({"attn2": TextShift()})])
         self.embedded: list[Tensor] = []
         self.scales: list[float] = []
 
@@ -110,7 +91,7 @@ class FakeControlNet(nn.Module):
         cells = F.avg_pool2d(image, 8)
         return torch.cat([cells, cells.mean(1, keepdim=True)], dim=1)
 
-    def forward(self, x: Tensor, t: Tensor, context: Any, *, scale: float, hint: Tensor) -> ControlOutput:
+    def forward(self, x: Tensor, t: Tensor, context: Tensor, *, scale: float, hint: Tensor) -> ControlOutput:
         assert hint.shape == x.shape
         self.scales.append(scale)
         return ControlOutput((), scale * self.weight * (hint + 0.1 * x))
@@ -139,7 +120,7 @@ class FakeVAE(nn.Module):
 class FakeVPrediction(FakeUNet):
     """FakeUNet's noise said as a velocity, v = sqrt(a) eps - sqrt(1 - a) x0 (Salimans and Ho)."""
 
-    def forward(self, x: Tensor, t: Tensor, context: Any, control: Any = None) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, context: Tensor, control: Any = None) -> Tensor:
         eps, a = super().forward(x, t, context, control).double(), float(ALPHAS[int(t)])
         x0 = (x.double() - (1 - a) ** 0.5 * eps) / a**0.5
         return (a**0.5 * eps - (1 - a) ** 0.5 * x0).float()

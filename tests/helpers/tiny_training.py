@@ -22,11 +22,12 @@ from msbd.train.objective import Draws, Inputs, PASDObjective, draw_samples
 from msbd.train.state import RunFolder
 from msbd.train.validate import validation_losses
 from nets.controlnet import ControlNet
-from nets.pasd_unet import ADDED_KEYS, PASDUNet
+from nets.pasd_unet import PASDUNet
 from nets.unet import ResnetBlock, Transformer, UNet
 from tests.helpers.seeded_weights import load_seeded, seeded_input
 from tests.helpers.tiny import ALPHAS
 from tests.helpers.tiny import SMALL_UNET as UNET
+from weights.merge import PASD_KEYS
 
 VARIANTS = ("full", "light", "eq2", "none")
 LATENT = (4, 4, 4)  # of a picture of 32 pixels a side: 4 x 4 and 2 x 2 cells on the two levels
@@ -72,7 +73,7 @@ def objective(
         controlnet,
         ALPHAS,
         config,
-        added=ADDED_KEYS,
+        added=PASD_KEYS,
         prediction_type=prediction_type,
         grayscale=grayscale,
     )

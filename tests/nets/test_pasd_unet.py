@@ -11,12 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from nets.controlnet import PASD_CONTROLNET, ControlNet, ControlNetConfig, ControlOutput
-from nets.pasd_unet import ADDED_KEYS, PASD_LIGHT_UNET, PASD_UNET, PASDUNet, PASDUNetConfig, PixelAttention
+from nets.pasd_unet import PASD_LIGHT_UNET, PASD_UNET, PASDUNet, PASDUNetConfig, PixelAttention
 from nets.unet import SDXL_UNET, UNet, UNetConfig
 from tests.helpers.goldens import Golden, load_golden, read_shapes, relative_error
 from tests.helpers.seeded_nets import seeded_pasd
 from tests.helpers.seeded_weights import load_seeded, seeded_input, seeded_tensor, shapes_of
 from tests.helpers.tiny import SMALL_UNET
+from weights.merge import PASD_KEYS
 
 VARIANTS = ("full", "light", "eq2", "none")
 
@@ -60,7 +61,7 @@ def added(net: PASDUNet) -> dict[str, nn.Parameter]:
     return {
         name: parameter
         for name, parameter in net.named_parameters()
-        if any(mark in name for mark in ADDED_KEYS)
+        if any(mark in name for mark in PASD_KEYS)
     }
 
 
@@ -220,9 +221,22 @@ def test_pasd_unet_attends_to_the_residual_of_the_skip_that_it_takes(variant: st
             module = net.get_submodule(f"up_blocks.{block}.{layer}")
             module.register_forward_hook(lambda _module, inputs, _output: seen.append(inputs[-1]))
     net(*small_inputs(), control)
-    expected = [residual.flatten(2).transpose(1, 2) for residual in reversed(control.down)]
+    expected = [
+        residual if variant == "light" else residual.flatten(2).transpose(1, 2)
+        for residual in reversed(control.down)
+    ]
     assert all(map(torch.equal, seen, expected[-len(seen) :]))
     assert len(seen) == (4 if variant != "light" else 2)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_pasd_unet_calls_every_layer_so_that_hooks_and_replaced_layers_count(variant: str) -> None:
+    net, called = small_net(variant), set()
+    layers = {name: m for name, m in net.named_modules() if isinstance(m, torch.nn.Linear | torch.nn.Conv2d)}
+    for name, layer in layers.items():
+        layer.register_forward_hook(lambda *_, name=name: called.add(name))
+    net(*small_inputs(), control_for())
+    assert called == layers.keys()
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

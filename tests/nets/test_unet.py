@@ -204,6 +204,40 @@ def test_unet_refuses_added_inputs_that_do_not_fit(config: UNetConfig) -> None:
         small_unet(config)(*small_inputs(), added=added)
 
 
+@pytest.mark.parametrize("linear", [False, True])
+def test_unet_calls_every_layer_so_that_hooks_and_replaced_layers_count(linear: bool) -> None:
+    """As LoRA by replacement (peft), quantised layers and forward hooks need it, projections included."""
+    unet = small_unet(dataclasses.replace(SMALL, use_linear_projection=linear))
+    layers = {name: m for name, m in unet.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)}
+    called: list[str] = []
+    for name, layer in layers.items():
+        layer.register_forward_hook(lambda *_, name=name: called.append(name))
+    before = unet(*small_inputs())
+    assert set(called) == layers.keys()
+    for name in layers:
+        if name.endswith(("proj_in", "proj_out")):
+            unet.set_submodule(name, Doubled(unet.get_submodule(name)))
+    after = unet(*small_inputs())
+    for name, layer in layers.items():
+        if name.endswith(("proj_in", "proj_out")):
+            layer.weight.mul_(2)
+            layer.bias.mul_(2)
+            unet.set_submodule(name, layer)
+    assert relative_error(unet(*small_inputs()), after) <= 1e-5
+    assert relative_error(before, after) > 0.01
+
+
+class Doubled(nn.Module):
+    """Stands in for a layer, and knows no `weight`."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * self.layer(x)
+
+
 @pytest.mark.parametrize("mid", ["UNetMidBlock2D", "UNetMidBlock2DCrossAttn"])
 def test_unet_without_attention_ignores_the_context(mid: str) -> None:
     config = dataclasses.replace(

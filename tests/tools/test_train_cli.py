@@ -23,14 +23,12 @@ from msbd.loading.nets import read_lora_file
 from msbd.loading.parts import load_net, load_pasd_nets
 from msbd.train.config import OFFICIAL, PAPER
 from msbd.train.state import RunFolder
-from nets.pasd_unet import ADDED_KEYS
 from nets.vae import AutoencoderKL
 from tests.helpers.tiny_bundle import write_tiny_bundle
 from tools.train import processes
 from tools.train.__main__ import build_parser, config_of, main, read_data
 from tools.train.processes import stop_signals
 from weights.files import read_metadata, read_state_dict, write_safetensors
-from weights.merge import ADDED
 
 ROOT = Path(__file__).parents[2]
 QUICK = [
@@ -408,10 +406,6 @@ def two_processes(
     if then:
         then(processes)
     return [process.wait(timeout=300) for process in processes]
-
-
-def test_what_pasd_adds_has_one_name() -> None:
-    assert sorted(ADDED_KEYS) == sorted(ADDED)
 
 
 def test_presets() -> None:

@@ -24,12 +24,11 @@ from msbd.train.objective import Encoder, Inputs, PASDObjective
 from msbd.train.pictures import Pictures
 from msbd.train.state import RunFolder
 from msbd.train.validate import kept_weights, restore_pictures, validation_draws, validation_losses
-from nets.pasd_unet import ADDED_KEYS
 from nets.unet import ResnetBlock, Transformer
 from samplers.ddim import ddim_sample
 from samplers.schedule import trailing_timesteps, v_prediction
 from weights.files import read_metadata, whole_file, write_safetensors
-from weights.merge import narrow, pack_delta
+from weights.merge import PASD_KEYS, narrow, pack_delta
 
 from .._report import write_sheet
 from ..models.convert import convert, copying
@@ -247,7 +246,7 @@ class PASDRun(Run):
             self.controlnet,
             parts.alphas_cumprod,
             self.config,
-            added=ADDED_KEYS,
+            added=PASD_KEYS,
             prediction_type=parts.prediction_type,
             grayscale=job.grayscale,
         )

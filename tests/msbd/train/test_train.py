@@ -32,7 +32,6 @@ from msbd.train.objective import (
     draw_samples,
     removal_loss,
 )
-from nets.pasd_unet import ADDED_KEYS
 from nets.unet import ResnetBlock, Transformer, UNet, UNetConfig
 from samplers.schedule import q_sample, velocity
 from tests.helpers.goldens import load_golden
@@ -50,6 +49,7 @@ from tests.helpers.tiny_training import (
     spoil,
     trained,
 )
+from weights.merge import PASD_KEYS
 
 CONFIG = TrainConfig(steps=8, batch=2, learning_rate=1e-3)
 
@@ -387,7 +387,7 @@ def test_the_base_stays_bit_for_bit_and_everything_else_changes(variant: str) ->
 def test_training_leaves_the_base_that_was_given_alone() -> None:
     unet = base_unet()
     nets = start_pasd_nets(unet, hint_widths=(4, 6, 8, 10))
-    trainer = Trainer(PASDObjective(*nets, ALPHAS, CONFIG, added=ADDED_KEYS), CONFIG)
+    trainer = Trainer(PASDObjective(*nets, ALPHAS, CONFIG, added=PASD_KEYS), CONFIG)
     trainer.step(feed(trainer))
     assert difference(unet.state_dict(), base_unet().state_dict()) == 0
     assert not any(p.requires_grad for p in unet.parameters())
@@ -400,14 +400,14 @@ def test_training_leaves_the_base_that_was_given_alone() -> None:
 def test_number_of_trained_values_on_stable_diffusion(variant: str, values: int) -> None:
     with torch.device("meta"):
         nets = start_pasd_nets(UNet(UNetConfig()), variant=variant)
-    found = trainable(PASDObjective(*nets, ALPHAS, CONFIG, added=ADDED_KEYS))
+    found = trainable(PASDObjective(*nets, ALPHAS, CONFIG, added=PASD_KEYS))
     assert sum(parameter.numel() for parameter in found.values()) == values
     assert round(values / 1e6, 1) == {"full": 609.5, "light": 390.0, "none": 361.3}[variant]
 
 
 def test_marks_of_what_is_added_match_whole_names() -> None:
     nets = start_pasd_nets(base_unet(), variant="light", hint_widths=(4, 6, 8, 10))
-    found = trainable(PASDObjective(*nets, ALPHAS, CONFIG, added=ADDED_KEYS))
+    found = trainable(PASDObjective(*nets, ALPHAS, CONFIG, added=PASD_KEYS))
     marks = ("norm2_plus", "attn2_plus", "proj_in_plus")
     assert all(name.startswith("controlnet.") or any(m in name.split(".") for m in marks) for name in found)
 
