@@ -1,18 +1,19 @@
 """Files to a ready pipeline: the composition root.
 
-A model is whatever weights/locate.py finds: a name of the registry, a folder, a single file, in any layout that weights/canonical.py
-knows. What no shape tells (heads, schedule, prediction type, native size, ...) is in the file's metadata, as JSON under
-`config`, or in the config.json and scheduler_config.json beside it; what is absent there is as in Stable Diffusion 1.x.
+A model is whatever weights/locate.py finds: a name of the registry, a folder, a single file, in any layout that
+weights/canonical.py knows. What no shape tells (heads, schedule, prediction type, native size, ...) is in the file's
+metadata, as JSON under `config`, or in the config.json and scheduler_config.json beside it; what is absent there is as in
+Stable Diffusion 1.x. Whoever asks several things of one model locates it once and passes the `Located` on.
 """
 
 import hashlib
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from nets.clip import CLIPConfig, CLIPModel, CLIPTextModel
 from nets.controlnet import ControlNet
@@ -20,79 +21,118 @@ from nets.pasd_unet import PASDUNet
 from nets.rrdb import RRDBNet
 from nets.tiled_vae import TiledAutoencoder
 from nets.unet import UNet, UNetConfig
-from nets.vae import AutoencoderKL, IdentityAutoencoder
+from nets.vae import AutoencoderKL
 from samplers.schedule import make_alphas_cumprod, make_betas, rescale_zero_terminal_snr
 from weights.files import WeightsError, sha256
 from weights.hub import Source
 from weights.locate import Located, locate
+from weights.lora import Lora
 from weights.merge import base_tensors
 from weights.settings import read_normalisation, read_restoring, read_training
 from weights.tokenizer import CONTEXT, PromptTokenizer, load_tokenizer
 
 from .edit.config import ModelSpec
 from .edit.pipeline import EditPipeline
-from .loading.nets import build_net, read_lora_file
-from .loading.parts import BASE, Shelf
+from .loading.nets import build_net, fit_net, read_lora_file
+from .loading.parts import BASE, ModelParts
 from .loading.placement import make_placement
 from .pixels.preprocess import CLIP_MEAN, CLIP_STD
 from .restore.config import NOT_PASD, RestoreMeasures
 from .restore.pipeline import RestorePipeline
 
-Loras = Sequence[tuple[str | Path, float]]  # files, each with its weight
-# What a known model of PASD's may lack where a base has it; of the scheduler SD 1.x's is then assumed.
-SPARE = (*BASE, "tokenizer", "tokenizer_merges", "scheduler")
+Model = str | Path | Located  # a registry name, a folder or file, or what `locate` made of one
+Loras = Sequence[
+    tuple[str | Path | Lora, float]
+]  # files, or what `read_lora_file` made of them, each with its weight
+# What a base supplies where a known model of PASD's lacks it; for a missing scheduler SD 1.x's is assumed.
+BASE_PARTS = (*BASE, "tokenizer", "tokenizer_merges", "scheduler")
 
 
 def load_edit_pipeline(
-    model: str | Path = "mini",
+    model: Model = "mini",
     *,
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
     loras: Loras = (),
 ) -> EditPipeline:
-    """The ready `EditPipeline` of a model: a name ("mini", "sd-v1-5"), a folder or a file; with `loras` merged in.
+    """The ready `EditPipeline` of a model: a name ("mini", "sd-v1-5"), a folder or a file, with `loras` merged in.
 
-    The U-Net gets `dtype`: float32, bfloat16 or float16. The VAE is float32 where that is float16, whose range its
-    activations exceed; CLIP and the upscaler are float32 on a CPU. Either may be absent: then candidates are not ranked, and
-    a second stage asks for upscaling_mode bilinear. WeightsError, one line, for an unknown name, or a file that is
-    missing, damaged, of another kind, or does not go with the others; ValueError for another dtype.
+    A `Located` model's files are not read a second time. The U-Net gets `dtype`: float32, bfloat16 or float16. The VAE stays
+    in float32 where that is float16, whose range its activations exceed; CLIP and the upscaler are float32 on a CPU. A
+    model may come without either of these two: then candidates are not ranked, and a second stage needs upscaling_mode
+    bilinear. Raises WeightsError, one line, for an unknown name, and for a file that is missing, damaged, of another kind, or
+    not of one model with the others; ValueError for another dtype.
     """
     place = make_placement(device, dtype)
-    located = locate(model, companions=True)
-    training = _read_training(located)
-    shelf = Shelf(located, [(read_lora_file(path), weight) for path, weight in loras])
-    unet, vae = shelf.net("unet"), shelf.net("vae")
-    clip = shelf.net("clip") if "clip" in located.nets else None
+    located = _locate(model)
+    facts = model_facts(located)
+    parts = ModelParts(located, _read_loras(loras))
+    unet, vae = parts.net("unet"), parts.net("vae")
+    clip = parts.net("clip") if "clip" in located.nets else None
     own = bool(loras) or "text_encoder" in located.nets
-    text_encoder = shelf.net("text_encoder") if own or clip is None else _text_half(clip)
-    upscaler = shelf.net("rrdb") if "rrdb" in located.nets else None
+    text_encoder = parts.net("text_encoder") if own or clip is None else _text_half(clip)
+    upscaler = parts.net("rrdb") if "rrdb" in located.nets else None
     tokenizer = _load_tokenizer(located)
-    _check_together(located, unet.config, vae, text_encoder, clip, upscaler, tokenizer, training.spec)
+    _check_together(located, unet.config, vae, text_encoder, clip, upscaler, tokenizer, facts.spec)
     preprocessing = {} if clip is None else _clip_preprocessing(located.net("clip"), clip.config)
-    unet = place.main(unet)
+    located.release()
     return EditPipeline(
-        unet=unet,
-        prediction_type=training.prediction_type,
+        unet=place.main(unet),
         vae=place.vae(vae),
         text_encoder=place.side(text_encoder),
         tokenizer=tokenizer,
-        alphas_cumprod=training.alphas_cumprod,
-        spec=training.spec,
+        alphas_cumprod=facts.alphas_cumprod,
+        prediction_type=facts.prediction_type,
+        spec=facts.spec,
         upscaler=None if upscaler is None else place.upscaler(upscaler),
         clip=None if clip is None else place.side(clip),
         **preprocessing,
-    )  # fmt: skip
+    )
 
 
-# What a name stands for in restoring, by mode.
+@dataclass(frozen=True)
+class RestoreModel:
+    """A model of PASD's and its base as they lie on this machine, found by `locate_restorer`."""
+
+    own: Located  # PASD's model
+    base: Located | None  # the Stable Diffusion 1.x model that was asked for as its base
+    both: Located  # PASD's model with the parts that it lacks from the base
+
+
+# The model that a name stands for in restoring, by mode.
 _RESTORERS = {
     "mini": {"colorize": "mini-pasd-color", "": "mini-pasd"},
     "pasd": {"colorize": "pasd-light-color"},
 }
 
 
+def restorer_name(model: str | Path, mode: str) -> str | Path:
+    """The model that `model` stands for in `mode`: the mini bundle and PASD have one of their own for colour."""
+    names = _RESTORERS.get(str(model), {})
+    return names.get(mode, names.get("", model))
+
+
+def locate_restorer(
+    model: str | Path, *, mode: str = "sr", method: str = "pasd", base: str | Path | None = None
+) -> RestoreModel:
+    """Where PASD's model for `mode` and its base lie. Raises WeightsError, one line, where one is not on this machine,
+    `base` is no model (a LoRA is none), or a ControlNet is missing that `method` cannot do without.
+    """
+    name = restorer_name(model, mode)
+    if base is None:
+        own = both = locate(name, companions=True)
+        other = None
+    else:
+        own, other = locate(name, companions=True, optional=BASE_PARTS), locate(base, companions=True)
+        other.net("unet")  # a LoRA has none
+        both = own.over(other)
+    if method in ("pasd", "controlnet"):
+        both.net("controlnet")
+    return RestoreModel(own, other, both)
+
+
 def load_restore_pipeline(
-    model: str | Path = "mini",
+    model: str | Path | RestoreModel = "mini",
     *,
     mode: str = "sr",
     method: str = "pasd",
@@ -104,31 +144,37 @@ def load_restore_pipeline(
 ) -> RestorePipeline:
     """The ready `RestorePipeline` of a model of PASD's: a name ("mini", "pasd"), a folder, or a file together with its base.
 
-    `base`, a Stable Diffusion 1.x model, takes the place of the model's own U-Net, VAE and text encoder, or with a
-    `base_weight` below 1 a share of it (a part that the model has not is the base's whole); what PASD added stays. `loras`
-    come on top. For the methods controlnet and img2img the U-Net is the base's alone. Precision as in `load_edit_pipeline`. WeightsError, one line, for what is missing, damaged, of
-    another kind, or does not go with the others; ValueError for another dtype.
+    What `locate_restorer` found stands for `model`, `mode` and `base`, and its files are not read a second time.
+
+    `base`, a Stable Diffusion 1.x model, replaces the U-Net, VAE and text encoder. With `base_weight` w < 1 each is blended:
+    (1 - w) own + w base. A part the model lacks comes from `base` entirely. PASD's layers are never changed. `loras` are
+    merged in last. The methods controlnet and img2img run on the U-Net without PASD's layers. Precision as in
+    `load_edit_pipeline`. Raises WeightsError, one line, for a file that is missing, damaged, of another kind, or not of one
+    model with the others; ValueError for another dtype.
     """
     place = make_placement(device, dtype)
-    located = _locate_restorer(restorer_name(model, mode), base, method)
-    other = None if base is None else locate(base)
-    training = _read_training(located)
-    if other is not None and (theirs := _read_training(other).prediction_type) != training.prediction_type:
+    if not isinstance(model, RestoreModel):
+        model = locate_restorer(model, mode=mode, method=method, base=base)
+    located, other = model.both, model.base
+    facts = model_facts(located)
+    if other is not None and (theirs := model_facts(other).prediction_type) != facts.prediction_type:
         raise WeightsError(
-            f"{other.name}: predicts {theirs}, but {located.name} {training.prediction_type}; take another base"
+            f"{other.name}: predicts {theirs}, but {located.name} {facts.prediction_type}; take another base"
         )
-    shelf = Shelf(located, [(read_lora_file(path), weight) for path, weight in loras], other, base_weight)
-    state, source = shelf.tensors("unet")
+    parts = ModelParts(located, _read_loras(loras), other and other.alone(), base_weight)
+    state, source = parts.tensors("unet")
     state = base_tensors(state) if method in NOT_PASD else state
     if "pasd_added" in located.nets and method not in NOT_PASD:
-        state |= shelf.added()
-    unet, vae, text_encoder = build_net(state, source), shelf.net("vae"), shelf.net("text_encoder")
+        state = state | parts.added()
+    unet, vae, text_encoder = build_net(state, source), parts.net("vae"), parts.net("text_encoder")
     tokenizer = _load_tokenizer(located)
-    upscaler = shelf.net("rrdb") if "rrdb" in located.nets else None
-    controlnet = shelf.net("controlnet") if "controlnet" in located.nets else None
+    upscaler = parts.net("rrdb") if "rrdb" in located.nets else None
+    controlnet = parts.net("controlnet") if "controlnet" in located.nets else None
     _check_together(
-        located, unet.config, vae, text_encoder, None, upscaler, tokenizer, training.spec, controlnet
+        located, unet.config, vae, text_encoder, None, upscaler, tokenizer, facts.spec, controlnet
     )
+    for read in (model.own, located):
+        read.release()
     vae = place.vae(vae)
     return RestorePipeline(
         unet=place.main(unet),
@@ -137,57 +183,38 @@ def load_restore_pipeline(
         tiled_vae=lambda **settings: TiledAutoencoder(vae, **settings),
         text_encoder=place.side(text_encoder),
         tokenizer=tokenizer,
-        alphas_cumprod=training.alphas_cumprod,
-        prediction_type=training.prediction_type,
-        measures=_restore_measures(located, training),
+        alphas_cumprod=facts.alphas_cumprod,
+        prediction_type=facts.prediction_type,
+        measures=_restore_measures(located, facts),
         upscaler=None if upscaler is None else place.upscaler(upscaler),
     )
 
 
-def restorer_name(model: str | Path, mode: str) -> str | Path:
-    """The model that `model` stands for in `mode`: the mini bundle and PASD have one of their own for colour."""
-    names = _RESTORERS.get(str(model), {})
-    return names.get(mode, names.get("", model))
-
-
 def restore_measures(
-    model: str | Path, *, mode: str = "sr", method: str = "pasd", base: str | Path | None = None
+    model: str | Path | RestoreModel,
+    *,
+    mode: str = "sr",
+    method: str = "pasd",
+    base: str | Path | None = None,
 ) -> RestoreMeasures:
-    """The measures of the pipeline that `load_restore_pipeline` would give; no weights are read. WeightsError if it is not there."""
-    located = _locate_restorer(restorer_name(model, mode), base, method)
+    """The measures of the pipeline that `load_restore_pipeline` would give; no net is built. Raises WeightsError for a model
+    that is not there, or not complete.
+    """
+    if not isinstance(model, RestoreModel):
+        model = locate_restorer(model, mode=mode, method=method, base=base)
+    located = model.both
     for part in BASE:
         if part != "text_encoder" or "clip" not in located.nets:
             located.net(part)
     _load_tokenizer(located)
-    return _restore_measures(located, _read_training(located))
+    return _restore_measures(located, model_facts(located))
 
 
-def _restore_measures(located: Located, training: "_Training") -> RestoreMeasures:
-    usual = RestoreMeasures(training.spec.native)
+def _restore_measures(located: Located, facts: "ModelFacts") -> RestoreMeasures:
+    usual = RestoreMeasures(facts.spec.native)
     if "controlnet" not in located.nets:
         return usual
     return replace(usual, **read_restoring(located.net("controlnet")))
-
-
-def _locate_restorer(model: str | Path, base: str | Path | None, method: str) -> Located:
-    """PASD's model, with the parts that it lacks from `base`. WeightsError without what `method` cannot do without."""
-    if base is None:
-        located = locate(model, companions=True)
-    else:
-        located, other = locate(model, companions=True, spare=SPARE), locate(base, companions=True)
-        other.net("unet")  # a LoRA has none
-        theirs = dict(other.nets)
-        if "clip" in located.nets:  # of which its own text encoder is a half
-            theirs.pop("text_encoder", None)
-        located = replace(
-            located,
-            nets=theirs | dict(located.nets),
-            tokenizer=located.tokenizer or other.tokenizer,
-            scheduler=located.scheduler or other.scheduler,
-        )
-    if method in ("pasd", "controlnet"):
-        located.net("controlnet")
-    return located
 
 
 @dataclass(frozen=True)
@@ -203,58 +230,58 @@ class TrainingParts:
     spec: ModelSpec
 
 
-def load_training_parts(model: str | Path = "mini") -> TrainingParts:
-    """The parts of a base model, `model` as in `load_edit_pipeline`. WeightsError."""
-    located = locate(model, companions=True)
-    training, shelf = _read_training(located), Shelf(located)
-    unet, vae = shelf.net("unet").float(), shelf.net("vae").float()
+def load_training_parts(model: Model = "mini") -> TrainingParts:
+    """The parts of a base model, `model` as in `load_edit_pipeline`. Raises WeightsError as that does, and for PASD's own."""
+    located = _locate(model)
+    facts, parts = model_facts(located), ModelParts(located)
+    unet, vae = parts.net("unet").float(), parts.net("vae").float()
     if isinstance(unet, PASDUNet):
         raise WeightsError(
             f"{located.name}: PASD's own U-Net, not a base; give its base, and PASD as what to start from"
         )
-    text_encoder, tokenizer = shelf.net("text_encoder").float(), _load_tokenizer(located)
-    _check_together(located, unet.config, vae, text_encoder, None, None, tokenizer, training.spec)
+    text_encoder, tokenizer = parts.net("text_encoder").float(), _load_tokenizer(located)
+    _check_together(located, unet.config, vae, text_encoder, None, None, tokenizer, facts.spec)
     return TrainingParts(
         unet,
         vae,
         text_encoder,
         tokenizer,
-        training.alphas_cumprod,
-        training.prediction_type,
-        training.spec,
+        facts.alphas_cumprod,
+        facts.prediction_type,
+        facts.spec,
     )
 
 
-def edit_planner(model: str | Path = "mini") -> EditPipeline:
-    """A pipeline without nets, for `plan` and `evaluations` only: it reads the settings and the tokenizer, no weights.
+@dataclass(frozen=True)
+class PlanFacts:
+    """What a plan of an edit needs to know of its model, under the names that `plan_edit` has for it."""
+
+    spec: ModelSpec
+    alphas_cumprod: Tensor  # (1000,) float64
+    downscale: int  # pixels: side of the autoencoder's latent cells
+    has_upscaler: bool
+
+
+def plan_facts(model: Model = "mini") -> PlanFacts:
+    """What `plan_edit` asks of the model; no net is built, and of tensors only the VAE's shapes are looked at.
 
     So what an edit would do, and whether its options suit the model, is known before anything large is loaded. Raises
-    WeightsError for a model that is not there.
+    WeightsError for a model that is not there, or comes without a VAE or a tokenizer.
     """
-    located = locate(model, companions=True)
-    training = _read_training(located)
-    located.net("vae")
-    tokenizer = _load_tokenizer(located)
-    return EditPipeline(
-        unet=nn.Identity(),
-        vae=IdentityAutoencoder(),
-        text_encoder=nn.Identity(),
-        tokenizer=tokenizer,
-        alphas_cumprod=training.alphas_cumprod,
-        spec=training.spec,
-        upscaler=nn.Identity() if "rrdb" in located.nets else None,
-        clip=nn.Identity() if "clip" in located.nets else None,
-    )
+    located = _locate(model)
+    facts = model_facts(located)
+    source = located.net("vae")
+    vae = fit_net(located.contents("vae").tensors("vae"), source).net
+    _load_tokenizer(located)
+    return PlanFacts(facts.spec, facts.alphas_cumprod, vae.downscale, "rrdb" in located.nets)
 
 
-def model_hash(model: str | Path, *, spare: Collection[str] = ()) -> str:
-    """Ten hexadecimal digits that tell a model's files from any others': sha256 over the parts' sha256.
-
-    `spare` are parts that a known model may lack, as in `locate`.
-    """
-    located = locate(model, companions=True, spare=spare)
-    parts = sorted((part, file) for part, files in located.files().items() for file in files)
-    digests = {file: _digest(file) for _, file in parts}  # a file of several parts is read once
+def model_hash(model: Model) -> str:
+    """Ten hexadecimal digits that tell a model's files from any others': sha256 over the parts' sha256."""
+    parts = sorted((part, file) for part, files in _locate(model).files().items() for file in files)
+    digests = {
+        file: _digest(file) for file in {file for _, file in parts}
+    }  # once for a file of several parts
     text = "".join(f"{part} {digests[file]}\n" for part, file in parts)
     return hashlib.sha256(text.encode()).hexdigest()[:10]
 
@@ -287,35 +314,47 @@ def _text_half(clip: CLIPModel) -> CLIPTextModel:
     return text.eval().requires_grad_(False)
 
 
+def _locate(model: Model) -> Located:
+    return model if isinstance(model, Located) else locate(model, companions=True)
+
+
+def _read_loras(loras: Loras) -> list[tuple[Lora, float]]:
+    return [(lora if isinstance(lora, Lora) else read_lora_file(lora), weight) for lora, weight in loras]
+
+
 # ---- how it was trained -----------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class _Training:
-    """What sampling needs to know."""
+class ModelFacts:
+    """What sampling needs to know of a model besides its nets."""
 
     spec: ModelSpec
     alphas_cumprod: Tensor  # (1000,) float64
     prediction_type: str  # epsilon or v_prediction
 
 
-def _read_training(located: Located) -> _Training:
+def model_facts(located: Located) -> ModelFacts:
+    """The model's sizes, noise schedule and prediction type; of its tensors nothing is read.
+
+    Raises WeightsError where the model has no U-Net, and for settings that no model here can have.
+    """
     source, usual = located.net("unet"), ModelSpec()
-    said = read_training(source, located.scheduler)
-    native, multiple = said.native or usual.native, said.multiple or usual.multiple
+    stored = read_training(source, located.scheduler)
+    native, multiple = stored.native or usual.native, stored.multiple or usual.multiple
     if native % multiple:
         raise WeightsError(
             f"{source.path}: configured for native = {native}, expected a multiple of {multiple}"
         )
     try:
-        betas = make_betas(said.beta_schedule, beta_start=said.beta_start, beta_end=said.beta_end)
+        betas = make_betas(stored.beta_schedule, beta_start=stored.beta_start, beta_end=stored.beta_end)
     except ValueError as error:
         raise WeightsError(f"{source.path}: {error}") from None
-    if said.rescale_betas_zero_snr:
+    if stored.rescale_betas_zero_snr:
         betas = rescale_zero_terminal_snr(betas)
-    alphas_cumprod = make_alphas_cumprod(betas).clamp(min=2**-24)  # it is divided by
-    guidance = usual.guidance_scale if said.guidance_scale is None else said.guidance_scale
-    return _Training(ModelSpec(native, multiple, guidance), alphas_cumprod, said.prediction_type)
+    alphas_cumprod = make_alphas_cumprod(betas).clamp(min=2**-24)  # samplers divide by it
+    guidance = usual.guidance_scale if stored.guidance_scale is None else stored.guidance_scale
+    return ModelFacts(ModelSpec(native, multiple, guidance), alphas_cumprod, stored.prediction_type)
 
 
 # ---- do the parts go together? -----------------------------------------------------------------------------------------------

@@ -43,6 +43,8 @@ if TYPE_CHECKING:
     from msbd.edit.pipeline import EditResult
     from msbd.edit.plan import EditPlan
     from msbd.pixels.files import Photo
+    from weights.locate import Located
+    from weights.lora import Lora
 
 # Preset -> what it sets; explicit flags overrule it. "official" is msbd.official.OPTIONS, which needs torch.
 PRESETS: dict[str, dict[str, Any]] = {
@@ -68,7 +70,7 @@ HELP: dict[str, dict[str, str]] = {
         "formulas": "whose counting of steps, ladder of sizes and blending of tiles",
     },
     "first stage": {
-        "method": "the paper's method or one of its baselines",
+        "mode": "the paper's method or one of its baselines",
         "margin": "side of the crop, in lengths of the mask's longer side",
         "first_stage_size": "pixels: side of the square with the first stage's area (default: the model's own)",
         "first_stage_batch": "candidates to choose from",
@@ -179,25 +181,36 @@ class Job:
     mask: "Tensor"  # (1, 1, H, W)
     config: "EditConfig"
     plan: "EditPlan"
+    model: "Located"
+    loras: "list[tuple[Lora, float]]"
     device: "torch.device"
     dtype: "torch.dtype"
 
 
 def prepare(args: argparse.Namespace) -> Job:
     """Read and check everything but the model's weights, and write nothing. ValueError or OSError, in one line."""
-    from msbd.load import edit_planner
+    from msbd.edit.plan import plan_edit
+    from msbd.load import plan_facts
     from msbd.loading.nets import read_lora_file
+    from weights.locate import locate
 
     check_paths(args)
     device, dtype = choose_device(args.device, args.dtype)
     config = edit_config(args)
-    planner = edit_planner(args.model)
-    for path, _ in args.lora:
-        read_lora_file(path)  # told now, and not after minutes
-    config.for_model(planner.spec)  # refuses unsuitable sizes before pictures are read
+    model = locate(args.model, companions=True)
+    facts = plan_facts(model)
+    loras = [(read_lora_file(path), weight) for path, weight in args.lora]  # refused now, not after minutes
+    config.for_model(facts.spec)  # refuses unsuitable sizes before pictures are read
     photo, mask = read_pictures(args)
-    plan = planner.plan(mask, config)
-    return Job(photo, mask, config, plan, device, dtype)
+    plan = plan_edit(
+        mask,
+        config,
+        facts.spec,
+        facts.alphas_cumprod,
+        downscale=facts.downscale,
+        has_upscaler=facts.has_upscaler,
+    )
+    return Job(photo, mask, config, plan, model, loras, device, dtype)
 
 
 def edit_config(args: argparse.Namespace) -> EditConfig:
@@ -286,7 +299,7 @@ def run(args: argparse.Namespace, job: Job) -> None:
 
     from ._sheets import StagePictures, comparison, contact_sheet
 
-    pipeline = load_edit_pipeline(args.model, device=job.device, dtype=job.dtype, loras=args.lora)
+    pipeline = load_edit_pipeline(job.model, device=job.device, dtype=job.dtype, loras=job.loras)
     if not args.quiet:
         warn_of_long_prompts(pipeline.tokenizer, (args.prompt, job.config.negative_prompt))
     facts = None if args.no_metadata else metadata(args, job)
@@ -295,7 +308,7 @@ def run(args: argparse.Namespace, job: Job) -> None:
             job.photo.image,
             job.mask,
             args.prompt,
-            config=job.config,
+            plan=job.plan,
             on_step=progress,
             on_picture=StagePictures(args.stages) if args.stages else None,
         )
@@ -340,7 +353,7 @@ def metadata(args: argparse.Namespace, job: Job) -> dict[str, Any]:
     return {
         "prompt": args.prompt,
         "model": model,
-        "model_hash": model_hash(args.model),
+        "model_hash": model_hash(job.model),
         "loras": told_loras(args.lora),
         "preset": args.preset,
         **asdict(job.plan.config),

@@ -32,10 +32,8 @@ from .registry import MINI, RENAMED, Model, ModelFile, current_repo, needed_file
 
 CHUNK = 2**20  # bytes read at a time
 TIMEOUT = 30.0  # seconds without an answer
-SPARE = (
-    "clip",
-    "rrdb",
-)  # parts of other models that an edit can do without: it then ranks or enlarges less well
+# Parts of other models that an edit can do without: it then ranks or enlarges less well.
+OPTIONAL_PARTS = ("clip", "rrdb")
 
 OnProgress = Callable[[int, int], None]  # bytes there, bytes in all
 
@@ -43,15 +41,16 @@ OnProgress = Callable[[int, int], None]  # bytes there, bytes in all
 # ---- what is on this machine -------------------------------------------------------------------------------------------------
 
 
-def local_files(model: Model, spare: Collection[str] = ()) -> dict[str, Path]:
-    """Part -> file, of a model and of the parts it needs from others; of these SPARE and `spare` only if they are there.
+def local_files(model: Model, optional: Collection[str] = ()) -> dict[str, Path]:
+    """Part -> file, of a model and of the parts it needs from others; of these OPTIONAL_PARTS and `optional` only if they are
+    there.
 
     No network call. Raises WeightsError where files are missing, naming the command that gets them and the size of the
     download, and for a file that is there but not of the registered size.
     """
     found = {file: find_local(file) for file in needed_files(model)}
     missing = [file for file, path in found.items() if path is None]
-    if any(file in model.files or file.part not in (*SPARE, *spare) for file in missing):
+    if any(file in model.files or file.part not in (*OPTIONAL_PARTS, *optional) for file in missing):
         raise WeightsError(_what_to_do(model, missing))
     return {file.part: _of_right_size(path, file) for file, path in found.items() if path is not None}
 

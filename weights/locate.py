@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from .canonical import read_contents
+from .canonical import Contents, read_contents
 from .fetch import find_local, local_files
 from .files import WeightsError
 from .hub import Source, find_sources, read_json, read_source, source_files, source_of
@@ -27,12 +27,14 @@ _COMPANIONS = ("clip-vit-l14", "realesrgan-x4plus")
 
 @dataclass(frozen=True)
 class Located:
-    """Where a model's parts lie."""
+    """Where a model's parts lie, and what was read of them: each file once, however often it is asked for."""
 
     name: str  # as it was asked for
     nets: Mapping[str, Source]  # part -> tensors; several parts may lie in one file
     tokenizer: Path | None = None
     scheduler: Mapping[str, Any] = field(default_factory=dict)  # scheduler_config.json's content
+    companions: frozenset[str] = frozenset()  # parts that are not the model's own, but were on this machine
+    _read: dict[Path, Contents] = field(default_factory=dict, repr=False, compare=False)
 
     def net(self, part: str) -> Source:
         """The source of one part. Raises WeightsError naming what the model has."""
@@ -45,17 +47,55 @@ class Located:
             )
         return self.nets[part]
 
+    def contents(self, part: str) -> Contents:
+        """What the file of one part holds, mapped where the format allows.
+
+        Raises WeightsError as `net` does, and for a file that cannot be read or holds another net.
+        """
+        source = self.net(part)
+        if source.path not in self._read:
+            self._read[source.path] = read_contents(read_source(source), source.path)
+        contents = self._read[source.path]
+        if len(contents.parts) == 1 and part not in contents.parts:
+            raise WeightsError(
+                f"{source.path}: holds a {contents.parts[0]}, expected {part}; are two files mixed up?"
+            )
+        return contents
+
+    def release(self) -> None:
+        """Let go of what was read, so that files which cannot be mapped do not stay in memory beside the nets."""
+        self._read.clear()
+
+    def alone(self) -> "Located":
+        """The model without its companions."""
+        own = {part: source for part, source in self.nets.items() if part not in self.companions}
+        return replace(self, nets=own, companions=frozenset())
+
+    def over(self, base: "Located") -> "Located":
+        """This model, with the parts, the tokenizer and the scheduler that it lacks from `base`."""
+        theirs = dict(base.nets)
+        if "clip" in self.nets:  # its text half is this model's text encoder
+            theirs.pop("text_encoder", None)
+        base._read.update(self._read)  # one place for both, as they share files
+        return replace(
+            self,
+            nets=theirs | dict(self.nets),
+            tokenizer=self.tokenizer or base.tokenizer,
+            scheduler=self.scheduler or base.scheduler,
+            _read=base._read,
+        )
+
     def files(self) -> dict[str, list[Path]]:
         """Part -> every file that it is read from."""
         files = {part: source_files(source) for part, source in self.nets.items()}
         return files | ({"tokenizer": [self.tokenizer]} if self.tokenizer else {})
 
 
-def locate(model: str | Path, *, companions: bool = False, spare: Collection[str] = ()) -> Located:
+def locate(model: str | Path, *, companions: bool = False, optional: Collection[str] = ()) -> Located:
     """Where the parts of `model` lie. A name wins over a file or folder of that name (write ./name).
 
     With `companions`, a file or folder without CLIP, its tokenizer or an enlarger gets those that were fetched to this machine.
-    `spare` are parts that a known model may lack where it has them from another one.
+    `optional` are parts that a known model may lack where it has them from another one.
     Raises WeightsError for an unknown name, a model that is not on this machine (it says how to fetch it), and a folder
     without any net.
     """
@@ -63,7 +103,7 @@ def locate(model: str | Path, *, companions: bool = False, spare: Collection[str
     if str(model) in MODELS or not os.path.exists(path):  # which takes any string, unlike Path.exists
         if str(model) not in MODELS and (path.suffix or len(path.parts) > 1):
             raise WeightsError(f"{str(model)[:200]}: no such file or folder")
-        return _named(str(model), spare)  # refuses an unknown name and names the known ones
+        return _named(str(model), optional)  # refuses an unknown name and names the known ones
     if path.is_file() or (path / "unet").is_dir():
         found = _single(path) if path.is_file() else _hub_folder(path)
         return _with_companions(found) if companions else found
@@ -79,23 +119,27 @@ def locate(model: str | Path, *, companions: bool = False, spare: Collection[str
     return Located(str(model), nets, _tokenizer(path))
 
 
-def _named(name: str, spare: Collection[str]) -> Located:
-    files = local_files(find_model(name), spare)  # with those of the models it needs
+def _named(name: str, optional: Collection[str]) -> Located:
+    files = local_files(find_model(name), optional)  # with those of the models it needs
     nets = {part: Source(files[part], read_json(files[f"{part}_config"]) if f"{part}_config" in files else {})
             for part in PARTS if part in files}  # fmt: skip
+    read: dict[Path, Contents] = {}
     if "all" in files:
-        nets = _one_file(files["all"]) | nets
+        nets = _one_file(files["all"], read) | nets
     scheduler = read_json(files["scheduler"]) if "scheduler" in files else {}
-    return Located(name, nets, files.get("tokenizer"), scheduler)
+    return Located(name, nets, files.get("tokenizer"), scheduler, _read=read)
 
 
-def _one_file(path: Path) -> dict[str, Source]:
+def _one_file(path: Path, read: dict[Path, Contents]) -> dict[str, Source]:
+    """Part -> source, for a file that has to be read to know its parts; what it holds goes into `read`."""
     source = source_of(path)
-    return dict.fromkeys(read_contents(read_source(source), path).parts, source)
+    read[path] = read_contents(read_source(source), path)
+    return dict.fromkeys(read[path].parts, source)
 
 
 def _single(path: Path) -> Located:
-    return Located(str(path), _one_file(path), _tokenizer(path.parent))
+    read: dict[Path, Contents] = {}
+    return Located(str(path), _one_file(path, read), _tokenizer(path.parent), _read=read)
 
 
 def _hub_folder(path: Path) -> Located:
@@ -113,7 +157,7 @@ def _tokenizer(folder: Path) -> Path | None:
 def _with_companions(located: Located) -> Located:
     """With CLIP, the enlarger and CLIP's tokenizer added where the model has none and this machine has them."""
     nets, tokenizer = dict(located.nets), located.tokenizer
-    if "unet" not in nets:
+    if "unet" not in nets:  # a part alone, which nobody edits with
         return located
     for name in _COMPANIONS:
         for file in MODELS[name].files:
@@ -122,4 +166,6 @@ def _with_companions(located: Located) -> Located:
                 tokenizer = tokenizer or path
             elif path:
                 nets.setdefault(file.part, Source(path))
-    return replace(located, nets=nets, tokenizer=tokenizer)
+    return replace(
+        located, nets=nets, tokenizer=tokenizer, companions=frozenset(nets.keys() - located.nets.keys())
+    )

@@ -1,23 +1,28 @@
 """From files to a pipeline: what loads, how it is cast, and the one line that refuses what does not go together."""
 
+import importlib
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from msbd.edit.config import EditConfig, ModelSpec
 from msbd.edit.pipeline import EditPipeline
+from msbd.edit.plan import EditPlan, plan_edit
 from msbd.load import (
-    SPARE,
-    edit_planner,
+    BASE_PARTS,
+    PlanFacts,
     load_edit_pipeline,
     load_restore_pipeline,
     model_hash,
+    plan_facts,
     restore_measures,
     restorer_name,
 )
@@ -44,8 +49,11 @@ from tests.helpers.tiny_bundle import (
     write_pasd_folder,
     write_tiny_bundle,
 )
+from tools.edit import main as edit_command
+from tools.restore.__main__ import main as restore_command
 from weights.files import WeightsError, read_metadata, read_state_dict, write_safetensors
 from weights.ldm import to_ldm
+from weights.locate import locate
 from weights.merge import added_tensors, base_tensors, pack_delta
 from weights.registry import MINI
 from weights.tokenizer import train_tokenizer
@@ -141,13 +149,35 @@ def test_the_pipeline_runs_in_bfloat16(bundle: Path) -> None:
     assert torch.equal(result.image[mask.expand_as(image) == 0], image[mask.expand_as(image) == 0])
 
 
-def test_a_v_prediction_unet_is_wrapped(bundle: Path, copy: Path) -> None:
+class NoiseOfVelocity(torch.nn.Module):
+    """A net that predicts v, seen as one that predicts the noise."""
+
+    def __init__(self, unet: torch.nn.Module) -> None:
+        super().__init__()
+        self.unet = unet
+
+    def forward(self, x: Tensor, t: Tensor, context: Tensor) -> Tensor:
+        v = self.unet(x, t, context)
+        return eps_from_velocity(v, x, t.reshape(-1)[:1], make_alphas_cumprod(make_betas()))
+
+
+def test_a_unet_that_predicts_v_edits_as_one_that_says_the_same_as_noise(copy: Path) -> None:
     set_config(copy / "unet.safetensors", prediction_type="v_prediction")
-    x, t, context = torch.randn(1, 4, 4, 4), torch.tensor([500]), torch.randn(1, 77, 16)
-    v = load_edit_pipeline(bundle).unet(x, t, context)
-    eps = load_edit_pipeline(copy).unet(x, t, context)
-    assert torch.allclose(eps, eps_from_velocity(v, x, t, make_alphas_cumprod(make_betas())))
-    assert not torch.allclose(eps, v)
+    image, mask = torch.rand(1, 3, 48, 48) * 2 - 1, torch.zeros(1, 1, 48, 48)
+    mask[..., 8:40, 10:36] = 1
+    config = EditConfig(num_steps=2, first_stage_batch=1, repaint_steps=0, decoder_optimization=False)
+
+    def edit(pipeline: EditPipeline) -> Tensor:
+        generator = torch.Generator().manual_seed(4)
+        return pipeline(image, mask, "a red house", config=config, generator=generator).image
+
+    pipeline = load_edit_pipeline(copy)
+    assert pipeline.prediction_type == "v_prediction" and type(pipeline.unet) is UNet
+    edited = edit(pipeline)
+    pipeline.prediction_type = "epsilon"
+    assert not torch.allclose(edit(pipeline), edited, atol=1e-2)
+    pipeline.unet = NoiseOfVelocity(pipeline.unet)
+    torch.testing.assert_close(edit(pipeline), edited, rtol=0, atol=1e-4)
 
 
 def test_what_the_metadata_leave_out_is_as_in_stable_diffusion(copy: Path) -> None:
@@ -173,17 +203,22 @@ def test_other_betas_are_followed(copy: Path) -> None:
     assert torch.equal(load_edit_pipeline(copy).alphas_cumprod, expected)
 
 
-def test_a_planner_plans_like_the_pipeline_and_reads_no_weights(bundle: Path, copy: Path) -> None:
+def plan_of(facts: PlanFacts, mask: torch.Tensor, config: EditConfig) -> EditPlan:
+    """The plan by what is known before any net is loaded."""
+    levels, upscaler = facts.alphas_cumprod, facts.has_upscaler
+    return plan_edit(mask, config, facts.spec, levels, downscale=facts.downscale, has_upscaler=upscaler)
+
+
+def test_the_facts_of_a_plan_serve_like_the_pipeline_and_need_no_weights(bundle: Path, copy: Path) -> None:
     mask = torch.zeros(1, 1, 120, 100)
     mask[..., 20:110, 20:90] = 1
-    pipeline, planner = load_edit_pipeline(bundle), edit_planner(bundle)
+    pipeline, facts = load_edit_pipeline(bundle), plan_facts(bundle)
     config = EditConfig(num_steps=10)
-    plan = planner.plan(mask, config)
-    assert plan == pipeline.plan(mask, config) and len(plan.stages) > 1
-    assert planner.plan(mask, config).evaluations == plan.evaluations > 0
-    for part in ("vae", "clip", "rrdb"):
+    plan = plan_of(facts, mask, config)
+    assert plan == pipeline.plan(mask, config) and len(plan.stages) > 1 and plan.evaluations > 0
+    for part in ("clip", "rrdb"):
         (copy / f"{part}.safetensors").write_bytes(b"")
-    assert edit_planner(copy).spec == planner.spec
+    assert plan_facts(copy).spec == facts.spec
 
 
 @pytest.mark.parametrize("one, other", [("unet", "vae"), ("clip", "rrdb"), ("vae", "clip")])
@@ -218,7 +253,7 @@ def test_ranking_and_enlarging_are_optional(copy: Path) -> None:
     (copy / "clip.safetensors").unlink()
     pipeline = load_edit_pipeline(copy)
     assert pipeline.clip is None and pipeline.upscaler is None
-    assert edit_planner(copy).upscaler is None
+    assert not plan_facts(copy).has_upscaler
 
 
 def spoil(copy: Path, key: str, value: torch.Tensor | None) -> None:
@@ -362,21 +397,27 @@ def test_a_single_file_edits_as_the_flat_folder_with_what_this_machine_has(
 
 
 @pytest.mark.parametrize("kind", ["ldm", "hub"])
-def test_a_planner_plans_like_the_pipeline_in_every_layout(layouts: dict[str, Path], kind: str) -> None:
+def test_the_facts_of_a_plan_serve_like_the_pipeline_in_every_layout(
+    layouts: dict[str, Path], kind: str
+) -> None:
     mask = torch.zeros(1, 1, 200, 180)
     mask[..., 20:190, 20:170] = 1
-    pipeline, planner = load_edit_pipeline(layouts[kind]), edit_planner(layouts[kind])
+    pipeline, facts = load_edit_pipeline(layouts[kind]), plan_facts(layouts[kind])
     config = EditConfig(upscaling_mode="bilinear")
-    assert planner.plan(mask, config) == pipeline.plan(mask, config)
-    assert planner.spec == pipeline.spec and planner.clip is planner.upscaler is None
+    assert plan_of(facts, mask, config) == pipeline.plan(mask, config)
+    assert facts.spec == pipeline.spec and not facts.has_upscaler and pipeline.upscaler is None
 
 
-def test_a_planner_reads_no_weights_of_a_diffusers_folder(layouts: dict[str, Path], tmp_path: Path) -> None:
+def test_the_facts_of_a_plan_need_no_weights_of_a_diffusers_folder(
+    layouts: dict[str, Path], tmp_path: Path
+) -> None:
     folder = Path(shutil.copytree(layouts["hub"], tmp_path / "hub"))
-    for part in ("unet", "vae"):
-        path = folder / part / "diffusion_pytorch_model.safetensors"
-        write_safetensors(path, {"a": torch.zeros(1)}, {})
-    assert edit_planner(folder).spec == ModelSpec(native=128)
+    write_safetensors(folder / "unet" / "diffusion_pytorch_model.safetensors", {"a": torch.zeros(1)}, {})
+    vae = folder / "vae" / "diffusion_pytorch_model.safetensors"
+    nan = {key: torch.full_like(tensor, torch.nan) for key, tensor in read_state_dict(vae).items()}
+    write_safetensors(vae, nan, {})  # its shapes say the size of a latent cell, its values nothing
+    assert plan_facts(folder).spec == ModelSpec(native=128)
+    assert plan_facts(folder).downscale == load_edit_pipeline(layouts["hub"]).vae.downscale
 
 
 def test_a_single_file_may_be_a_checkpoint_with_averaged_weights(
@@ -867,7 +908,7 @@ def test_measures_need_no_weights(
     restorers: dict[str, Path], other: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = load_restore_pipeline(restorers["whole"], base=other).measures
-    monkeypatch.setattr("msbd.load.Shelf", None)
+    monkeypatch.setattr("msbd.load.ModelParts", None)
     assert restore_measures(restorers["whole"], base=other) == expected
 
 
@@ -968,7 +1009,7 @@ def test_a_known_name_takes_what_was_not_fetched_from_its_base(
     assert restore_measures("pasd", base=layouts["ldm"]) == restore_measures(
         restorers["nets"], base=layouts["ldm"]
     )
-    assert model_hash("pasd", spare=SPARE) != model_hash(layouts["ldm"])
+    assert model_hash(locate("pasd", companions=True, optional=BASE_PARTS)) != model_hash(layouts["ldm"])
     shutil.rmtree(there / "controlnet")
     assert "python -m tools.models fetch pasd" in restore_refusal("pasd", base=layouts["ldm"])
 
@@ -982,3 +1023,99 @@ def test_the_mini_bundle_has_a_restorer_for_each_mode(mode: str, name: str, vari
     assert measures.native == 128 and measures == restore_measures(name)
     unet: Any = load_restore_pipeline("mini", mode=mode).unet
     assert unet.config.variant == variant
+
+
+# ---- each file once ---------------------------------------------------------------------------------------------------------
+
+
+class Counter:
+    """How often a function was called for each file."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *places: str) -> None:
+        self.calls: list[Path] = []
+        for place in places:
+            module, _, name = place.rpartition(".")
+            real = getattr(importlib.import_module(module), name)
+            monkeypatch.setattr(place, self._counted(real))
+
+    def _counted(self, real: Callable[..., Any]) -> Callable[..., Any]:
+        def call(path: Path, *args: Any, **options: Any) -> Any:
+            self.calls.append(path)
+            return real(path, *args, **options)
+
+        return call
+
+
+@pytest.fixture
+def command(layouts: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Pictures for a command, and CLIP and the enlarger on this machine."""
+    put_companions(layouts["flat"], tmp_path / "weights", monkeypatch)
+    write_lora(tmp_path / "style.safetensors", "unet", "text_encoder")
+    pixels = torch.randint(0, 256, (40, 56, 3), dtype=torch.uint8).numpy()
+    Image.fromarray(pixels).save(tmp_path / "in.png")
+    Image.fromarray(pixels[..., 0] // 128 * 255).save(tmp_path / "mask.png")
+    words = ["-i", tmp_path / "in.png", "-o", tmp_path / "out.png", "--device", "cpu", "--quiet"]
+    return [str(word) for word in (*words, "--lora", f"{tmp_path / 'style.safetensors'}:1")]
+
+
+READERS = ("weights.hub.read_state_dict", "msbd.loading.nets.read_state_dict")
+
+
+@pytest.mark.parametrize("kind", ["flat", "ldm", "hub", "ckpt", "old"])
+def test_an_edit_locates_reads_and_hashes_each_file_once(
+    layouts: dict[str, Path], kind: str, command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = layouts.get(kind)
+    if model is None:
+        model = tmp_path / "model.ckpt"
+        state = {key: tensor.clone() for key, tensor in read_state_dict(layouts["ldm"]).items()}
+        torch.save({"state_dict": state}, model, _use_new_zipfile_serialization=kind == "ckpt")
+        shutil.copy(layouts["ldm"].parent / "tokenizer.json", tmp_path)
+        (tmp_path / "config.json").write_text('{"attention_head_dim": 2, "norm_num_groups": 4}')
+    located = Counter(monkeypatch, "weights.locate.locate", "msbd.load.locate")
+    read, hashed = Counter(monkeypatch, *READERS), Counter(monkeypatch, "msbd.load.sha256")
+    more = ["-p", "a red house", "--steps", "1", "--repaint-steps", "0", "--no-decoder-optimization"]
+    mask = ["-m", str(tmp_path / "mask.png"), "--first-stage-batch", "2", "--upscaling-mode", "rrdb"]
+    assert edit_command([*command, *more, *mask, "--model", str(model)]) == 0
+    assert located.calls == [str(model)]
+    opened = sorted(read.calls)
+    files = {
+        file
+        for part, files in locate(model, companions=True).files().items()
+        for file in files
+        if part != "tokenizer"
+    }
+    assert opened == sorted([*files, tmp_path / "style.safetensors"])
+    assert len(hashed.calls) == len(set(hashed.calls)) >= len(files)
+
+
+@pytest.mark.parametrize("kind", ["whole", "nets", "delta"])
+def test_a_restoration_locates_reads_and_hashes_each_file_once(
+    restorers: dict[str, Path], layouts: dict[str, Path], kind: str, command: list[str], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    model, base = restorers[kind], layouts["ldm"]
+    located = Counter(monkeypatch, "weights.locate.locate", "msbd.load.locate")
+    read, hashed = Counter(monkeypatch, *READERS), Counter(monkeypatch, "msbd.load.sha256")
+    more = ["--steps", "1", "--process-size", "24", "--base-weight", "0.5", "--high-level-info", "none"]
+    assert restore_command([*command, *more, "--model", str(model), "--base", str(base)]) == 0
+    assert located.calls == [str(model), str(base)]
+    assert len(read.calls) == len(set(read.calls)) and base in read.calls
+    assert hashed.calls.count(base) == 1 and max(map(hashed.calls.count, hashed.calls)) <= 2
+
+
+def test_what_was_read_is_let_go_when_the_nets_are_built(layouts: dict[str, Path]) -> None:
+    located = locate(layouts["ldm"], companions=True)
+    assert located.contents("unet") is located.contents("vae")
+    pipeline = load_edit_pipeline(located)
+    again = load_edit_pipeline(located)
+    x, t, context = torch.randn(1, 4, 4, 4), torch.tensor([500]), torch.randn(1, 77, 16)
+    assert torch.equal(pipeline.unet(x, t, context), again.unet(x, t, context))
+
+
+@pytest.mark.parametrize("kind", ["flat", "ldm", "hub"])
+def test_what_a_plan_asks_is_what_the_pipeline_has(layouts: dict[str, Path], kind: str) -> None:
+    facts, pipeline = plan_facts(layouts[kind]), load_edit_pipeline(layouts[kind])
+    assert facts.spec == pipeline.spec and facts.downscale == pipeline.vae.downscale
+    assert torch.equal(facts.alphas_cumprod, pipeline.alphas_cumprod)
+    assert facts.has_upscaler == (pipeline.upscaler is not None)

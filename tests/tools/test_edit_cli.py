@@ -245,7 +245,7 @@ def test_a_lora_changes_the_picture_and_is_named_in_the_file(job: list[str], tmp
 def test_dry_run_counts_and_writes_nothing(
     job: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(msbd.load, "Shelf", None)  # and needs no weights
+    monkeypatch.setattr(msbd.load, "ModelParts", None)  # and needs no weights
     before = sorted(tmp_path.rglob("*"))
     more = ["--stages", str(tmp_path / "stages"), "--compare", str(tmp_path / "compare.png")]
     assert main([*job, *more, "--dry-run"]) == 0

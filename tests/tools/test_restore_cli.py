@@ -352,7 +352,7 @@ def test_a_place_without_permission_is_refused(
 
 @pytest.fixture
 def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(msbd.load, "Shelf", None)
+    monkeypatch.setattr(msbd.load, "ModelParts", None)
 
 
 @pytest.mark.usefixtures("no_weights")

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from msbd.load import TrainingParts, load_edit_pipeline, load_training_parts
-from msbd.loading.parts import Shelf, load_pasd_nets
+from msbd.loading.parts import ModelParts, load_pasd_nets
 from msbd.pixels.resize import enlarge
 from msbd.restore.color import wavelet_color_fix
 from msbd.train.validate import restore_pictures
@@ -63,7 +63,7 @@ def pasd_method(parts: TrainingParts, path: str | Path, args: argparse.Namespace
     """
     located = locate(path)
     if set(located.nets) == {"controlnet"}:
-        unet, controlnet = parts.unet, Shelf(located).net("controlnet")
+        unet, controlnet = parts.unet, ModelParts(located).net("controlnet")
     else:
         unet, controlnet = load_pasd_nets(path, args.model)
     unet, controlnet, vae = unet.float(), controlnet.float(), parts.vae

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from msbd.loading.nets import fit_net, read_lora_file
-from msbd.loading.parts import BASE, Shelf
+from msbd.loading.parts import BASE, ModelParts
 from weights.files import WeightsError, read_metadata, whole_file, write_safetensors
 from weights.ldm import to_ldm
 from weights.locate import PARTS, locate
@@ -57,10 +57,10 @@ class _Conversion:
         self._located = locate(args.model)
         loras = [(read_lora_file(path), weight) for path, weight in args.lora]
         other, weight = args.blend or (None, 0.0)
-        self._shelf = Shelf(self._located, loras, other and locate(other), weight)
+        self._parts = ModelParts(self._located, loras, other and locate(other), weight)
         self._dtype: torch.dtype | None = getattr(torch, args.dtype) if args.dtype else None
         self._inputs = [file for files in self._located.files().values() for file in files]
-        there = self._shelf.parts
+        there = self._parts.parts
         if "pasd_added" in there:
             raise WeightsError(f"{args.model}: a compact export already; it loads as it is, with a base")
         if args.part and args.part not in there:
@@ -74,7 +74,7 @@ class _Conversion:
 
     def tensors(self, part: str) -> dict[str, Tensor]:
         """One part's tensors with everything mixed in, in the dtype asked for."""
-        state, _ = self._shelf.tensors(part)
+        state, _ = self._parts.tensors(part)
         return {key: tensor.to(self._dtype) for key, tensor in state.items()} if self._dtype else state
 
     def write_folder(self, folder: Path) -> Iterator[Path]:

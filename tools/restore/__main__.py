@@ -42,9 +42,11 @@ from .tasks import Task, asked_size, find_tasks, read_picture, resampled_alpha
 if TYPE_CHECKING:
     import torch
 
+    from msbd.load import RestoreModel
     from msbd.restore.captions import Kind
     from msbd.restore.pipeline import RestorePipeline
     from msbd.restore.plan import RestorePlan, RestoreResult
+    from weights.lora import Lora
 
 # Preset -> what it sets; explicit flags overrule it. "official" is msbd.official_pasd.OPTIONS, which needs torch.
 PRESETS: dict[str, dict[str, Any]] = {"paper": {}, "official": {}, "fast": {"num_inference_steps": 8}}
@@ -200,6 +202,8 @@ class Job:
 
     tasks: list[Task]
     config: RestoreConfig
+    model: "RestoreModel"
+    loras: "list[tuple[Lora, float]]"
     measures: RestoreMeasures
     kinds: "tuple[Kind, ...]"
     device: "torch.device"
@@ -208,7 +212,7 @@ class Job:
 
 def prepare(args: argparse.Namespace) -> Job:
     """Check everything but weights and the pictures of a folder, and write nothing. ValueError or OSError, in one line."""
-    from msbd.load import restore_measures
+    from msbd.load import locate_restorer, restore_measures
     from msbd.loading.captions import available, load_captioners
     from msbd.loading.nets import read_lora_file
     from msbd.restore.plan import plan_restore
@@ -222,10 +226,12 @@ def prepare(args: argparse.Namespace) -> Job:
     if args.base is None and args.base_weight != 1:
         raise ValueError(f"--base-weight is {args.base_weight}, but of no --base; give one")
     config = restore_config(args)
-    measures = restore_measures(args.model, mode=args.mode, method=config.method, base=args.base)
+    model = locate_restorer(args.model, mode=args.mode, method=config.method, base=args.base)
+    measures = restore_measures(model)
     plan_restore((64, 64), None, config, measures)  # what suits no picture
-    for path, _ in args.lora:
-        read_lora_file(path)  # told now, and not after minutes
+    loras = [
+        (read_lora_file(path), weight) for path, weight in args.lora
+    ]  # refused now, and not after minutes
     kinds = args.high_level_info
     if kinds is None:
         kinds = available() if measures.prompts and config.method not in NET_FREE else ()
@@ -233,7 +239,7 @@ def prepare(args: argparse.Namespace) -> Job:
         there = available()
         if missing := [kind for kind in kinds if kind not in there]:
             load_captioners(missing)  # says what it lacks
-    job = Job(tasks, config, measures, tuple(kinds), device, dtype)
+    job = Job(tasks, config, model, loras, measures, tuple(kinds), device, dtype)
     if not args.image.is_dir():
         plan_picture(args, job, tasks[0])
     if args.skip_existing:
@@ -315,8 +321,8 @@ def run(args: argparse.Namespace, job: Job) -> int:
     if not job.tasks:
         return 0
     pipeline = load_restore_pipeline(
-        args.model, mode=args.mode, method=job.config.method, base=args.base, base_weight=args.base_weight,
-        loras=args.lora, device=job.device, dtype=job.dtype,
+        job.model, method=job.config.method, base_weight=args.base_weight,
+        loras=job.loras, device=job.device, dtype=job.dtype,
     )  # fmt: skip
     models = load_captioners(job.kinds, job.device) if job.kinds else {}
     facts = None if args.no_metadata else metadata(args, job)
@@ -377,13 +383,13 @@ def metadata(args: argparse.Namespace, job: Job) -> dict[str, Any]:
     """What is needed to make the picture again, but the settings themselves."""
     import torch
 
-    from msbd.load import SPARE, model_hash, restorer_name
+    from msbd.load import model_hash, restorer_name
 
-    model = restorer_name(args.model, args.mode)
+    base = job.model.base
     return {
-        "model": Path(model).name,  # of a folder no more than its own name
-        "model_hash": model_hash(model, spare=SPARE if args.base else ()),
-        "base": args.base and f"{Path(args.base).name}:{args.base_weight:g} ({model_hash(args.base)})",
+        "model": Path(restorer_name(args.model, args.mode)).name,  # of a folder no more than its own name
+        "model_hash": model_hash(job.model.own),
+        "base": base and f"{Path(args.base).name}:{args.base_weight:g} ({model_hash(base)})",
         "loras": told_loras(args.lora),
         "preset": args.preset,
         "device": job.device.type,
