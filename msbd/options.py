@@ -9,14 +9,13 @@ from math import inf
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 
-def option(default: Any, sentence: str) -> Any:
-    """A field of a config dataclass: `steps: int = option(50, "diffusion steps of a whole run")`."""
-    return field(default=default, metadata={"sentence": sentence})
+def option(default: Any, sentence: str, *, unit: str = "", unset: str = "") -> Any:
+    """A field of a config dataclass: `num_steps: int = option(50, "diffusion steps of a whole run")`.
 
-
-def sentences(config: type) -> dict[str, str]:
-    """Field -> its sentence, of the fields of `config` that were made by `option`."""
-    return {f.name: f.metadata["sentence"] for f in fields(config) if "sentence" in f.metadata}
+    `unit` is what a number counts ("pixels", "latent cells"), where the sentence does not say it. `unset` says what a
+    default of None stands for ("the model's native size").
+    """
+    return field(default=default, metadata={"sentence": sentence, "unit": unit, "unset": unset})
 
 
 def words(hint: Any) -> tuple[str, ...]:
@@ -33,8 +32,10 @@ def check_options(config: Any, ranges: Mapping[str, tuple[float, float]]) -> Non
         value, allowed = getattr(config, name), words(hint)
         if allowed and value is not None and value not in allowed:
             raise ValueError(f"{name} is {value!r}; expected one of {', '.join(allowed)}")
+    units = {item.name: item.metadata.get("unit") for item in fields(config)}
     for name, (least, most) in ranges.items():
         value = getattr(config, name)
         if value is not None and not least <= value <= most:  # `not`: nan fails too
             expected = f"{least} to {most}" if most < inf else f"at least {least}"
-            raise ValueError(f"{name} is {value}; expected {expected}")
+            unit = f" ({units[name]})" if units[name] else ""
+            raise ValueError(f"{name} is {value}; expected {expected}{unit}")

@@ -7,12 +7,13 @@ import argparse
 import importlib.util
 import math
 import os
+import re
 import sys
 import tomllib
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import Field, dataclass, field, fields
 from itertools import combinations
 from pathlib import Path
 from types import NoneType
@@ -27,12 +28,76 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parent.parent
 
 
-# ---- options ----------------------------------------------------------------------------------------------------------------
+# ---- options --------------------------------------------------------------------------------------------
+
+CELL = 8  # pixels, side of a latent cell
 
 
-def picture_parser(command: str, usage: str, description: str | None) -> argparse.ArgumentParser:
-    """The bare parser of `python -m tools.COMMAND`; its -h is the caller's, to stand first in a group."""
-    return argparse.ArgumentParser(
+class CommandParser(argparse.ArgumentParser):
+    """A parser that goes on understanding the earlier names of its options, as do the parsers of its sub-commands."""
+
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        self._renamed: dict[str, tuple[str, int]] = {}
+
+    def add_renamed(self, old: str, new: str, *, times: int = 1) -> None:
+        """Understand the flag `old` as `new`: no help shows it, and one note on stderr, unless --quiet, tells `new`.
+
+        A whole number given to `old` is multiplied by `times`: 8 where `old` counts latent cells and `new` pixels.
+        """
+        self._renamed[old] = (new, times)
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:  # type: ignore[override]
+        """As argparse's, after the earlier names in `args` were replaced by those of today."""
+        words = sys.argv[1:] if args is None else list(args)
+        return super().parse_known_args(self._in_new_names(words), namespace)
+
+    def _in_new_names(self, words: list[str]) -> list[str]:
+        end = words.index("--") if "--" in words else len(words)
+        result: list[str] = []
+        notes: dict[str, str] = {}
+        times = 1
+        for word in words[:end]:
+            flag, equals, value = word.partition("=")
+            if flag in self._renamed:
+                new, times = self._renamed[flag]
+                unit = f", in pixels: {times} times the number of latent cells" if times > 1 else ""
+                notes[flag] = f"note: {flag} is now {new}{unit}"
+                result.append(f"{new}={_multiplied(value, times)}" if equals else new)
+            else:
+                times = 1 if word.startswith("-") else times  # another flag: its values are its own
+                result.append(_multiplied(word, times))
+        if "--quiet" not in words:
+            for note in notes.values():
+                print(note, file=sys.stderr)
+        return result + words[end:]
+
+
+def _multiplied(value: str, times: int) -> str:
+    return str(times * int(value)) if times > 1 and value.isdecimal() else value
+
+
+class _CommonHelp(argparse.Action):
+    """-h: the help of the group of common options alone."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        for group in parser._action_groups[
+            3:
+        ]:  # after argparse's own two, which are empty, and the common one
+            for action in group._group_actions:
+                action.help = argparse.SUPPRESS
+        parser.print_help()
+        parser.exit()
+
+
+def picture_parser(
+    command: str, usage: str, description: str | None
+) -> tuple[CommandParser, argparse._ArgumentGroup]:
+    """The parser of `python -m tools.COMMAND` and its group of common options, which --help shows; --help-all shows all.
+
+    Each group that is added to the parser is a subject of --help-all alone.
+    """
+    parser = CommandParser(
         prog=f"python -m tools.{command}",
         usage=f"python -m tools.{command} {usage}",
         description=description,
@@ -40,35 +105,84 @@ def picture_parser(command: str, usage: str, description: str | None) -> argpars
         allow_abbrev=False,
         add_help=False,
     )
+    common = parser.add_argument_group("common options")
+    add = common.add_argument
+    add("-h", "--help", action=_CommonHelp, nargs=0, default=argparse.SUPPRESS, help="show this and exit")
+    add("--help-all", action="help", help="show every option, by subject, and exit")
+    return parser, common
 
 
-def add_shared_options(parser: argparse.ArgumentParser, *, device: bool = True, dtype: bool = True) -> None:
-    """--device, --dtype (unless these are false), --seed, --quiet, --debug and --version."""
-    group = parser.add_argument_group("running")
-    if device:
-        group.add_argument(
-            "--device",
-            choices=("auto", "cpu", "cuda", "mps"),
-            default="auto",
-            help="where to compute (default: auto: the GPU if there is one)",
-        )
-    if dtype:
-        group.add_argument(
-            "--dtype",
-            choices=("auto", "float32", "bfloat16", "float16"),
-            default="auto",
-            help="of the U-Net (default: auto: float16 on CUDA, float32 elsewhere)",
-        )
-    group.add_argument(
+def add_shared_options(
+    parser: argparse.ArgumentParser,
+    *,
+    device: bool = True,
+    dtype: bool = True,
+    common: argparse._ArgumentGroup | None = None,
+) -> None:
+    """--device, --dtype (unless these are false), --seed, --quiet, --debug and --version.
+
+    --seed and --device go into the group `common`, where there is one, and else with the others.
+    """
+    running = parser.add_argument_group("running")
+    often = running if common is None else common
+    often.add_argument(
         "--seed",
         type=int,
         default=0,
         metavar="N",
         help="of all that is drawn; the same seed gives the same result (default: 0)",
     )
-    group.add_argument("--quiet", action="store_true", help="print nothing but errors")
-    group.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    group.add_argument("--version", action="version", version=f"msbd {version()}")
+    if device:
+        often.add_argument(
+            "--device",
+            choices=("auto", "cpu", "cuda", "mps"),
+            default="auto",
+            help="where to compute (default: auto: the GPU if there is one)",
+        )
+    if dtype:
+        running.add_argument(
+            "--dtype",
+            choices=("auto", "float32", "bfloat16", "float16"),
+            default="auto",
+            help="of the U-Net (default: auto: float16 on CUDA, float32 elsewhere)",
+        )
+    running.add_argument("--quiet", action="store_true", help="print nothing but errors")
+    running.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    running.add_argument("--version", action="version", version=f"msbd {version()}")
+
+
+def add_model_and_preset(common: argparse._ArgumentGroup, presets: Iterable[str], fast: str) -> None:
+    """--model and --preset; `fast` says what the preset of that name does."""
+    common.add_argument(
+        "--model", default="mini", help="a known model's name, or a model's folder or file (default: mini)"
+    )
+    common.add_argument(
+        "--preset",
+        choices=presets,
+        default="paper",
+        help="paper: its formulas and settings; official: those of the official code, to measure the difference; "
+        f"{fast}. Other flags overrule it (default: paper)",
+    )
+
+
+def add_lora(add: Callable[..., Any], to: str) -> None:
+    """--lora, which adds LoRAs `to` something."""
+    add(
+        "--lora",
+        type=weighted_file,
+        action="append",
+        default=[],
+        metavar="FILE:WEIGHT",
+        help=f"add a LoRA to {to}; may be repeated",
+    )
+
+
+def add_result_options(common: argparse._ArgumentGroup, add: Callable[..., Any]) -> None:
+    """--dry-run, a common option, and --no-metadata."""
+    common.add_argument(
+        "--dry-run", action="store_true", help="check all, print what would be done, write nothing"
+    )
+    add("--no-metadata", action="store_true", help="leave prompt, settings and versions out of the result")
 
 
 def version() -> str:
@@ -78,58 +192,85 @@ def version() -> str:
 
 @dataclass(frozen=True)
 class Option:
-    """One field of a config class."""
+    """One field of a config class, and the flag that sets it."""
 
     name: str
     kind: type  # int, float, str or bool
     choices: tuple[str, ...]  # empty: anything of that kind
     default: Any
+    flag: str = field(default="", compare=False)
+    help: str = field(default="", compare=False)
+    times: int = field(default=1, compare=False)  # a field in latent cells has a flag in pixels: 8 for each
 
 
-def config_options(config: type) -> dict[str, Option]:
-    """The fields of a config dataclass: int, float, str, bool or a Literal of strings, bare or `| None`, each with a default."""
+def config_options(config: type, flags: Mapping[str, str] | None = None) -> dict[str, Option]:
+    """The fields of a config dataclass: int, float, str, bool or a Literal of strings, bare or `| None`, each with a default.
+
+    A field's flag is its name with hyphens, or what `flags` says. Its help is the sentence that `msbd.options.option` got.
+    """
     hints = get_type_hints(config)
-    return {field.name: _option(field.name, hints[field.name], field.default) for field in fields(config)}
+    return {item.name: _option(item, hints[item.name], flags or {}) for item in fields(config)}
 
 
-def _option(name: str, hint: Any, default: Any) -> Option:
+def _option(item: "Field[Any]", hint: Any, flags: Mapping[str, str]) -> Option:
     parts = get_args(hint)
     kind = next(part for part in parts if part is not NoneType) if NoneType in parts else hint
     choices = get_args(kind) if get_origin(kind) is Literal else ()
-    return Option(name, str if choices else kind, choices, default)
+    flag = flags.get(item.name, "--" + item.name.replace("_", "-"))
+    times = CELL if item.metadata.get("unit") == "latent cells" else 1
+    return Option(item.name, str if choices else kind, choices, item.default, flag, _help(item, times), times)
+
+
+def _help(item: "Field[Any]", times: int) -> str:
+    """A field's sentence, unit and default, as --help has them."""
+    sentence, unit, unset = (item.metadata.get(key, "") for key in ("sentence", "unit", "unset"))
+    if unit:
+        sentence += f", in {'pixels' if times > 1 else unit}"
+    default = item.default
+    if default is None:
+        default = unset
+    elif isinstance(default, bool):
+        default = "yes" if default else "no"
+    elif isinstance(default, int):
+        default *= times
+    return sentence if default == "" else f"{sentence} (default: {default})"
 
 
 def add_config_options(
-    parser: argparse.ArgumentParser, options: Mapping[str, Option],
-    table: Mapping[str, Mapping[str, str]], flags: Mapping[str, str],
-) -> None:  # fmt: skip
-    """A flag for each option of `table` (group -> field -> help text), in `table`'s order.
+    parser: argparse.ArgumentParser, options: Mapping[str, Option], table: Mapping[str, Sequence[str]]
+) -> None:
+    """A flag for each option of `table` (the title of a group -> names of fields), in `table`'s order."""
+    for title, names in table.items():
+        add_options(parser.add_argument_group(title), options, names)
 
-    Its name is the field's with hyphens, or what `flags` says. A flag that is not given leaves nothing behind, so that a
-    preset shows through; `given_options` collects the others.
-    """
-    for title, rows in table.items():
-        group = parser.add_argument_group(title)
-        for name, text in rows.items():
-            option = options[name]
-            flag = flags.get(name, "--" + name.replace("_", "-"))
-            settings: dict[str, Any] = {
-                "dest": name,
-                "default": argparse.SUPPRESS,
-                "help": text + _default(option),
-            }
-            if option.kind is bool:
-                group.add_argument(flag, action=argparse.BooleanOptionalAction, **settings)
-            elif option.choices:
-                group.add_argument(flag, choices=option.choices, **settings)
-            else:
-                kind, metavar = {int: (int, "N"), float: (finite, "X"), str: (str, "TEXT")}[option.kind]
-                group.add_argument(flag, type=kind, metavar=metavar, **settings)
+
+def add_options(group: argparse._ArgumentGroup, options: Mapping[str, Option], names: Sequence[str]) -> None:
+    """The flags of the fields `names`; one that is not given leaves nothing behind, so that a preset shows through."""
+    for option in (options[name] for name in names):
+        settings: dict[str, Any] = {"dest": option.name, "default": argparse.SUPPRESS, "help": option.help}
+        if option.kind is bool:
+            group.add_argument(option.flag, action=argparse.BooleanOptionalAction, **settings)
+        elif option.choices:
+            group.add_argument(option.flag, choices=option.choices, **settings)
+        else:
+            kind, metavar = {int: (int, "N"), float: (finite, "X"), str: (str, "TEXT")}[option.kind]
+            group.add_argument(option.flag, type=kind, metavar=metavar, **settings)
 
 
 def given_options(args: argparse.Namespace, options: Mapping[str, Option]) -> dict[str, Any]:
-    """The options that the command line gave, by field name."""
-    return {name: value for name, value in vars(args).items() if name in options}
+    """The options that the command line gave, by field name. ValueError for pixels that are no whole latent cells."""
+    given = {name: value for name, value in vars(args).items() if name in options}
+    for option in (options[name] for name in given):
+        if option.times > 1:
+            given[option.name] = pixels_in_cells(given[option.name], option.flag)
+    return given
+
+
+def pixels_in_cells(pixels: int, flag: str) -> int:
+    """A length in latent cells, of one that `flag` gave in pixels. ValueError where that is no multiple of 8."""
+    if pixels % CELL:
+        raise ValueError(f"{flag} is {pixels}; expected pixels, a multiple of {CELL}")
+    return pixels // CELL
 
 
 def finite(text: str) -> float:
@@ -146,15 +287,18 @@ def weighted_file(text: str) -> tuple[str, float]:
     return (file, finite(weight)) if colon and not os.path.exists(text) else (text, 1.0)
 
 
-weighted_file.__name__ = "FILE:WEIGHT"  # argparse: "invalid FILE:WEIGHT value: ..."
-finite.__name__ = "number"  # argparse: "invalid number value: 'nan'"
+def picture_size(text: str) -> tuple[int, int]:
+    """WxH for argparse, as (H, W)."""
+    found = re.fullmatch(r"([1-9]\d{0,5})[xX×]([1-9]\d{0,5})", text)
+    if not found:
+        raise ValueError
+    return int(found[2]), int(found[1])
 
 
-def _default(option: Option) -> str:
-    if option.default is None or option.default == "":
-        return ""  # the text says what happens then
-    shown = ("no", "yes")[option.default] if option.kind is bool else option.default
-    return f" (default: {shown})"
+# What argparse says of a word that is none: "invalid number value: 'nan'".
+finite.__name__ = "number"
+weighted_file.__name__ = "FILE:WEIGHT"
+picture_size.__name__ = "WxH"
 
 
 def wide(size: tuple[int, int]) -> str:
@@ -190,7 +334,7 @@ def check_transparency(photo: "Photo", image: Path, output: Path) -> None:
         raise ValueError(f"{output}: JPEG has no transparency, which {image} has; write a .png or .webp")
 
 
-def told_loras(loras: Iterable[tuple[str, float]]) -> list[str] | None:
+def lora_names(loras: Iterable[tuple[str, float]]) -> list[str] | None:
     """LoRAs as a result's file names them: name, weight and the first digits of the file's hash; None for none."""
     from msbd.loading.nets import lora_file
     from weights.files import sha256
@@ -198,6 +342,18 @@ def told_loras(loras: Iterable[tuple[str, float]]) -> list[str] | None:
     return [
         f"{Path(path).name}:{weight:g} ({sha256(lora_file(path))[:10]})" for path, weight in loras
     ] or None
+
+
+def machine_facts(device: "torch.device", dtype: "torch.dtype") -> dict[str, str]:
+    """What a result's file says of the run itself: device, precision and versions."""
+    import torch
+
+    return {
+        "device": device.type,
+        "dtype": str(dtype).removeprefix("torch."),
+        "msbd": version(),
+        "torch": str(torch.__version__),
+    }
 
 
 def same_file(one: Path, other: Path) -> bool:

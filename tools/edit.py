@@ -17,8 +17,13 @@ from typing import TYPE_CHECKING, Any
 from msbd.edit.config import EditConfig
 
 from ._cli import (
+    CommandParser,
     Progress,
     add_config_options,
+    add_lora,
+    add_model_and_preset,
+    add_options,
+    add_result_options,
     add_shared_options,
     check_not_shadowed,
     check_outputs,
@@ -26,13 +31,12 @@ from ._cli import (
     choose_device,
     config_options,
     given_options,
+    lora_names,
+    machine_facts,
     picture_parser,
     report_errors,
     same_file,
-    told_loras,
-    version,
     warn_of_long_prompts,
-    weighted_file,
     wide,
 )
 
@@ -53,99 +57,61 @@ PRESETS: dict[str, dict[str, Any]] = {
     "fast": {"repaint_steps": 1, "first_stage_batch": 2, "num_steps": 25},
 }
 
-OPTIONS = config_options(EditConfig)
 FLAGS = {"num_steps": "--steps", "upscale_num_steps": "--upscale-steps"}
+OPTIONS = config_options(EditConfig, FLAGS)
 
-# What --help says of every option but the seed, in its order. Their defaults are EditConfig's.
-HELP: dict[str, dict[str, str]] = {
-    "sampling": {
-        "num_steps": "diffusion steps of a whole run",
-        "guidance_scale": "how strongly to follow the prompt; 1: without guidance (default: the model's)",
-        "negative_prompt": "what to keep away from",
-        "eta": "fresh noise per step, 0 (deterministic) to 1",
-        "background_level": "level of the blended background: of the next evaluation, or of this one",
-        "background_noise": "one noise for all repeats of a step, or fresh",
-        "latent_mask": "which 8 x 8 cells are edited: with any masked pixel, or with a masked centre",
-        "dilate_mask": "grow the mask early on; helps thin ones",
-        "formulas": "whose counting of steps, ladder of sizes and blending of tiles",
-    },
-    "first stage": {
-        "mode": "the paper's method or one of its baselines",
-        "margin": "side of the crop, in lengths of the mask's longer side",
-        "first_stage_size": "pixels: side of the square with the first stage's area (default: the model's own)",
-        "first_stage_batch": "candidates to choose from",
-        "repaint_steps": "RePaint's repeats of each step; 0: Blended Diffusion",
-        "repaint_jump": "steps that each repeat goes back",
-        "start_timestep": "fraction of the schedule to start from; below 1 the old content shows through",
-        "start_from": "the noised picture, or pure noise; below --start-timestep 1 always the picture",
-        "clip_reranking": "let CLIP choose the candidate; otherwise the first is taken",
-        "rerank_area": "what CLIP looks at",
-    },
-    "later stages": {
-        "max_edgelen": "pixels: side of the square with the middle stage's area (default: 1.5 x the model's own)",
-        "straight_to_grid": "leave the middle stage out",
-        "upscale_startstep": "fraction of the schedule that stages in one piece run through",
-        "grid_startstep": "the same of tiled stages",
-        "upscale_num_steps": "diffusion steps of a whole run there (default: as --steps)",
-        "upscaling_mode": "how a stage's result is enlarged for the next",
-        "lowpass_reference": "blur the background as much as the enlarged picture, by half, or not",
-        "conditional_upscale": "give later stages the prompt; otherwise the empty one",
-        "blended_upscale": "keep the background while they run",
-        "tile": "pixels: side of a tile (default: 1.5 x the model's own)",
-        "grid_overlap": "pixels: of neighbouring tiles (default: a sixth of the tile)",
-        "tile_batch": "tiles at a time (default: what fits into memory)",
-    },
-    "decoder optimisation and composite": {
-        "decoder_optimization": "fit the decoder to the background, so that no seam shows",
-        "decoderopt_steps": "steps of Adam",
-        "decoderopt_lr": "its learning rate",
-        "decoderopt_weight": "weight of the background in its loss",
-        "decoderopt_latents": "fit to the sampler's latents, or to the result encoded anew",
-        "feather": "pixels inside the mask over which the edit fades in",
-    },
-}
+# Subject of --help-all -> its fields of EditConfig, whose sentences it shows. --steps stands among the common options,
+# --seed among those that all commands share.
+GROUPS: dict[str, tuple[str, ...]] = {
+    "sampling": (
+        "method", "guidance_scale", "negative_prompt", "eta", "background_level", "background_noise", "latent_mask",
+        "dilate_mask", "formulas",
+    ),
+    "first stage": (
+        "margin", "first_stage_size", "first_stage_batch", "repaint_steps", "repaint_jump", "start_timestep", "start_from",
+        "clip_reranking", "rerank_area",
+    ),
+    "later stages": (
+        "max_edgelen", "straight_to_grid", "upscale_startstep", "grid_startstep", "upscale_num_steps", "upscaling_mode",
+        "lowpass_reference", "conditional_upscale", "blended_upscale", "tile", "grid_overlap", "tile_batch",
+    ),
+    "decoder optimisation and composite": (
+        "decoder_optimization", "decoderopt_steps", "decoderopt_lr", "decoderopt_weight", "decoderopt_latents", "feather",
+    ),
+}  # fmt: skip
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> CommandParser:
     """The command line; torch is not needed for it."""
-    parser = picture_parser(
+    parser, common = picture_parser(
         "edit", "-i IMAGE (-m MASK | --mask-from-alpha) -p PROMPT -o OUTPUT [options]", __doc__
     )
-    what = parser.add_argument_group("what to do")
-    add = what.add_argument
-    add("-h", "--help", action="help", help="show this and exit")
+    add = common.add_argument
     add("-i", "--image", type=Path, required=True, help="the picture to edit")
-    masks = what.add_mutually_exclusive_group(required=True)
+    masks = common.add_mutually_exclusive_group(required=True)
     masks.add_argument("-m", "--mask", type=Path, help="a picture of the same size, white where to edit")
     masks.add_argument(
         "--mask-from-alpha",
         action="store_true",
-        help="edit where the picture itself is transparent; the result is opaque",
+        help="edit where the picture is transparent; the result is opaque",
     )
     add("-p", "--prompt", required=True, help="what to paint")
     add("-o", "--output", type=Path, required=True, help="the result: .png, .webp (both lossless) or .jpg")
-    add("--model", default="mini", help="a known model's name, or a model's folder or file (default: mini)")
-    add(
-        "--lora",
-        type=weighted_file,
-        action="append",
-        default=[],
-        metavar="FILE:WEIGHT",
-        help="add a LoRA to the model; may be repeated",
-    )
-    add(
-        "--preset",
-        choices=PRESETS,
-        default="paper",
-        help="paper: its formulas and settings; official: those of the official code, to measure the difference; "
+    add_model_and_preset(
+        common,
+        PRESETS,
         "fast: a fifteenth of paper's evaluations in the first stage, half of them later "
-        "(--steps 25 --repaint-steps 1 --first-stage-batch 2). Other flags overrule it "
-        "(default: paper)",
+        "(--steps 25 --repaint-steps 1 --first-stage-batch 2)",
     )
+    add_options(common, OPTIONS, ("num_steps",))
+    add("--compare", type=Path, metavar="FILE", help="before, the mask's outline and after, side by side")
+    add = parser.add_argument_group("model and mask").add_argument
+    add_lora(add, "the model")
     add("--invert-mask", action="store_true", help="edit where the mask is black (from alpha: opaque)")
     add("--resize-mask", action="store_true", help="accept a mask of another size, and stretch it")
+    add_config_options(parser, OPTIONS, GROUPS)
+    parser.add_renamed("--mode", "--method")
     add = parser.add_argument_group("what else to write").add_argument
-    add("--compare", type=Path, metavar="FILE", help="before, the mask's outline and after, side by side")
     add(
         "--candidates",
         type=Path,
@@ -153,10 +119,8 @@ def build_parser() -> argparse.ArgumentParser:
         help="all candidates with CLIP's scores, the chosen one framed",
     )
     add("--stages", type=Path, metavar="FOLDER", help="every intermediate picture as a numbered PNG")
-    add("--no-metadata", action="store_true", help="leave prompt, settings and versions out of the result")
-    add("--dry-run", action="store_true", help="check everything, print what would be done, write nothing")
-    add_shared_options(parser)
-    add_config_options(parser, OPTIONS, HELP, FLAGS)
+    add_result_options(common, add)
+    add_shared_options(parser, common=common)
     return parser
 
 
@@ -174,7 +138,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 @dataclass(frozen=True)
-class Job:
+class EditJob:
     """A checked command: nothing that the command line or its files can be blamed for is left."""
 
     photo: "Photo"
@@ -187,7 +151,7 @@ class Job:
     dtype: "torch.dtype"
 
 
-def prepare(args: argparse.Namespace) -> Job:
+def prepare(args: argparse.Namespace) -> EditJob:
     """Read and check everything but the model's weights, and write nothing. ValueError or OSError, in one line."""
     from msbd.edit.plan import plan_edit
     from msbd.load import plan_facts
@@ -210,7 +174,7 @@ def prepare(args: argparse.Namespace) -> Job:
         downscale=facts.downscale,
         has_upscaler=facts.has_upscaler,
     )
-    return Job(photo, mask, config, plan, model, loras, device, dtype)
+    return EditJob(photo, mask, config, plan, model, loras, device, dtype)
 
 
 def edit_config(args: argparse.Namespace) -> EditConfig:
@@ -270,7 +234,7 @@ def read_pictures(args: argparse.Namespace) -> "tuple[Photo, Tensor]":
     return photo, mask
 
 
-def describe(job: Job) -> list[str]:
+def describe(job: EditJob) -> list[str]:
     """What an edit would do, line by line."""
     crop = job.plan.crop
     lines = [
@@ -291,7 +255,7 @@ def describe(job: Job) -> list[str]:
     return [*lines, f"in all       {job.plan.evaluations:,} evaluations, {guided}"]
 
 
-def run(args: argparse.Namespace, job: Job) -> None:
+def run(args: argparse.Namespace, job: EditJob) -> None:
     """Load the model, edit, write."""
     from msbd.load import load_edit_pipeline
     from msbd.pixels.files import save_image, to_pixels
@@ -343,10 +307,8 @@ def run(args: argparse.Namespace, job: Job) -> None:
         print("\n".join([*timings(result), *(f"{what:12} {path}" for what, path in written.items() if path)]))
 
 
-def metadata(args: argparse.Namespace, job: Job) -> dict[str, Any]:
+def metadata(args: argparse.Namespace, job: EditJob) -> dict[str, Any]:
     """What is needed to make the picture again, for its file; asked before the edit, as the model's files may change meanwhile."""
-    import torch
-
     from msbd.load import model_hash
 
     model = Path(args.model).name  # of a folder no more than its own name
@@ -354,13 +316,10 @@ def metadata(args: argparse.Namespace, job: Job) -> dict[str, Any]:
         "prompt": args.prompt,
         "model": model,
         "model_hash": model_hash(job.model),
-        "loras": told_loras(args.lora),
+        "loras": lora_names(args.lora),
         "preset": args.preset,
         **asdict(job.plan.config),
-        "device": job.device.type,
-        "dtype": str(job.dtype).removeprefix("torch."),
-        "msbd": version(),
-        "torch": str(torch.__version__),
+        **machine_facts(job.device, job.dtype),
     }
 
 

@@ -2,11 +2,15 @@
 
 Paper    Ackermann & Li 2022 (Multi-Stage Blended Diffusion), arXiv:2210.12965, appendix A.2, "Hyperparameters"
 Units    pixels unless a name says otherwise
-Copying  this file stands alone: the standard library only, so that a command line can show every default without torch
+Copying  needs ../options.py: the standard library only, so that a command line can show every default
+         without torch
 """
 
 from dataclasses import dataclass, fields
-from typing import Literal, get_args, get_origin
+from math import inf
+from typing import Literal
+
+from ..options import check_options, option
 
 Method = Literal["msbd", "naive", "segments", "first-stage-only"]
 
@@ -24,66 +28,102 @@ class ModelSpec:
 class EditConfig:
     """Every option of an edit. The defaults are the paper's; None means "as suits the model"."""
 
-    method: Method = "msbd"  # the paper's method, or one of its baselines
-    margin: float = 1.4  # side of the crop over the longer side of the mask, at least 1
-    seed: int | None = None  # of all noise, where the call gets no generator; None: 0
+    method: Method = option(
+        "msbd",
+        "the paper's method, or a baseline: the crop in one piece, in tiles, or no more than the first stage",
+    )
+    margin: float = option(1.4, "side of the crop, in lengths of the mask's longer side")
+    seed: int | None = option(None, "seed of all noise, where the call gets no generator", unset="0")
+
     # Sampling: all stages
-    num_steps: int = 50  # T of the paper: DDIM steps of a whole run
-    eta: float = 1.0  # 0: deterministic DDIM, 1: as much noise as DDPM
-    guidance_scale: float | None = None  # 1: the prompt alone, without guidance
-    negative_prompt: str = ""
-    background_level: Literal["prev", "current"] = "prev"  # of the next evaluation (line 7), or of this one
-    background_noise: Literal["once", "fresh"] = "once"  # one x-hat for all repeats of a step, or for each
-    latent_mask: Literal["any", "center"] = "any"  # cells with any masked pixel, or with a masked centre
-    dilate_mask: bool = False  # grow the latent mask early on, by 3, 2, 1 cells, then not
+    num_steps: int = option(50, "diffusion steps of a whole run, T of the paper")
+    eta: float = option(1.0, "fresh noise of each step, from 0 (deterministic DDIM) to 1 (as much as DDPM)")
+    guidance_scale: float | None = option(
+        None, "how strongly to follow the prompt; 1 is without guidance", unset="the model's, 7.5 as a rule"
+    )
+    negative_prompt: str = option("", "what to keep away from")
+    background_level: Literal["prev", "current"] = option(
+        "prev", "noise level of the blended background: that of the next evaluation (line 7), or of this one"
+    )
+    background_noise: Literal["once", "fresh"] = option(
+        "once", "one noise for all repeats of a step, or a fresh one for each of them"
+    )
+    latent_mask: Literal["any", "center"] = option(
+        "any", "which latent cells of 8 x 8 pixels are edited: with any masked pixel, or with a masked centre"
+    )
+    dilate_mask: bool = option(
+        False, "grow the latent mask early on, by 3, 2 and 1 latent cells; helps thin masks"
+    )
+
     # First stage
-    first_stage_size: int | None = None  # side of the square with its area; None: native
-    first_stage_batch: int = 5  # B: candidates to choose from
-    repaint_steps: int = 5  # R: repeats of each step after its first evaluation; 0: Blended Diffusion
-    repaint_jump: int = 1  # steps each repeat goes back
-    start_timestep: float = 1.0  # fraction of the schedule to start from
-    start_from: Literal["source", "noise"] = "source"  # q(x_T | x~), line 4, or pure noise (whole runs only)
-    clip_reranking: bool = True  # choose by CLIP; otherwise the first candidate
-    rerank_area: Literal["crop", "mask"] = "crop"  # what CLIP looks at
+    first_stage_size: int | None = option(
+        None, "side of the square with the first stage's area", unit="pixels", unset="the model's native size"
+    )
+    first_stage_batch: int = option(5, "candidates to choose from, B of the paper")
+    repaint_steps: int = option(
+        5, "RePaint's repeats of each step after its first evaluation, R of the paper; 0 is Blended Diffusion"
+    )
+    repaint_jump: int = option(1, "steps that each repeat goes back")
+    start_timestep: float = option(
+        1.0, "fraction of the schedule to start from; below 1 the old content shows through"
+    )
+    start_from: Literal["source", "noise"] = option(
+        "source",
+        "start from the noised picture (line 4), or from pure noise; in part of a schedule always the first",
+    )
+    clip_reranking: bool = option(True, "let CLIP choose the candidate; otherwise the first is taken")
+    rerank_area: Literal["crop", "mask"] = option("crop", "what CLIP looks at: the crop, or the mask's box")
+
     # Later stages
-    max_edgelen: int | None = None  # side of the square with the middle stage's area; None: 1.5 x native
-    straight_to_grid: bool = False  # leave the intermediate stage out
-    upscale_startstep: float = 0.4  # T' / T of stages in one piece
-    grid_startstep: float = 0.25  # T' / T of tiled stages
-    upscale_num_steps: int | None = None  # T of the later stages; None: num_steps (official: twice that)
-    upscaling_mode: Literal["rrdb", "bilinear", "bicubic", "sharpen", "none"] = "rrdb"  # none: nearest pixel
-    lowpass_reference: Literal["matching", "half", "no"] = "matching"  # LP of line 20
-    conditional_upscale: bool = True  # with the prompt; otherwise with the empty one
-    blended_upscale: bool = True  # keep the background; otherwise SDEdit of the whole crop
-    tile: int | None = None  # side of a tile; None: 1.5 x native
-    grid_overlap: int | None = None  # of neighbouring tiles; None: a sixth of the tile
-    tile_batch: int | None = None  # tiles sampled at once; None: what fits into memory
+    max_edgelen: int | None = option(
+        None, "side of the square with the middle stage's area", unit="pixels", unset="1.5 x the native size"
+    )
+    straight_to_grid: bool = option(False, "leave the middle stage out")
+    upscale_startstep: float = option(
+        0.4, "fraction of the schedule that a stage in one piece runs through, T'/T of the paper"
+    )
+    grid_startstep: float = option(0.25, "fraction of the schedule that a tiled stage runs through")
+    upscale_num_steps: int | None = option(
+        None, "diffusion steps of a whole run in later stages", unset="as in the first; official: twice that"
+    )
+    upscaling_mode: Literal["rrdb", "bilinear", "bicubic", "sharpen", "none"] = option(
+        "rrdb",
+        "how a stage's result is enlarged for the next; rrdb is the model's own net, none the nearest pixel",
+    )
+    lowpass_reference: Literal["matching", "half", "no"] = option(
+        "matching",
+        "blur the background as much as the enlarged picture (LP of line 20), by half of it, or not",
+    )
+    conditional_upscale: bool = option(True, "give later stages the prompt; otherwise the empty one")
+    blended_upscale: bool = option(
+        True, "keep the background while later stages run; otherwise they are SDEdit of the whole crop"
+    )
+    tile: int | None = option(None, "side of a tile", unit="pixels", unset="1.5 x the native size")
+    grid_overlap: int | None = option(
+        None, "overlap of neighbouring tiles", unit="pixels", unset="a sixth of the tile"
+    )
+    tile_batch: int | None = option(None, "tiles that are sampled at once", unset="what fits into memory")
+
     # Decoder optimisation
-    decoder_optimization: bool = True
-    decoderopt_steps: int = 100  # of Adam
-    decoderopt_lr: float = 1e-4
-    decoderopt_weight: float = 100.0  # lambda of eq. 1; the paper does not give it, the official code has 100
-    decoderopt_latents: Literal["sampler", "reencode"] = "sampler"  # z_out of eq. 1, or E(x_out)
+    decoder_optimization: bool = option(True, "fit the decoder to the background, so that no seam shows")
+    decoderopt_steps: int = option(100, "steps of Adam in decoder optimisation")
+    decoderopt_lr: float = option(1e-4, "learning rate of decoder optimisation")
+    # The paper does not give lambda; the official code has 100.
+    decoderopt_weight: float = option(
+        100.0, "weight of the background in the decoder's loss, lambda of eq. 1"
+    )
+    decoderopt_latents: Literal["sampler", "reencode"] = option(
+        "sampler", "what the decoder is fitted to: the sampler's latents (eq. 1), or the result encoded anew"
+    )
+
     # Composite
-    feather: int = 0  # pixels inside the mask over which the edit fades in
-    formulas: Literal["paper", "official"] = "paper"  # whose counting, starts, ladder and tile blending
+    feather: int = option(0, "pixels inside the mask over which the edit fades in")
+    formulas: Literal["paper", "official"] = option(
+        "paper", "whose counting of steps, start levels, ladder of sizes and blending of tiles"
+    )
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            if get_origin(field.type) is Literal and getattr(self, field.name) not in get_args(field.type):
-                allowed = ", ".join(map(str, get_args(field.type)))
-                raise ValueError(f"{field.name} is {getattr(self, field.name)!r}; expected one of {allowed}")
-        for name, least in (("num_steps", 1), ("first_stage_batch", 1), ("repaint_steps", 0), ("repaint_jump", 0),
-                            ("margin", 1), ("eta", 0), ("feather", 0), ("decoderopt_steps", 0), ("decoderopt_lr", 0),
-                            ("decoderopt_weight", 0), ("tile_batch", 1), ("first_stage_size", 1), ("max_edgelen", 1),
-                            ("tile", 1), ("grid_overlap", 0), ("upscale_num_steps", 1)):  # fmt: skip
-            value = getattr(self, name)
-            if value is not None and not value >= least:
-                raise ValueError(f"{name} is {value}; expected at least {least}")
-        if self.eta > 1:
-            raise ValueError(
-                f"eta is {self.eta}; expected 0 (deterministic DDIM) to 1 (as much noise as DDPM)"
-            )
+        check_options(self, _RANGES)
         for name in ("start_timestep", "upscale_startstep", "grid_startstep"):
             if not 0 < getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected a fraction above 0, at most 1")
@@ -129,3 +169,13 @@ class ResolvedEditConfig(EditConfig):
 
 
 _LATER_STEPS = {"paper": 1, "official": 2}  # T of the later stages in lengths of the first stage's
+
+_RANGES: dict[str, tuple[float, float]] = {
+    **dict.fromkeys(
+        ("num_steps", "upscale_num_steps", "first_stage_batch", "tile_batch", "margin"), (1, inf)
+    ),
+    **dict.fromkeys(("first_stage_size", "max_edgelen", "tile"), (1, inf)),
+    **dict.fromkeys(("repaint_steps", "repaint_jump", "grid_overlap", "feather"), (0, inf)),
+    **dict.fromkeys(("decoderopt_steps", "decoderopt_lr", "decoderopt_weight"), (0, inf)),
+    "eta": (0, 1),
+}

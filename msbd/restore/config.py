@@ -1,14 +1,16 @@
 """The options of a restoration, and the measures of the model that it is for.
 
 Paper    Yang et al. 2023 (PASD), arXiv:2308.14469; names and values as in its official code, where that has them
-Units    pixels or latent cells, as each line says
-Copying  needs prompts.py; the standard library only, so that a command line can show every default without torch
+Units    pixels, or latent cells of 8 x 8 pixels, as each field says
+Copying  needs prompts.py and ../options.py: the standard library only, so that a command line can show every default
+         without torch
 """
 
 from dataclasses import dataclass, replace
 from math import inf
-from typing import Any, Literal, get_args, get_origin
+from typing import Literal
 
+from ..options import check_options, option
 from .prompts import ADDED, GRAY_NEGATIVE, NEGATIVE
 
 Mode = Literal["sr", "stylize", "oldphoto", "colorize"]
@@ -40,73 +42,103 @@ class RestoreConfig:
     """Every choice of a restoration; the defaults are the paper's. None: as the model or the mode has it."""
 
     # What to do
-    mode: Mode = "sr"
-    method: Method = (
-        "pasd"  # or a baseline: PASD's ControlNet without PACA, SD's img2img, RRDB alone, interpolation
+    mode: Mode = option(
+        "sr",
+        "what to do: enlarge and repair, give another style, repair an old photograph, or colour a grey one",
     )
-    fidelity: float | None = (
-        None  # 0 inventive .. 1 faithful: sets alpha_a and conditioning_scale, see `dial`
+    method: Method = option(
+        "pasd",
+        "PASD, or a baseline: its ControlNet without pixel attention, SD's img2img, RRDB, interpolation",
     )
+    fidelity: float | None = option(
+        None,
+        "from 0, inventive, to 1, faithful: sets the start level and the conditioning scale",
+        unset="neither",
+    )
+
     # Sampling
-    sampler: Sampler = "unipc"  # second order, B2(h)
-    num_inference_steps: int = 20
-    spacing: Literal["auto", "linspace", "leading", "trailing"] = (
-        "auto"  # of the timesteps; auto: the sampler's usual
+    sampler: Sampler = option("unipc", "the solver; unipc is of second order, with B2(h)")
+    num_inference_steps: int = option(20, "diffusion steps")
+    spacing: Literal["auto", "linspace", "leading", "trailing"] = option(
+        "auto", "how the timesteps are spread; auto is the sampler's usual way"
     )
-    final_level: Literal["clean", "first"] = (
-        "clean"  # where the last step ends: no noise, or the first timestep's
+    final_level: Literal["clean", "first"] = option(
+        "clean", "where the last step ends: in no noise at all, or at the level of the first timestep"
     )
-    eta: float = 0.0  # of ddim
-    guidance_scale: float | None = None  # eps_neg + w (eps_pos - eps_neg); the model's: 9 for SD
-    guidance_start: float = 0.0  # guidance is on from this share of the steps ...
-    guidance_end: float = 1.0  # ... to this one
-    added_prompt: str | None = None  # after the user's and what was recognised
-    negative_prompt: str | None = None
+    eta: float = option(0.0, "fresh noise of each step of ddim, from 0 (none) to 1")
+    # eps_neg + w (eps_pos - eps_neg)
+    guidance_scale: float | None = option(
+        None, "how strongly to follow the prompts; 1 is without guidance", unset="the model's, 9 as a rule"
+    )
+    guidance_start: float = option(0.0, "share of the steps after which guidance begins")
+    guidance_end: float = option(1.0, "share of the steps after which guidance ends")
+    added_prompt: str | None = option(
+        None, "words after the prompt", unset='the model\'s, as a rule "clean, high-resolution, 8k"'
+    )
+    negative_prompt: str | None = option(
+        None, "what to keep away from", unset="the model's: blurry, noise, ..."
+    )
+
     # Control
-    conditioning_scale: float | None = (
-        None  # of the residuals, in skips and PACA; None: the dial's, else the model's: 1 for PASD
+    conditioning_scale: float | None = option(
+        None, "how strongly the picture itself steers", unset="by the fidelity, else the model's, 1 as a rule"
     )
-    control_start: float = 0.0  # the ControlNet acts from this share of the steps ...
-    control_end: float = 1.0  # ... to this one
+    control_start: float = option(0.0, "share of the steps after which the picture begins to steer")
+    control_end: float = option(1.0, "share of the steps after which it no longer steers")
+
     # The start
-    alpha_a: float | None = None  # adjustable level of Eq. 4, 0 (pure noise) to 1 (Eq. 3)
-    added_noise_level: int | None = None  # the same as a timestep n: alpha_a = alphas_cumprod[n]; None: 900
-    init_latent_with_noise: bool = False  # start from noise alone
-    offset_noise_scale: float = 0.0  # of noise equal over a channel, added to such a start
-    posterior: Literal["mean", "sample"] = "mean"  # of the encoder, at the start
-    strength: float = 0.6  # of img2img: share of the schedule that it runs through
+    alpha_a: float | None = option(
+        None,
+        "share of the degraded picture in the start latent, from 0 (pure noise) to 1; Eq. 4 of the paper",
+    )
+    added_noise_level: int | None = option(
+        None, "the same as a timestep n, 0 to 999: alpha_a is alphas_cumprod[n]", unset="900, the paper's"
+    )
+    init_latent_with_noise: bool = option(False, "start from noise alone")
+    offset_noise_scale: float = option(
+        0.0, "noise that is one value over each channel, added to a start from noise alone"
+    )
+    posterior: Literal["mean", "sample"] = option(
+        "mean", "which latent the start takes: the mean of the encoder's, or a sample"
+    )
+    strength: float = option(0.6, "share of the schedule that img2img runs through")
+
     # Sizes
-    process_size: int | None = (
-        None  # pixels: a smaller shorter side is enlarged to it, and the result shrunk back
+    process_size: int | None = option(
+        None,
+        "pixels: a shorter side below it is enlarged to it, the longer one at most to twice it, and shrunk back later",
+        unset="1.5 x the model's native size",
     )
-    latent_tiled_size: int | None = None  # cells: side of a tile; None: twice the model's native size
-    latent_tiled_overlap: int | None = None  # cells; None: a quarter of the tile
-    tile_batch: int | None = None  # tiles at a time; None: what fits into memory
-    vae_tiling: Literal["exact", "fast", "off"] = "exact"
-    encoder_tiled_size: int = 1024  # pixels
-    decoder_tiled_size: int = 224  # cells
+    latent_tiled_size: int | None = option(
+        None, "side of a tile", unit="latent cells", unset="twice the model's native size"
+    )
+    latent_tiled_overlap: int | None = option(
+        None, "overlap of neighbouring tiles", unit="latent cells", unset="a quarter of the tile"
+    )
+    tile_batch: int | None = option(None, "tiles that are sampled at once", unset="what fits into memory")
+    vae_tiling: Literal["exact", "fast", "off"] = option(
+        "exact", "tiles of the autoencoder: equal to the whole picture; nearly so, in less memory; or none"
+    )
+    encoder_tiled_size: int = option(1024, "side of the tiles of the autoencoder's encoder", unit="pixels")
+    decoder_tiled_size: int = option(224, "side of the tiles of its decoder", unit="latent cells")
+
     # The end
-    color_fix: Literal["wavelet", "adain", "none"] | None = (
-        None  # None: wavelet; none where the style may change it
+    color_fix: Literal["wavelet", "adain", "none"] | None = option(
+        None,
+        "give the result the colours of the input",
+        unset="wavelet; none for stylize, never for colorize",
     )
-    formulas: Literal["paper", "official"] = (
-        "paper"  # official: its sizes, 8-bit rounding, tiles and their weights
+    formulas: Literal["paper", "official"] = option(
+        "paper", "whose sizes, 8-bit rounding, tiles and weights of tiles"
     )
-    ans: Literal["honoured", "fallback"] = (
-        "honoured"  # fallback: 900 silently misread, as with newer libraries
+    ans: Literal["honoured", "fallback"] = option(
+        "honoured",
+        "whether the start level is honoured, or misread as newer libraries do with unipc and dpmpp",
     )
-    seed: int | None = None  # of all noise; None: 0
+    seed: int | None = option(None, "seed of all noise, where the call gets no generator", unset="0")
 
     def __post_init__(self) -> None:
-        for name, hint in RestoreConfig.__annotations__.items():
-            value, words = getattr(self, name), _words(hint)
-            if words and value is not None and value not in words:
-                raise ValueError(f"{name} is {value!r}; expected one of {', '.join(words)}")
-        for name, (least, most) in _RANGES.items():
-            value = getattr(self, name)
-            if value is not None and not least <= value <= most:
-                expected = f"{least} to {most}" if most < inf else f"at least {least}"
-                raise ValueError(f"{name} is {value}; expected {expected}")
+        check_options(self, _RANGES)
         if self.encoder_tiled_size % 8:
             raise ValueError(f"encoder_tiled_size is {self.encoder_tiled_size}; expected a multiple of 8")
         if self.alpha_a is not None and self.added_noise_level is not None:
@@ -153,7 +185,8 @@ class RestoreConfig:
         overlap = full.latent_tiled_overlap or 0
         if overlap >= tile:
             raise ValueError(
-                f"latent_tiled_overlap is {overlap}; expected less than latent_tiled_size, {tile}"
+                f"latent_tiled_overlap is {overlap}; expected less than latent_tiled_size, {tile} "
+                "(latent cells of 8 pixels)"
             )
         return full
 
@@ -174,8 +207,3 @@ _RANGES: dict[str, tuple[float, float]] = {
     "added_noise_level": (0, 999),
     "strength": (0.001, 1),
 }
-
-
-def _words(hint: Any) -> tuple[str, ...]:
-    """The words that a field may hold, where they are fixed."""
-    return next((get_args(part) for part in (hint, *get_args(hint)) if get_origin(part) is Literal), ())

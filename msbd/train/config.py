@@ -1,11 +1,15 @@
 """The options of a training run, and the two published recipes.
 
 Paper    Yang et al. 2023 (PASD), arXiv:2308.14469, sections 3.4 and 4.1
-Copying  this file stands alone: the standard library only, so that a command line can show every default without torch
+Copying  needs ../options.py: the standard library only, so that a command line can show every default
+         without torch
 """
 
-from dataclasses import dataclass, fields
-from typing import Literal, get_args, get_origin
+from dataclasses import dataclass
+from math import inf
+from typing import Literal
+
+from ..options import check_options, option
 
 HELD_OUT = 64  # pictures at most to validate with
 
@@ -14,49 +18,51 @@ HELD_OUT = 64  # pictures at most to validate with
 class TrainConfig:
     """Every option of a run; the defaults are the paper's, for each of its 8 GPUs."""
 
-    steps: int = 500_000  # updates of the weights
-    batch: int = 4  # samples a process takes at once
-    accumulate: int = 1  # batches a process adds up for one update
-    optimizer: Literal["adam", "adamw"] = "adam"
-    learning_rate: float = 5e-5
-    schedule: Literal["constant", "cosine"] = "constant"  # cosine: half a wave, towards 0
-    warmup: int = 0  # steps of linear rise
-    weight_decay: float = 0.0
-    clip: float = 1.0  # largest norm of the gradient; the paper is silent, the official code has 1
-    gamma: float = 1.0  # weight of L_DR
-    antialias: bool = True  # of the pyramid of clean pictures that L_DR compares with
-    null_prompts: float = 0.5  # share of captions replaced by the empty one
-    colour_weight: float = 0.001  # of the toRGB pictures' colourfulness, in grayscale training
-    ema: float = 0.0  # decay of the averaged weights, which are then the ones that are kept; 0: no average
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"  # of the nets' work; weights are always float32
-    checkpointing: bool = False  # compute activations twice instead of keeping them
-    zero: bool = False  # spread the optimizer's state over the processes (ZeRO, stage 1)
-    nan_limit: int = 20  # updates in a row that may be skipped for gradients that are not finite
-    seed: int = 0  # of everything that is drawn
-    log_every: int = 10  # steps
-    validate_every: int = 1000  # steps; 0: never
-    save_every: int = 1000  # steps between checkpoints
+    steps: int = option(500_000, "updates of the weights")
+    batch: int = option(4, "samples that a process takes at once")
+    accumulate: int = option(1, "batches that a process adds up for one update")
+    optimizer: Literal["adam", "adamw"] = option("adam", "which optimizer")
+    learning_rate: float = option(5e-5, "learning rate of the optimizer")
+    schedule: Literal["constant", "cosine"] = option(
+        "constant", "course of the learning rate; cosine falls towards 0 in half a wave"
+    )
+    warmup: int = option(0, "steps over which the learning rate rises from 0")
+    weight_decay: float = option(0.0, "weight decay of the optimizer")
+    clip: float = option(1.0, "largest norm of the gradient")  # the official code's; the paper is silent
+    gamma: float = option(1.0, "weight of the degradation removal loss, L_DR")
+    antialias: bool = option(True, "antialias the pyramid of clean pictures that L_DR compares with")
+    null_prompts: float = option(0.5, "share of the captions that are replaced by the empty one")
+    colour_weight: float = option(
+        0.001, "weight of the colourfulness of the toRGB pictures, in grayscale training"
+    )
+    ema: float = option(
+        0.0, "decay of the averaged weights, which are then the ones that are kept; 0 is without an average"
+    )
+    precision: Literal["fp32", "bf16", "fp16"] = option(
+        "fp32", "number format of the nets' work; the weights that are trained are float32"
+    )
+    checkpointing: bool = option(False, "compute activations twice instead of keeping them")
+    zero: bool = option(False, "spread the optimizer's state over the processes (ZeRO, stage 1)")
+    nan_limit: int = option(20, "updates in a row that may be skipped for gradients that are not finite")
+    seed: int = option(0, "seed of everything that is drawn")
+    log_every: int = option(10, "steps between lines of log.jsonl")
+    validate_every: int = option(1000, "steps between validations; 0 is none")
+    save_every: int = option(1000, "steps between checkpoints")
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if get_origin(field.type) is Literal and value not in get_args(field.type):
-                allowed = ", ".join(map(str, get_args(field.type)))
-                raise ValueError(f"{field.name} is {value!r}; expected one of {allowed}")
-        for name in ("steps", "batch", "accumulate", "nan_limit", "log_every", "save_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; expected at least 1")
-        for name in ("warmup", "weight_decay", "gamma", "colour_weight", "validate_every"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; expected at least 0")
+        check_options(self, _RANGES)
         for name in ("learning_rate", "clip"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected more than 0")
-        if not 0 <= self.null_prompts <= 1:
-            raise ValueError(f"null_prompts is {self.null_prompts}; expected a share from 0 to 1")
         if not 0 <= self.ema < 1:
             raise ValueError(f"ema is {self.ema}; expected 0 (no average) or a decay below 1")
 
+
+_RANGES: dict[str, tuple[float, float]] = {
+    **dict.fromkeys(("steps", "batch", "accumulate", "nan_limit", "log_every", "save_every"), (1, inf)),
+    **dict.fromkeys(("warmup", "weight_decay", "gamma", "colour_weight", "validate_every"), (0, inf)),
+    "null_prompts": (0, 1),
+}
 
 PAPER = TrainConfig()
 

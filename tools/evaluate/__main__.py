@@ -23,8 +23,15 @@ from typing import get_args
 
 from msbd.edit.config import EditConfig, Method
 
-from .._cli import add_shared_options, check_not_shadowed, choose_device, finite, report_errors, weighted_file
-from ..restore.__main__ import picture_size
+from .._cli import (
+    add_shared_options,
+    check_not_shadowed,
+    choose_device,
+    finite,
+    picture_size,
+    report_errors,
+    weighted_file,
+)
 
 
 def build_parser() -> argparse.ArgumentParser:

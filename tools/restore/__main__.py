@@ -9,7 +9,6 @@
 """
 
 import argparse
-import re
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -20,8 +19,14 @@ from typing import TYPE_CHECKING, Any
 from msbd.restore.config import NET_FREE, RestoreConfig, RestoreMeasures
 
 from .._cli import (
+    CELL,
+    CommandParser,
     Progress,
     add_config_options,
+    add_lora,
+    add_model_and_preset,
+    add_options,
+    add_result_options,
     add_shared_options,
     check_not_shadowed,
     choose_device,
@@ -29,12 +34,12 @@ from .._cli import (
     expected_failure,
     finite,
     given_options,
+    lora_names,
+    machine_facts,
     picture_parser,
+    picture_size,
     report_errors,
-    told_loras,
-    version,
     warn_of_long_prompts,
-    weighted_file,
     wide,
 )
 from .tasks import Task, asked_size, find_tasks, read_picture, resampled_alpha
@@ -51,62 +56,39 @@ if TYPE_CHECKING:
 # Preset -> what it sets; explicit flags overrule it. "official" is msbd.official_pasd.OPTIONS, which needs torch.
 PRESETS: dict[str, dict[str, Any]] = {"paper": {}, "official": {}, "fast": {"num_inference_steps": 8}}
 
-OPTIONS = config_options(RestoreConfig)
-FLAGS = {"num_inference_steps": "--steps"}
-KINDS: "tuple[Kind, ...]" = ("classification", "detection", "caption")
-MEMORY = "take a smaller --latent-tiled-size, --tile-batch 1, --vae-tiling fast, or --device cpu"
-
-# What --help says of every option but the mode and the seed, in its order. Their defaults are RestoreConfig's.
-HELP: dict[str, dict[str, str]] = {
-    "faithful or inventive": {
-        "fidelity": "from 0, inventive, to 1, faithful: sets --alpha-a and --conditioning-scale (default: neither)",
-        "alpha_a": "share of the degraded picture in the start latent, 0 (pure noise) to 1; Eq. 4 of the paper",
-        "added_noise_level": "the same as a timestep, 0 to 999 (default: 900, the paper's)",
-        "conditioning_scale": "how strongly the picture itself steers (default: the model's, as a rule 1)",
-        "control_start": "share of the steps after which the picture begins to steer",
-        "control_end": "share of the steps after which it no longer steers",
-        "color_fix": "give the result the colours of the input (default: wavelet; none for stylize, never for colorize)",
-    },
-    "prompts": {
-        "guidance_scale": "how strongly to follow the prompts; 1: without guidance (default: the model's)",
-        "guidance_start": "share of the steps after which guidance begins",
-        "guidance_end": "share of the steps after which it ends",
-        "added_prompt": 'words after the prompt (default: the model\'s, as a rule "clean, high-resolution, 8k")',
-        "negative_prompt": "what to keep away from (default: the model's: blurry, noise, ...)",
-    },
-    "sampling": {
-        "method": "PASD, or a baseline: its ControlNet without pixel attention, SD's img2img, RRDB, interpolation",
-        "sampler": "the solver",
-        "num_inference_steps": "diffusion steps",
-        "spacing": "of the timesteps; auto: the sampler's usual one",
-        "final_level": "where the last step ends: in no noise at all, or that of the first timestep",
-        "eta": "fresh noise of ddim, 0 to 1",
-        "init_latent_with_noise": "start from noise alone",
-        "offset_noise_scale": "noise that is one value over each channel, added to such a start",
-        "posterior": "the mean of the encoder's latents, or a sample",
-        "strength": "of img2img: the share of the schedule that it runs through",
-        "formulas": "whose sizes, rounding and tiles",
-        "ans": "whether --added-noise-level is honoured, or misread as newer libraries do with unipc and dpmpp",
-    },
-    "sizes and tiles": {
-        "process_size": "pixels: a shorter side below it is enlarged to it (the longer one at most to twice it), and the result shrunk back "
-        "(default: 1.5 x the model's)",
-        "latent_tiled_size": "latent cells of 8 pixels: side of a tile (default: twice the model's native size)",
-        "latent_tiled_overlap": "latent cells: overlap of tiles (default: a quarter of the tile)",
-        "tile_batch": "tiles at a time (default: what fits into memory)",
-        "vae_tiling": "of large pictures in the autoencoder: equal to the whole; nearly so, in less memory; or none",
-        "encoder_tiled_size": "pixels: side of its encoder's tiles",
-        "decoder_tiled_size": "latent cells: side of its decoder's tiles",
-    },
+FLAGS = {
+    "num_inference_steps": "--steps",
+    "latent_tiled_size": "--tile",
+    "latent_tiled_overlap": "--tile-overlap",
+    "encoder_tiled_size": "--vae-encoder-tile",
+    "decoder_tiled_size": "--vae-decoder-tile",
 }
+OPTIONS = config_options(RestoreConfig, FLAGS)
+KINDS: "tuple[Kind, ...]" = ("classification", "detection", "caption")
+MEMORY = "take a smaller --tile, --tile-batch 1, --vae-tiling fast, or --device cpu"
+
+# Subject of --help-all -> its fields of RestoreConfig, whose sentences it shows. --mode, --fidelity and --steps stand among
+# the common options, --seed among those that all commands share.
+GROUPS: dict[str, tuple[str, ...]] = {
+    "faithful or inventive": (
+        "alpha_a", "added_noise_level", "conditioning_scale", "control_start", "control_end", "color_fix",
+    ),
+    "prompts": ("guidance_scale", "guidance_start", "guidance_end", "added_prompt", "negative_prompt"),
+    "sampling": (
+        "method", "sampler", "spacing", "final_level", "eta", "init_latent_with_noise", "offset_noise_scale", "posterior",
+        "strength", "formulas", "ans",
+    ),
+    "sizes and tiles": (
+        "process_size", "latent_tiled_size", "latent_tiled_overlap", "tile_batch", "vae_tiling", "encoder_tiled_size",
+        "decoder_tiled_size",
+    ),
+}  # fmt: skip
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> CommandParser:
     """The command line; torch is not needed for it."""
-    parser = picture_parser("restore", "-i FILE_OR_FOLDER -o FILE_OR_FOLDER [options]", __doc__)
-    what = parser.add_argument_group("what to do")
-    add = what.add_argument
-    add("-h", "--help", action="help", help="show this and exit")
+    parser, common = picture_parser("restore", "-i FILE_OR_FOLDER -o FILE_OR_FOLDER [options]", __doc__)
+    add = common.add_argument
     add("-i", "--image", type=Path, required=True, metavar="PATH", help="a picture, or a folder of them")
     add(
         "-o",
@@ -116,14 +98,20 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="PATH",
         help="a .png, .webp (both lossless) or .jpg; for a folder a folder",
     )
-    sizes = what.add_mutually_exclusive_group()
+    sizes = common.add_mutually_exclusive_group()
     sizes.add_argument(
         "--scale", type=finite, metavar="X", help="times larger (default: 4; stylize and colorize: 1)"
     )
     sizes.add_argument("--size", type=picture_size, metavar="WxH", help="pixels of the result")
-    add("--mode", choices=OPTIONS["mode"].choices, default="sr", help="super-resolution and repair; another style by another "
-        "base or a LoRA; an old photograph, likewise; colours for a grey picture (default: sr)")  # fmt: skip
-    add("--model", default="mini", help="a known model's name, or a model's folder or file (default: mini)")
+    add_options(common, OPTIONS, ("mode", "fidelity"))
+    parser.set_defaults(
+        mode=OPTIONS["mode"].default
+    )  # no preset sets it, and sizes and the model depend on it
+    add("-p", "--prompt", default="", help="what is in the picture, in words")
+    add_model_and_preset(common, PRESETS, "fast: 8 steps")
+    add_options(common, OPTIONS, ("num_inference_steps",))
+    add("--compare", type=Path, metavar="PATH", help="input and result side by side; for a folder a folder")
+    add = parser.add_argument_group("model and prompt").add_argument
     add(
         "--base",
         metavar="FILE",
@@ -136,37 +124,27 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="X",
         help="its share where the model has a base of its own, 0 to 1 (default: 1)",
     )
+    add_lora(add, "the base")
     add(
-        "--lora", type=weighted_file, action="append", default=[], metavar="FILE:WEIGHT",
-        help="add a LoRA to the base; may be repeated",
-    )  # fmt: skip
-    add("-p", "--prompt", default="", help="what is in the picture, in words")
-    add(
-        "--high-level-info", type=kinds_of, metavar="KINDS",
-        help="what to recognise in the picture and put into the prompt: classification, detection, caption, with commas "
-        "between; none (default: those whose weights were fetched, for a model that prompts help)",
-    )  # fmt: skip
-    add(
-        "--preset", choices=PRESETS, default="paper",
-        help="paper: its formulas and settings; official: those of the official code, to measure the difference; "
-        "fast: 8 steps. Other flags overrule it (default: paper)",
-    )  # fmt: skip
+        "--high-level-info",
+        type=kinds_of,
+        metavar="KINDS",
+        help="what to recognise in the picture and put into the prompt: classification, detection, caption, with "
+        "commas between; none (default: those whose weights were fetched, for a model that prompts help)",
+    )
+    add_config_options(parser, OPTIONS, GROUPS)
+    for old, new, times in (
+        ("--latent-tiled-size", "--tile", CELL),
+        ("--latent-tiled-overlap", "--tile-overlap", CELL),
+        ("--encoder-tiled-size", "--vae-encoder-tile", 1),
+        ("--decoder-tiled-size", "--vae-decoder-tile", CELL),
+    ):
+        parser.add_renamed(old, new, times=times)
     add = parser.add_argument_group("what else to write").add_argument
-    add("--compare", type=Path, metavar="PATH", help="input and result side by side; for a folder a folder")
     add("--skip-existing", action="store_true", help="leave out pictures whose result is there already")
-    add("--no-metadata", action="store_true", help="leave prompt, settings and versions out of the result")
-    add("--dry-run", action="store_true", help="check everything, print what would be done, write nothing")
-    add_shared_options(parser)
-    add_config_options(parser, OPTIONS, HELP, FLAGS)
+    add_result_options(common, add)
+    add_shared_options(parser, common=common)
     return parser
-
-
-def picture_size(text: str) -> tuple[int, int]:
-    """WxH for argparse, as (H, W)."""
-    found = re.fullmatch(r"([1-9]\d{0,5})[xX×]([1-9]\d{0,5})", text)
-    if not found:
-        raise ValueError
-    return int(found[2]), int(found[1])
 
 
 def kinds_of(text: str) -> "tuple[Kind, ...]":
@@ -177,7 +155,6 @@ def kinds_of(text: str) -> "tuple[Kind, ...]":
     return tuple(kind for kind in KINDS if kind in asked)
 
 
-picture_size.__name__ = "WxH"  # argparse: "invalid WxH value: ..."
 kinds_of.__name__ = f"list (of {', '.join(KINDS)}, or none)"
 
 
@@ -197,7 +174,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 @dataclass(frozen=True)
-class Job:
+class RestoreJob:
     """A checked command: nothing that the command line can be blamed for is left."""
 
     tasks: list[Task]
@@ -210,7 +187,7 @@ class Job:
     dtype: "torch.dtype"
 
 
-def prepare(args: argparse.Namespace) -> Job:
+def prepare(args: argparse.Namespace) -> RestoreJob:
     """Check everything but weights and the pictures of a folder, and write nothing. ValueError or OSError, in one line."""
     from msbd.load import locate_restorer, restore_measures
     from msbd.loading.captions import available, load_captioners
@@ -239,7 +216,7 @@ def prepare(args: argparse.Namespace) -> Job:
         there = available()
         if missing := [kind for kind in kinds if kind not in there]:
             load_captioners(missing)  # says what it lacks
-    job = Job(tasks, config, model, loras, measures, tuple(kinds), device, dtype)
+    job = RestoreJob(tasks, config, model, loras, measures, tuple(kinds), device, dtype)
     if not args.image.is_dir():
         plan_picture(args, job, tasks[0])
     if args.skip_existing:
@@ -255,7 +232,7 @@ def restore_config(args: argparse.Namespace) -> RestoreConfig:
     return RestoreConfig(**{**preset, **given_options(args, OPTIONS)})
 
 
-def describe(args: argparse.Namespace, job: Job) -> int:
+def describe(args: argparse.Namespace, job: RestoreJob) -> int:
     """Print what would be done, line by line; the number of pictures that cannot be restored."""
     total = 0
 
@@ -271,7 +248,7 @@ def describe(args: argparse.Namespace, job: Job) -> int:
     return failed
 
 
-def plan_picture(args: argparse.Namespace, job: Job, task: Task) -> "RestorePlan":
+def plan_picture(args: argparse.Namespace, job: RestoreJob, task: Task) -> "RestorePlan":
     """What restoring one picture would do. ValueError or OSError for one that cannot be."""
     from msbd.pixels.files import check_output_path
     from msbd.restore.plan import plan_restore
@@ -282,7 +259,7 @@ def plan_picture(args: argparse.Namespace, job: Job, task: Task) -> "RestorePlan
     return plan_restore(size, asked_size(args, size), job.config, job.measures)
 
 
-def for_each(args: argparse.Namespace, job: Job, work: Callable[[str, Task], None]) -> int:
+def for_each(args: argparse.Namespace, job: RestoreJob, work: Callable[[str, Task], None]) -> int:
     """`work(head, task)` for every picture; how many failed, each told in a line. The failure of a single one is raised."""
     failed = 0
     for number, task in enumerate(job.tasks, 1):
@@ -313,7 +290,7 @@ def plan_text(plan: "RestorePlan") -> str:
 # ---- running ----------------------------------------------------------------------------------------------------------------
 
 
-def run(args: argparse.Namespace, job: Job) -> int:
+def run(args: argparse.Namespace, job: RestoreJob) -> int:
     """Load the model, restore, write; the number of pictures that failed."""
     from msbd.load import load_restore_pipeline
     from msbd.loading.captions import load_captioners
@@ -343,7 +320,7 @@ def run(args: argparse.Namespace, job: Job) -> int:
 
 
 def restore_one(
-    args: argparse.Namespace, job: Job, task: Task, pipeline: "RestorePipeline", models: Any, facts: dict[str, Any] | None
+    args: argparse.Namespace, job: RestoreJob, task: Task, pipeline: "RestorePipeline", models: Any, facts: dict[str, Any] | None
 ) -> "RestoreResult":  # fmt: skip
     """Read, restore and write one picture."""
     from msbd.pixels.files import save_image, to_pixels
@@ -363,10 +340,11 @@ def restore_one(
     pixels = to_pixels(result.image)
     written = None
     if facts is not None:
-        told = {"prompt": result.prompt, "negative_prompt": result.negative_prompt}
-        told |= {"user_prompt": args.prompt, "information": ", ".join(information) or None}
+        prompts = {"prompt": result.prompt, "negative_prompt": result.negative_prompt}
+        prompts |= {"user_prompt": args.prompt, "information": ", ".join(information) or None}
         settings = asdict(result.plan.config) | {"size": wide(size), "notes": "; ".join(result.notes) or None}
-        written = told | facts | {name: value for name, value in settings.items() if name not in told}
+        others = {name: value for name, value in settings.items() if name not in prompts}
+        written = prompts | facts | others
     save_image(
         pixels,
         task.output,
@@ -379,10 +357,8 @@ def restore_one(
     return result
 
 
-def metadata(args: argparse.Namespace, job: Job) -> dict[str, Any]:
+def metadata(args: argparse.Namespace, job: RestoreJob) -> dict[str, Any]:
     """What is needed to make the picture again, but the settings themselves."""
-    import torch
-
     from msbd.load import model_hash, restorer_name
 
     base = job.model.base
@@ -390,12 +366,9 @@ def metadata(args: argparse.Namespace, job: Job) -> dict[str, Any]:
         "model": Path(restorer_name(args.model, args.mode)).name,  # of a folder no more than its own name
         "model_hash": model_hash(job.model.own),
         "base": base and f"{Path(args.base).name}:{args.base_weight:g} ({model_hash(base)})",
-        "loras": told_loras(args.lora),
+        "loras": lora_names(args.lora),
         "preset": args.preset,
-        "device": job.device.type,
-        "dtype": str(job.dtype).removeprefix("torch."),
-        "msbd": version(),
-        "torch": str(torch.__version__),
+        **machine_facts(job.device, job.dtype),
     }
 
 

@@ -33,42 +33,21 @@ if TYPE_CHECKING:
     from msbd.train.pictures import Pictures
 
 
-OPTIONS = config_options(TrainConfig)
 FLAGS = {"learning_rate": "--lr"}
+OPTIONS = config_options(TrainConfig, FLAGS)
 MEMORY = (
     "take a smaller --batch (and more --accumulate), --checkpointing, --precision bf16, or a smaller --size"
 )
 
-# What --help says of every option but the seed, in its order.
-HELP: dict[str, dict[str, str]] = {
-    "the descent": {
-        "steps": "updates of the weights",
-        "batch": "samples a process takes at once",
-        "accumulate": "batches a process adds up for one update",
-        "optimizer": "which",
-        "learning_rate": "its rate",
-        "schedule": "of the rate; cosine falls towards 0",
-        "warmup": "steps of linear rise",
-        "weight_decay": "of the optimizer",
-        "clip": "largest norm of the gradient",
-        "ema": "decay of the averaged weights, which are then the ones that are kept; 0: no average",
-        "nan_limit": "updates in a row that may be skipped for gradients that are not finite",
-    },
-    "the losses": {
-        "gamma": "weight of the degradation removal loss",
-        "antialias": "the pyramid of clean pictures that it compares with",
-        "null_prompts": "share of captions replaced by the empty one",
-        "colour_weight": "of the colourfulness of the toRGB pictures, with --mode colorize",
-    },
-    "memory and files": {
-        "precision": "of the nets' work; the weights that are trained are float32",
-        "zero": "spread the optimizer's state over the processes (ZeRO)",
-        "checkpointing": "compute activations twice instead of keeping them",
-        "log_every": "steps between lines of log.jsonl",
-        "validate_every": "steps between validations; 0: none",
-        "save_every": "steps between checkpoints",
-    },
-}
+# Group of --help -> its fields of TrainConfig, whose sentences it shows; --seed is among the shared options.
+GROUPS: dict[str, tuple[str, ...]] = {
+    "the descent": (
+        "steps", "batch", "accumulate", "optimizer", "learning_rate", "schedule", "warmup", "weight_decay", "clip", "ema",
+        "nan_limit",
+    ),
+    "the losses": ("gamma", "antialias", "null_prompts", "colour_weight"),
+    "memory and files": ("precision", "zero", "checkpointing", "log_every", "validate_every", "save_every"),
+}  # fmt: skip
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -98,12 +77,11 @@ def build_parser() -> argparse.ArgumentParser:
     add("--degradation", choices=("real-esrgan", "pasd"),
         help="whose ranges (default: real-esrgan with --preset paper, the milder pasd with the others)")  # fmt: skip
     add("--scale", type=int, metavar="N", help="of the degradation's downscale (default: 4)")
-    _add_running(pasd, HELP)
+    _add_running(pasd, GROUPS)
     base = jobs.add_parser("base", help="fine-tune a base: the U-Net whole, or a LoRA of it")
     _add_data(base)
     base.add_argument("--rank", type=int, metavar="N", help="of a LoRA (default: the whole U-Net)")
-    plain = {"the losses": {"null_prompts": HELP["the losses"]["null_prompts"]}}
-    _add_running(base, HELP | plain)
+    _add_running(base, GROUPS | {"the losses": ("null_prompts",)})
     curves = jobs.add_parser("curves", help="draw the losses of runs")
     curves.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folders of runs")
     curves.add_argument("-o", "--output", type=Path, required=True, metavar="PNG", help="the picture")
@@ -129,8 +107,8 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
         help="processes that prepare the data (default: 0: the training process itself)")  # fmt: skip
 
 
-def _add_running(parser: argparse.ArgumentParser, table: dict[str, dict[str, str]]) -> None:
-    add_config_options(parser, OPTIONS, table, FLAGS)
+def _add_running(parser: argparse.ArgumentParser, groups: dict[str, tuple[str, ...]]) -> None:
+    add_config_options(parser, OPTIONS, groups)
     add_shared_options(parser, dtype=False)
 
 
