@@ -1,6 +1,7 @@
 """tools.models: what is known, what a file is, and conversions that load again as the same nets."""
 
 import json
+import re
 from dataclasses import asdict
 from pathlib import Path
 
@@ -76,9 +77,33 @@ def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
 
 
 def test_list_names_every_model_its_licence_and_what_is_not_known(capsys: pytest.CaptureFixture[str]) -> None:
-    text = printed(capsys, "list")
-    assert all(f"{name}: " in text for name in MODELS)
+    lines = printed(capsys, "list").splitlines()
+    assert [line.split()[0] for line in lines] == [*MODELS]  # a line each
+    for line, model in zip(lines, MODELS.values(), strict=True):
+        assert (
+            line.endswith(f"  {model.what}")
+            and model.licence.split()[0].rstrip(",:;") in line
+            and " here " in line
+        )
+    assert "22 MB" in lines[0] and "  here " in lines[0] and any("  not here " in line for line in lines)
+    text = printed(capsys, "list", *MODELS)
+    assert all(f"{name}: " in text for name in MODELS) and all(
+        model.licence in text for model in MODELS.values()
+    )
     assert "OpenRAIL-M" in text and "sha256 unknown" in text and "not here" in text and "here, " in text
+
+
+def test_list_of_a_name_shows_its_files(capsys: pytest.CaptureFixture[str]) -> None:
+    first, *rest = printed(capsys, "list", "sd-v1-4").splitlines()
+    assert (
+        first == "sd-v1-4: Stable Diffusion 1.4, one file"
+        and "4.27 GB, " in rest[0]
+        and "OpenRAIL-M: " in rest[1]
+    )
+    assert re.fullmatch(
+        r"    all +sd-v1-4\.ckpt, 4,265,380,512 bytes, sha256 [0-9a-f]{64}, from huggingface\.co/.*", rest[2]
+    )
+    assert printed(capsys, "list", "mini", "mimi", code=1).startswith("error: no model is called 'mimi'")
 
 
 def test_fetch_of_what_is_here_prints_where(capsys: pytest.CaptureFixture[str]) -> None:

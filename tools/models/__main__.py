@@ -1,6 +1,7 @@
 """Known models and model files: what there is, get it, check it, convert it, look into it.
 
 python -m tools.models list                          every known model: size, licence, whether it is on this machine
+python -m tools.models list sd-v1-5                  one of them with its files: sizes, hashes, where they come from
 python -m tools.models fetch sd-v1-5                 download it and what it needs; files that are here already cost nothing
 python -m tools.models verify sd-v1-5 FILE ...       hash files, and compare with what is known of them
 python -m tools.models keys FILE                     what a file is, its sizes, which of its keys map where, what is missing
@@ -11,6 +12,7 @@ Pickles (.ckpt, .pth, .bin) are read without running any code, and converted in 
 
 import argparse
 import os
+import re
 import subprocess
 import sys
 import textwrap
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
     from weights.canonical import Contents
     from weights.fetch import Check
     from weights.hub import Source
-    from weights.registry import ModelFile
+    from weights.registry import Model, ModelFile
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -37,7 +39,10 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     jobs = parser.add_subparsers(dest="job", required=True)
-    jobs.add_parser("list", help="every known model")
+    known = jobs.add_parser("list", help="every known model in a line, or some with their files")
+    known.add_argument(
+        "names", nargs="*", metavar="NAME", help="show its files, their sizes, hashes and origin"
+    )
     fetch = jobs.add_parser("fetch", help="download models")
     fetch.add_argument("names", nargs="+", metavar="NAME")
     fetch.add_argument("--quiet", action="store_true", help="print nothing but errors")
@@ -93,22 +98,58 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _list(args: argparse.Namespace) -> int:
-    from weights.fetch import download_size, find_local
-    from weights.registry import MODELS, needed_files
+    from weights.registry import MODELS, find_model
 
-    for model in MODELS.values():
-        files = needed_files(model)
-        here = sum(find_local(file) is not None for file in files)
-        state = "here" if here == len(files) else f"{here} of {len(files)} files here" if here else "not here"
-        print(f"{model.name}: {model.what}")
-        size = download_size(replace(file, size=_bytes(file)) for file in model.files)
-        print(f"    {size}, {state}{', with ' + ', '.join(model.needs) if model.needs else ''}")
-        print(f"    {model.licence}")
-        for file in model.files:
-            print(
-                f"    {file.part:12} {file.file}, {_known(_bytes(file))} bytes, sha256 {_known(file.sha256)}, from {_origin(file)}"
-            )
+    if args.names:
+        for model in [
+            find_model(name) for name in args.names
+        ]:  # a misspelt name is told before anything is printed
+            print("\n".join(_description(model)))
+        return 0
+    rows = [
+        (model.name, _state(model), _size(model), _short(model.licence), model.what)
+        for model in MODELS.values()
+    ]
+    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    for *columns, what in rows:
+        print("  ".join(f"{text:{width}}" for text, width in zip(columns, widths, strict=True)) + f"  {what}")
     return 0
+
+
+def _description(model: "Model") -> list[str]:
+    """A known model in full: what it is, its licence, and each of its files."""
+    lines = [
+        f"{model.name}: {model.what}",
+        f"    {_size(model)}, {_state(model)}{', with ' + ', '.join(model.needs) if model.needs else ''}",
+        f"    {model.licence}",
+    ]
+    for file in model.files:
+        size, digest = _known(_bytes(file)), _known(file.sha256)
+        lines.append(f"    {file.part:12} {file.file}, {size} bytes, sha256 {digest}, from {_origin(file)}")
+    return lines
+
+
+def _state(model: "Model") -> str:
+    """Whether this machine has the model and the models it needs: "here", "not here" or "2 of 5 files here"."""
+    from weights.fetch import find_local
+    from weights.registry import needed_files
+
+    files = needed_files(model)
+    here = sum(find_local(file) is not None for file in files)
+    return "here" if here == len(files) else f"{here} of {len(files)} files here" if here else "not here"
+
+
+def _size(model: "Model") -> str:
+    """The size of the model's own files, in words."""
+    from weights.fetch import download_size
+
+    return download_size(replace(file, size=_bytes(file)) for file in model.files)
+
+
+def _short(licence: str) -> str:
+    """A licence's name, and " ..." where there is more to read."""
+    name = re.split("[:;,]", licence)[0]
+    return name if name == licence else f"{name} ..."
 
 
 def _bytes(file: "ModelFile") -> int | None:
