@@ -28,22 +28,22 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parent.parent
 
 
-# ---- options --------------------------------------------------------------------------------------------
+# ---- options -----------------------------------------------------------------------------------------------
 
 CELL = 8  # pixels, side of a latent cell
 
 
 class CommandParser(argparse.ArgumentParser):
-    """A parser that goes on understanding the earlier names of its options, as do the parsers of its sub-commands."""
+    """A parser that still understands the earlier names of its options, as do those of its sub-commands."""
 
     def __init__(self, *args: Any, **settings: Any) -> None:
         super().__init__(*args, **settings)
         self._renamed: dict[str, tuple[str, int]] = {}
 
     def add_renamed(self, old: str, new: str, *, times: int = 1) -> None:
-        """Understand the flag `old` as `new`: no help shows it, and one note on stderr, unless --quiet, tells `new`.
+        """Understand the flag `old` as `new`; it is in no help, and a note on stderr, unless --quiet, tells `new`.
 
-        A whole number given to `old` is multiplied by `times`: 8 where `old` counts latent cells and `new` pixels.
+        A whole number is multiplied by `times`: 8 where `old` counts latent cells and `new` pixels.
         """
         self._renamed[old] = (new, times)
 
@@ -93,9 +93,9 @@ class _CommonHelp(argparse.Action):
 def picture_parser(
     command: str, usage: str, description: str | None
 ) -> tuple[CommandParser, argparse._ArgumentGroup]:
-    """The parser of `python -m tools.COMMAND` and its group of common options, which --help shows; --help-all shows all.
+    """The parser of `python -m tools.COMMAND`, and its group of common options: all that --help shows.
 
-    Each group that is added to the parser is a subject of --help-all alone.
+    Every other group that is added to the parser is shown by --help-all.
     """
     parser = CommandParser(
         prog=f"python -m tools.{command}",
@@ -204,9 +204,10 @@ class Option:
 
 
 def config_options(config: type, flags: Mapping[str, str] | None = None) -> dict[str, Option]:
-    """The fields of a config dataclass: int, float, str, bool or a Literal of strings, bare or `| None`, each with a default.
+    """The fields of a config dataclass: int, float, str, bool or a Literal of strings, bare or `| None`.
 
-    A field's flag is its name with hyphens, or what `flags` says. Its help is the sentence that `msbd.options.option` got.
+    A field's flag is its name with hyphens, or what `flags` says. Its help is the sentence that
+    `msbd.options.option` got.
     """
     hints = get_type_hints(config)
     return {item.name: _option(item, hints[item.name], flags or {}) for item in fields(config)}
@@ -245,7 +246,7 @@ def add_config_options(
 
 
 def add_options(group: argparse._ArgumentGroup, options: Mapping[str, Option], names: Sequence[str]) -> None:
-    """The flags of the fields `names`; one that is not given leaves nothing behind, so that a preset shows through."""
+    """The flags of the fields `names`; one that is not given leaves nothing, so that a preset shows through."""
     for option in (options[name] for name in names):
         settings: dict[str, Any] = {"dest": option.name, "default": argparse.SUPPRESS, "help": option.help}
         if option.kind is bool:
@@ -258,7 +259,10 @@ def add_options(group: argparse._ArgumentGroup, options: Mapping[str, Option], n
 
 
 def given_options(args: argparse.Namespace, options: Mapping[str, Option]) -> dict[str, Any]:
-    """The options that the command line gave, by field name. ValueError for pixels that are no whole latent cells."""
+    """The options that the command line gave, by field name.
+
+    ValueError for pixels that are no whole latent cells.
+    """
     given = {name: value for name, value in vars(args).items() if name in options}
     for option in (options[name] for name in given):
         if option.times > 1:
@@ -267,7 +271,10 @@ def given_options(args: argparse.Namespace, options: Mapping[str, Option]) -> di
 
 
 def pixels_in_cells(pixels: int, flag: str) -> int:
-    """A length in latent cells, of one that `flag` gave in pixels. ValueError where that is no multiple of 8."""
+    """A length in latent cells, of one that `flag` gave in pixels.
+
+    ValueError where that is no multiple of 8.
+    """
     if pixels % CELL:
         raise ValueError(f"{flag} is {pixels}; expected pixels, a multiple of {CELL}")
     return pixels // CELL
@@ -306,11 +313,11 @@ def wide(size: tuple[int, int]) -> str:
     return f"{size[1]} x {size[0]}"
 
 
-# ---- files ------------------------------------------------------------------------------------------------------------------
+# ---- files -------------------------------------------------------------------------------------------------
 
 
 def check_outputs(outputs: Mapping[str, Path], inputs: Mapping[str, Path]) -> None:
-    """ValueError unless each of `outputs` (flag -> path) can be written, and is neither an input nor another output."""
+    """ValueError unless each of `outputs` (flag -> path) can be written and is no input or other output."""
     for flag, path in outputs.items():
         if path.is_dir():
             raise ValueError(f"{path}: a folder; {flag} takes a file name")
@@ -335,7 +342,7 @@ def check_transparency(photo: "Photo", image: Path, output: Path) -> None:
 
 
 def lora_names(loras: Iterable[tuple[str, float]]) -> list[str] | None:
-    """LoRAs as a result's file names them: name, weight and the first digits of the file's hash; None for none."""
+    """LoRAs as a result's file names them: name, weight, first digits of the file's hash; None for none."""
     from msbd.loading.nets import lora_file
     from weights.files import sha256
 
@@ -361,7 +368,7 @@ def same_file(one: Path, other: Path) -> bool:
     return one.resolve() == other.resolve() or (one.exists() and other.exists() and one.samefile(other))
 
 
-# ---- device -----------------------------------------------------------------------------------------------------------------
+# ---- device ------------------------------------------------------------------------------------------------
 
 
 def choose_device(device: str, dtype: str) -> "tuple[torch.device, torch.dtype]":
@@ -380,7 +387,7 @@ def choose_device(device: str, dtype: str) -> "tuple[torch.device, torch.dtype]"
     return torch.device(device), getattr(torch, dtype)
 
 
-# ---- progress ---------------------------------------------------------------------------------------------------------------
+# ---- progress ----------------------------------------------------------------------------------------------
 
 
 class Progress:
@@ -425,7 +432,7 @@ def warn_of_long_prompts(tokenizer: Any, prompts: Iterable[str]) -> None:
 
 
 class Transfer:
-    """A bar of bytes for one download, shown once there is something to download; silent where stderr is not a terminal."""
+    """A bar of bytes for one download, shown once some came; silent where stderr is not a terminal."""
 
     def __init__(self, title: str, *, quiet: bool) -> None:
         self._title, self._quiet = title, quiet
@@ -447,7 +454,7 @@ class Transfer:
         self._bar.update(done - self._bar.n)
 
 
-# ---- errors -----------------------------------------------------------------------------------------------------------------
+# ---- errors ------------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -462,7 +469,7 @@ EDIT_MEMORY = "take fewer candidates, smaller tiles (--tile, --tile-batch 1), --
 
 @contextmanager
 def report_errors(*, debug: bool = False, memory: str = EDIT_MEMORY) -> Iterator[Outcome]:
-    """Turn what can be expected to go wrong into one line on stderr and an exit code; with `debug` let it pass.
+    """Turn an expected failure into one line on stderr and an exit code; with `debug` let it pass.
 
     `memory` is the way out when there is not enough of it.
     """
@@ -488,7 +495,10 @@ def report_errors(*, debug: bool = False, memory: str = EDIT_MEMORY) -> Iterator
 
 
 def expected_failure(error: Exception, way_out: str) -> str | None:
-    """The line for an error that is the user's to solve; None for one that is ours. `way_out`: when memory is short."""
+    """The line for an error that is the user's to solve; None for one that is ours.
+
+    `way_out`: when memory is short.
+    """
     text = str(error) or type(error).__name__
     memory = sys.modules.get("msbd.memory")  # imported with the nets, before anything large
     if isinstance(error, MemoryError) or (memory and memory.is_out_of_memory(error)):
@@ -499,7 +509,10 @@ def expected_failure(error: Exception, way_out: str) -> str | None:
 
 
 def check_not_shadowed() -> None:
-    """Fail early if another `nets`, `samplers`, `weights` or `msbd` on sys.path hides ours. Raises ImportError."""
+    """Fail early if another `nets`, `samplers`, `weights` or `msbd` on sys.path hides ours.
+
+    Raises ImportError.
+    """
     for name in ("msbd", "nets", "samplers", "weights"):
         spec = importlib.util.find_spec(name)  # finds, does not import
         origin = Path(spec.origin).resolve() if spec and spec.origin else None

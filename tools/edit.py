@@ -1,9 +1,10 @@
 """Repaint the masked part of a picture from a text prompt; every pixel outside the mask comes back as it was.
 
-  python -m tools.edit -i examples/coffee.jpg -m examples/coffee_mask.png -p "a blue ball on sand at sunset" -o edited.png
-  python -m tools.edit -i photo.png --mask-from-alpha -p "a red house on grass" -o edited.png --preset fast --compare look.jpg
+  python -m tools.edit -i examples/coffee.jpg -m examples/coffee_mask.png -p "a blue ball on sand" -o edited.png
+  python -m tools.edit -i photo.png --mask-from-alpha -p "a red house on grass" -o edited.png --preset fast
 
-The mask is white (128 of 255 and more) where the picture may change. PNG and WebP keep the rest byte for byte; JPEG cannot.
+The mask is white (128 of 255 and more) where the picture may change. PNG and WebP keep the rest byte for
+byte; JPEG cannot.
 """
 
 import argparse
@@ -50,7 +51,7 @@ if TYPE_CHECKING:
     from weights.locate import Located
     from weights.lora import Lora
 
-# Preset -> what it sets; explicit flags overrule it. "official" is msbd.official.OPTIONS, which needs torch.
+# Preset -> what it sets; explicit flags overrule it. "official" is msbd.edit.official.OPTIONS, which needs torch.
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {},
     "official": {},
@@ -60,23 +61,25 @@ PRESETS: dict[str, dict[str, Any]] = {
 FLAGS = {"num_steps": "--steps", "upscale_num_steps": "--upscale-steps"}
 OPTIONS = config_options(EditConfig, FLAGS)
 
-# Subject of --help-all -> its fields of EditConfig, whose sentences it shows. --steps stands among the common options,
-# --seed among those that all commands share.
+# Subject of --help-all -> its fields of EditConfig, whose sentences it shows. --steps stands among the common
+# options, --seed among those that all commands share.
 GROUPS: dict[str, tuple[str, ...]] = {
     "sampling": (
-        "method", "guidance_scale", "negative_prompt", "eta", "background_level", "background_noise", "latent_mask",
-        "dilate_mask", "formulas",
+        "method", "guidance_scale", "negative_prompt", "eta", "background_level", "background_noise",
+        "latent_mask", "dilate_mask", "formulas",
     ),
     "first stage": (
-        "margin", "first_stage_size", "first_stage_batch", "repaint_steps", "repaint_jump", "start_timestep", "start_from",
-        "clip_reranking", "rerank_area",
+        "margin", "first_stage_size", "first_stage_batch", "repaint_steps", "repaint_jump", "start_timestep",
+        "start_from", "clip_reranking", "rerank_area",
     ),
     "later stages": (
-        "max_edgelen", "straight_to_grid", "upscale_startstep", "grid_startstep", "upscale_num_steps", "upscaling_mode",
-        "lowpass_reference", "conditional_upscale", "blended_upscale", "tile", "grid_overlap", "tile_batch",
+        "max_edgelen", "straight_to_grid", "upscale_startstep", "grid_startstep", "upscale_num_steps",
+        "upscaling_mode", "lowpass_reference", "conditional_upscale", "blended_upscale", "tile",
+        "grid_overlap", "tile_batch",
     ),
     "decoder optimisation and composite": (
-        "decoder_optimization", "decoderopt_steps", "decoderopt_lr", "decoderopt_weight", "decoderopt_latents", "feather",
+        "decoder_optimization", "decoderopt_steps", "decoderopt_lr", "decoderopt_weight",
+        "decoderopt_latents", "feather",
     ),
 }  # fmt: skip
 
@@ -152,7 +155,10 @@ class EditJob:
 
 
 def prepare(args: argparse.Namespace) -> EditJob:
-    """Read and check everything but the model's weights, and write nothing. ValueError or OSError, in one line."""
+    """Read and check everything but the model's weights, and write nothing.
+
+    ValueError or OSError, in one line.
+    """
     from msbd.edit.plan import plan_edit
     from msbd.load import plan_facts
     from msbd.loading.nets import read_lora_file
@@ -308,7 +314,7 @@ def run(args: argparse.Namespace, job: EditJob) -> None:
 
 
 def metadata(args: argparse.Namespace, job: EditJob) -> dict[str, Any]:
-    """What is needed to make the picture again, for its file; asked before the edit, as the model's files may change meanwhile."""
+    """What is needed to make the picture again; asked before the edit, as the model's files may change."""
     from msbd.load import model_hash
 
     model = Path(args.model).name  # of a folder no more than its own name
@@ -323,7 +329,7 @@ def metadata(args: argparse.Namespace, job: EditJob) -> dict[str, Any]:
     }
 
 
-# ---- while it runs ----------------------------------------------------------------------------------------------------------
+# ---- while it runs -----------------------------------------------------------------------------------------
 
 
 def timings(result: "EditResult") -> list[str]:

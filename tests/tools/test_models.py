@@ -73,7 +73,7 @@ def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
 
 
-# ---- known models -----------------------------------------------------------------------------------------------------------
+# ---- known models ------------------------------------------------------------------------------------------
 
 
 def test_list_names_every_model_its_licence_and_what_is_not_known(capsys: pytest.CaptureFixture[str]) -> None:
@@ -129,7 +129,7 @@ def test_verify_knows_a_wrong_file_by_its_name(capsys: pytest.CaptureFixture[str
     assert "name its files" in printed(capsys, "verify", tmp_path, code=1)
 
 
-# ---- looking into a file ----------------------------------------------------------------------------------------------------
+# ---- looking into a file -----------------------------------------------------------------------------------
 
 
 def test_keys_of_a_single_file(capsys: pytest.CaptureFixture[str], single: Path) -> None:
@@ -152,7 +152,7 @@ def test_keys_says_what_is_missing(capsys: pytest.CaptureFixture[str], tmp_path:
     assert "missing: 1\n        conv_hr.bias" in text and "unknown: 1\n        more.weight" in text
 
 
-# ---- converting -------------------------------------------------------------------------------------------------------------
+# ---- converting --------------------------------------------------------------------------------------------
 
 
 def test_a_pickle_becomes_a_folder_that_edits_as_it_did(

@@ -105,7 +105,7 @@ def refused(job: list[str], capsys: pytest.CaptureFixture[str], folder: Path) ->
     return err
 
 
-# ---- what it writes ---------------------------------------------------------------------------------------------------------
+# ---- what it writes ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -240,7 +240,7 @@ def test_the_mini_bundle_is_the_default(tmp_path: Path) -> None:
     )
 
 
-# ---- a folder ---------------------------------------------------------------------------------------------------------------
+# ---- a folder ----------------------------------------------------------------------------------------------
 
 
 def test_a_bad_file_of_a_folder_does_not_stop_the_others(
@@ -345,7 +345,7 @@ def test_a_place_without_permission_is_refused(
     assert "no permission" in refused(words, capsys, tmp_path)
 
 
-# ---- dry runs, silence, progress --------------------------------------------------------------------------------------------
+# ---- dry runs, silence, progress ---------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -414,7 +414,7 @@ def test_notes_are_printed_and_written(
     assert stored(tmp_path / "out.png")["notes"] == "went on with 2"
 
 
-# ---- what it refuses --------------------------------------------------------------------------------------------------------
+# ---- what it refuses ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.usefixtures("no_model")
@@ -564,7 +564,7 @@ def test_wrong_usage_exits_with_2(
     assert ended.value.code == 2 and "usage: python -m tools.restore" in capsys.readouterr().err
 
 
-# ---- options ----------------------------------------------------------------------------------------------------------------
+# ---- options -----------------------------------------------------------------------------------------------
 
 
 def config_of(*more: str) -> RestoreConfig:

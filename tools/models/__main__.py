@@ -1,11 +1,11 @@
 """Known models and model files: what there is, get it, check it, convert it, look into it.
 
-python -m tools.models list                          every known model: size, licence, whether it is on this machine
-python -m tools.models list sd-v1-5                  one of them with its files: sizes, hashes, where they come from
-python -m tools.models fetch sd-v1-5                 download it and what it needs; files that are here already cost nothing
-python -m tools.models verify sd-v1-5 FILE ...       hash files, and compare with what is known of them
-python -m tools.models keys FILE                     what a file is, its sizes, which of its keys map where, what is missing
-python -m tools.models convert IN -o OUT             any layout to safetensors under canonical names: a folder of parts, or one file
+python -m tools.models list                      every known model: size, licence, whether it is on this machine
+python -m tools.models list sd-v1-5              one of them with its files: sizes, hashes, where they come from
+python -m tools.models fetch sd-v1-5             download it and what it needs; what is here already costs nothing
+python -m tools.models verify sd-v1-5 FILE ...   hash files, and compare with what is known of them
+python -m tools.models keys FILE                 what a file is, its sizes, where its keys map, what is missing
+python -m tools.models convert IN -o OUT         any layout to safetensors under canonical names: a folder or a file
 
 Pickles (.ckpt, .pth, .bin) are read without running any code, and converted in a process of their own.
 """
@@ -21,7 +21,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .._cli import ROOT, Transfer, check_not_shadowed, report_errors, weighted_file
+from .._cli import ROOT, Transfer, add_lora, check_not_shadowed, report_errors, weighted_file
 
 if TYPE_CHECKING:
     from weights.canonical import Contents
@@ -53,24 +53,34 @@ def build_parser() -> argparse.ArgumentParser:
     keys.add_argument("--all", action="store_true", help="every key, not the first ones of each part")
     convert = jobs.add_parser("convert", help="to canonical safetensors")
     convert.add_argument("model", metavar="IN", help="a file, a folder, or a known model's name")
-    convert.add_argument("-o", "--output", type=Path, required=True, metavar="OUT",
-                         help="a folder that gets one file per part, or FILE.safetensors for one part")  # fmt: skip
+    convert.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        required=True,
+        metavar="OUT",
+        help="a folder that gets one file per part, or FILE.safetensors for one part",
+    )
     convert.add_argument("--part", help="only this one (unet, vae, text_encoder, ...)")
     convert.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="(default: as it is)")
-    convert.add_argument("--blend", type=weighted_file, metavar="FILE:WEIGHT",
-                         help="mix another model in: (1 - WEIGHT) of IN and WEIGHT of FILE, of U-Net, VAE and text encoder")  # fmt: skip
     convert.add_argument(
-        "--lora",
+        "--blend",
         type=weighted_file,
-        action="append",
-        default=[],
         metavar="FILE:WEIGHT",
-        help="merge a LoRA in; may be repeated",
+        help="mix another model in: (1 - WEIGHT) of IN and WEIGHT of FILE, of U-Net, VAE and text encoder",
     )
-    convert.add_argument("--layout", choices=("canonical", "ldm"), default="canonical",
-                         help="ldm: one file as the original Stable Diffusion code has it (default: canonical)")  # fmt: skip
-    convert.add_argument("--pasd-delta", action="store_true",
-                         help="of a PASD model only what it adds to its base, and the ControlNet, float16, in one file")  # fmt: skip
+    add_lora(convert.add_argument, "the model, merged into its tensors")
+    convert.add_argument(
+        "--layout",
+        choices=("canonical", "ldm"),
+        default="canonical",
+        help="ldm: one file as the original Stable Diffusion code has it (default: canonical)",
+    )
+    convert.add_argument(
+        "--pasd-delta",
+        action="store_true",
+        help="of a PASD model only what it adds to its base, and the ControlNet, float16, in one file",
+    )
     convert.add_argument("--in-process", action="store_true", help=argparse.SUPPRESS)
     return parser
 
@@ -94,7 +104,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return outcome.exit_code
 
 
-# ---- known models -----------------------------------------------------------------------------------------------------------
+# ---- known models ------------------------------------------------------------------------------------------
 
 
 def _list(args: argparse.Namespace) -> int:
@@ -220,7 +230,7 @@ def _checks(name: str) -> "Iterator[Check]":
 
 
 def _check_file(path: Path) -> "Check":
-    """Compare a file of any name with every registered one: by its hash, and by its name where only one has that."""
+    """Compare a file with every registered one: by its hash, and by its name where only one has that."""
     from weights.fetch import verify
     from weights.files import sha256
     from weights.registry import MODELS, ModelFile
@@ -234,7 +244,7 @@ def _check_file(path: Path) -> "Check":
     return verify(path, same[0] if same else ModelFile("unknown", path.name), found)
 
 
-# ---- looking into a file ----------------------------------------------------------------------------------------------------
+# ---- looking into a file -----------------------------------------------------------------------------------
 
 
 def _keys(args: argparse.Namespace) -> int:
@@ -288,7 +298,7 @@ def _some(title: str, lines: Sequence[str], *, every: bool) -> None:
         print("\n".join(f"        {line if line.isprintable() else ascii(line)}" for line in shown))
 
 
-# ---- converting -------------------------------------------------------------------------------------------------------------
+# ---- converting --------------------------------------------------------------------------------------------
 
 
 def _convert(args: argparse.Namespace, argv: Sequence[str]) -> int:

@@ -78,7 +78,10 @@ class _Conversion:
         return {key: tensor.to(self._dtype) for key, tensor in state.items()} if self._dtype else state
 
     def write_folder(self, folder: Path) -> Iterator[Path]:
-        """Every part as a file of its own, and the tokenizer. ValueError where other parts lie there already."""
+        """Every part as a file of its own, and the tokenizer.
+
+        ValueError where other parts lie there already.
+        """
         if folder.suffix.lower() in (".ckpt", ".pth", ".pt", ".bin"):
             raise ValueError(f"{folder}: what is written is safetensors; name it so, or name a folder")
         files = {part: folder / f"{part}.safetensors" for part in (*PARTS, *self.parts)}
@@ -106,7 +109,10 @@ class _Conversion:
         return self.write(path, state, self.configs({part: state})[part])
 
     def write(self, path: Path, state: State, config: Mapping[str, Any]) -> Path:
-        """`state` as safetensors with `config` in its metadata. ValueError rather than writing over what is being read."""
+        """`state` as safetensors with `config` in its metadata.
+
+        ValueError rather than writing over what is being read.
+        """
         return self._write(path, state, {"config": json.dumps(config)})
 
     def configs(self, nets: Mapping[str, State]) -> dict[str, dict[str, Any]]:

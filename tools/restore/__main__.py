@@ -1,11 +1,11 @@
-"""Restore photographs: enlarge and repair them, colour grey ones, restyle them; a picture or a folder of them.
+"""Restore photographs: enlarge, repair, colour or restyle a picture, or a folder of pictures.
 
   python -m tools.restore -i photo.jpg -o restored.png
   python -m tools.restore -i album -o restored --scale 2 --fidelity 0.8 --compare looks
   python -m tools.restore -i gray.png -o coloured.png --mode colorize -p "a red house on grass"
   python -m tools.restore -i photo.png -o drawn.png --mode stylize --lora mini-style:1
 
---fidelity goes from 0, which invents detail, to 1, which keeps to what is there; docs/restore.md shows what it does.
+--fidelity goes from 0, which invents detail, to 1, which keeps to what is there (shown in docs/restore.md).
 """
 
 import argparse
@@ -42,7 +42,7 @@ from .._cli import (
     warn_of_long_prompts,
     wide,
 )
-from .tasks import Task, asked_size, find_tasks, read_picture, resampled_alpha
+from .tasks import RestoreTask, asked_size, find_tasks, read_picture, resampled_alpha
 
 if TYPE_CHECKING:
     import torch
@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     from msbd.restore.plan import RestorePlan, RestoreResult
     from weights.lora import Lora
 
-# Preset -> what it sets; explicit flags overrule it. "official" is msbd.official_pasd.OPTIONS, which needs torch.
+# Preset -> what it sets; explicit flags overrule it. "official" is msbd.restore.official.OPTIONS, which needs torch.
 PRESETS: dict[str, dict[str, Any]] = {"paper": {}, "official": {}, "fast": {"num_inference_steps": 8}}
 
 FLAGS = {
@@ -67,20 +67,20 @@ OPTIONS = config_options(RestoreConfig, FLAGS)
 KINDS: "tuple[Kind, ...]" = ("classification", "detection", "caption")
 MEMORY = "take a smaller --tile, --tile-batch 1, --vae-tiling fast, or --device cpu"
 
-# Subject of --help-all -> its fields of RestoreConfig, whose sentences it shows. --mode, --fidelity and --steps stand among
-# the common options, --seed among those that all commands share.
+# Subject of --help-all -> its fields of RestoreConfig, whose sentences it shows. --mode, --fidelity and
+# --steps stand among the common options, --seed among those that all commands share.
 GROUPS: dict[str, tuple[str, ...]] = {
     "faithful or inventive": (
         "alpha_a", "added_noise_level", "conditioning_scale", "control_start", "control_end", "color_fix",
     ),
     "prompts": ("guidance_scale", "guidance_start", "guidance_end", "added_prompt", "negative_prompt"),
     "sampling": (
-        "method", "sampler", "spacing", "final_level", "eta", "init_latent_with_noise", "offset_noise_scale", "posterior",
-        "strength", "formulas", "ans",
+        "method", "sampler", "spacing", "final_level", "eta", "init_latent_with_noise", "offset_noise_scale",
+        "posterior", "strength", "formulas", "ans",
     ),
     "sizes and tiles": (
-        "process_size", "latent_tiled_size", "latent_tiled_overlap", "tile_batch", "vae_tiling", "encoder_tiled_size",
-        "decoder_tiled_size",
+        "process_size", "latent_tiled_size", "latent_tiled_overlap", "tile_batch", "vae_tiling",
+        "encoder_tiled_size", "decoder_tiled_size",
     ),
 }  # fmt: skip
 
@@ -170,14 +170,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     return outcome.exit_code
 
 
-# ---- before it runs ---------------------------------------------------------------------------------------------------------
+# ---- before it runs ----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class RestoreJob:
     """A checked command: nothing that the command line can be blamed for is left."""
 
-    tasks: list[Task]
+    tasks: list[RestoreTask]
     config: RestoreConfig
     model: "RestoreModel"
     loras: "list[tuple[Lora, float]]"
@@ -188,7 +188,10 @@ class RestoreJob:
 
 
 def prepare(args: argparse.Namespace) -> RestoreJob:
-    """Check everything but weights and the pictures of a folder, and write nothing. ValueError or OSError, in one line."""
+    """Check everything but weights and the pictures of a folder, and write nothing.
+
+    ValueError or OSError, in one line.
+    """
     from msbd.load import locate_restorer, restore_measures
     from msbd.loading.captions import available, load_captioners
     from msbd.loading.nets import read_lora_file
@@ -236,7 +239,7 @@ def describe(args: argparse.Namespace, job: RestoreJob) -> int:
     """Print what would be done, line by line; the number of pictures that cannot be restored."""
     total = 0
 
-    def plan_one(head: str, task: Task) -> None:
+    def plan_one(head: str, task: RestoreTask) -> None:
         nonlocal total
         plan = plan_picture(args, job, task)
         total += plan.evaluations
@@ -248,7 +251,7 @@ def describe(args: argparse.Namespace, job: RestoreJob) -> int:
     return failed
 
 
-def plan_picture(args: argparse.Namespace, job: RestoreJob, task: Task) -> "RestorePlan":
+def plan_picture(args: argparse.Namespace, job: RestoreJob, task: RestoreTask) -> "RestorePlan":
     """What restoring one picture would do. ValueError or OSError for one that cannot be."""
     from msbd.pixels.files import check_output_path
     from msbd.restore.plan import plan_restore
@@ -259,8 +262,11 @@ def plan_picture(args: argparse.Namespace, job: RestoreJob, task: Task) -> "Rest
     return plan_restore(size, asked_size(args, size), job.config, job.measures)
 
 
-def for_each(args: argparse.Namespace, job: RestoreJob, work: Callable[[str, Task], None]) -> int:
-    """`work(head, task)` for every picture; how many failed, each told in a line. The failure of a single one is raised."""
+def for_each(args: argparse.Namespace, job: RestoreJob, work: Callable[[str, RestoreTask], None]) -> int:
+    """`work(head, task)` for every picture; how many failed, each told in a line.
+
+    The failure of a single one is raised.
+    """
     failed = 0
     for number, task in enumerate(job.tasks, 1):
         head = f"{number}/{len(job.tasks)} " if len(job.tasks) > 1 else ""
@@ -287,7 +293,7 @@ def plan_text(plan: "RestorePlan") -> str:
     return f"{wide(plan.size)} -> {wide(plan.output)}{stretched}{at}{tiles}, {plan.evaluations:,} evaluations"
 
 
-# ---- running ----------------------------------------------------------------------------------------------------------------
+# ---- running -----------------------------------------------------------------------------------------------
 
 
 def run(args: argparse.Namespace, job: RestoreJob) -> int:
@@ -307,7 +313,7 @@ def run(args: argparse.Namespace, job: RestoreJob) -> int:
         for folder in filter(None, (args.output, args.compare)):
             folder.mkdir(parents=True, exist_ok=True)
 
-    def restore_and_tell(head: str, task: Task) -> None:
+    def restore_and_tell(head: str, task: RestoreTask) -> None:
         start = time.perf_counter()
         result = restore_one(args, job, task, pipeline, models, facts)
         if args.quiet:
@@ -320,7 +326,8 @@ def run(args: argparse.Namespace, job: RestoreJob) -> int:
 
 
 def restore_one(
-    args: argparse.Namespace, job: RestoreJob, task: Task, pipeline: "RestorePipeline", models: Any, facts: dict[str, Any] | None
+    args: argparse.Namespace, job: RestoreJob, task: RestoreTask, pipeline: "RestorePipeline", models: Any,
+    facts: dict[str, Any] | None
 ) -> "RestoreResult":  # fmt: skip
     """Read, restore and write one picture."""
     from msbd.pixels.files import save_image, to_pixels
@@ -333,7 +340,8 @@ def restore_one(
     information = recognise(photo.image.to(job.device), job.kinds, models) if job.kinds else []
     with Progress(quiet=args.quiet) as progress:
         result = pipeline(
-            photo.image, args.prompt, output_size=size, information=information, config=job.config, on_step=progress
+            photo.image, args.prompt, output_size=size, information=information, config=job.config,
+            on_step=progress
         )  # fmt: skip
     if not args.quiet:
         warn_of_long_prompts(pipeline.tokenizer, (result.prompt, result.negative_prompt))

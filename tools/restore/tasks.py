@@ -1,4 +1,4 @@
-"""The pictures of a `python -m tools.restore` command: which, where their results go, and how large those are."""
+"""The pictures of a `python -m tools.restore` command: which, where results go, and how large those are."""
 
 import argparse
 import os
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Task:
+class RestoreTask:
     """One picture."""
 
     image: Path
@@ -21,8 +21,11 @@ class Task:
     compare: Path | None
 
 
-def find_tasks(args: argparse.Namespace) -> list[Task]:
-    """The pictures to restore and where they go. ValueError where one cannot be written, or would overwrite something."""
+def find_tasks(args: argparse.Namespace) -> list[RestoreTask]:
+    """The pictures to restore and where they go.
+
+    ValueError where one cannot be written, or would overwrite something.
+    """
     from msbd.pixels.files import READ_SUFFIXES, check_output_path
 
     if not args.image.is_dir():
@@ -31,7 +34,7 @@ def find_tasks(args: argparse.Namespace) -> list[Task]:
         check_outputs(outputs, {"--image": args.image})
         for path in outputs.values():
             check_output_path(path)
-        return [Task(args.image, output, args.compare)]
+        return [RestoreTask(args.image, output, args.compare)]
     names = [
         path
         for path in sorted(args.image.iterdir())
@@ -50,7 +53,7 @@ def find_tasks(args: argparse.Namespace) -> list[Task]:
         return path.stem if alone else path.name
 
     return [
-        Task(path, args.output / f"{name}.png", args.compare and args.compare / f"{name}.jpg")
+        RestoreTask(path, args.output / f"{name}.png", args.compare and args.compare / f"{name}.jpg")
         for path, name in ((path, name_of(path)) for path in names)
     ]
 
@@ -68,8 +71,11 @@ def _check_folder(flag: str, folder: Path, images: Path) -> None:
         )
 
 
-def read_picture(task: Task) -> "Photo":
-    """The picture of `task`. ValueError or OSError where it cannot be read, or its result would lose its transparency."""
+def read_picture(task: RestoreTask) -> "Photo":
+    """The picture of `task`.
+
+    ValueError or OSError where it cannot be read, or its result would lose its transparency.
+    """
     from msbd.pixels.files import load_image
 
     photo = load_image(task.image)

@@ -42,8 +42,8 @@ MEMORY = (
 # Group of --help -> its fields of TrainConfig, whose sentences it shows; --seed is among the shared options.
 GROUPS: dict[str, tuple[str, ...]] = {
     "the descent": (
-        "steps", "batch", "accumulate", "optimizer", "learning_rate", "schedule", "warmup", "weight_decay", "clip", "ema",
-        "nan_limit",
+        "steps", "batch", "accumulate", "optimizer", "learning_rate", "schedule", "warmup", "weight_decay",
+        "clip", "ema", "nan_limit",
     ),
     "the losses": ("gamma", "antialias", "null_prompts", "colour_weight"),
     "memory and files": ("precision", "zero", "checkpointing", "log_every", "validate_every", "save_every"),
