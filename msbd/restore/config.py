@@ -106,7 +106,7 @@ class RestoreConfig:
     # Sizes
     process_size: int | None = option(
         None,
-        "pixels: a shorter side below it is enlarged to it, the longer one at most to twice it, and shrunk back later",
+        "pixels: a shorter side below it is enlarged to it, the longer one at most to twice it, and shrunk later",
         unset="1.5 x the model's native size",
     )
     latent_tiled_size: int | None = option(
@@ -185,8 +185,7 @@ class RestoreConfig:
         overlap = full.latent_tiled_overlap or 0
         if overlap >= tile:
             raise ValueError(
-                f"latent_tiled_overlap is {overlap}; expected less than latent_tiled_size, {tile} "
-                "(latent cells of 8 pixels)"
+                f"latent_tiled_overlap is {overlap}; expected less than latent_tiled_size, {tile}"
             )
         return full
 

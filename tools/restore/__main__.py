@@ -232,7 +232,11 @@ def restore_config(args: argparse.Namespace) -> RestoreConfig:
     from msbd.restore.official import OPTIONS as OFFICIAL
 
     preset = OFFICIAL if args.preset == "official" else PRESETS[args.preset]
-    return RestoreConfig(**{**preset, **given_options(args, OPTIONS)})
+    given = given_options(args, OPTIONS)
+    tile, overlap = (given.get(name) for name in ("latent_tiled_size", "latent_tiled_overlap"))
+    if tile is not None and overlap is not None and overlap >= tile:  # in pixels, as they were given
+        raise ValueError(f"--tile-overlap is {CELL * overlap}; expected less than --tile, {CELL * tile}")
+    return RestoreConfig(**{**preset, **given})
 
 
 def describe(args: argparse.Namespace, job: RestoreJob) -> int:
