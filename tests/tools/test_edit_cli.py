@@ -139,6 +139,9 @@ def test_the_file_says_how_it_was_made(job: list[str], tmp_path: Path, model: Pa
     }
     assert stored.items() >= expected.items()
     assert stored["model"] == model.name and stored["model_hash"] == msbd.load.model_hash(model)
+    assert stored["method"] == "msbd" and stored.keys() >= {
+        item.name for item in dataclasses.fields(EditConfig)
+    }
     assert stored["msbd"] == _cli.version() and stored["torch"] == torch.__version__
     assert str(tmp_path) not in text  # nobody's folders
     assert main([*job, "--no-metadata"]) == 0
@@ -253,6 +256,13 @@ def test_dry_run_counts_and_writes_nothing(
     out = capsys.readouterr().out
     assert "56 x 40 pixels, 480 of them masked" in out
     assert "2 candidates, 12 evaluations" in out  # 3 steps x (1 + 1 repeat) x 2
+
+
+def test_mode_is_understood_as_method(job: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*job, "--method", "segments", "--dry-run"]) == 0
+    plan = capsys.readouterr().out
+    assert main([*job, "--mode", "segments", "--dry-run"]) == 0
+    assert capsys.readouterr() == (plan, "note: --mode is now --method\n")
 
 
 # ---- what it refuses ---------------------------------------------------------------------------------------
