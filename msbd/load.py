@@ -37,13 +37,14 @@ from .loading.nets import build_net, fit_net, read_lora_file
 from .loading.parts import BASE, ModelParts
 from .loading.placement import make_placement
 from .pixels.preprocess import CLIP_MEAN, CLIP_STD
-from .restore.config import NOT_PASD, RestoreMeasures
+from .restore.config import NOT_PASD
+from .restore.config import ModelSpec as RestoreSpec
 from .restore.pipeline import RestorePipeline
 
 Model = str | Path | Located  # a registry name, a folder or file, or what `locate` made of one
 Loras = Sequence[
     tuple[str | Path | Lora, float]
-]  # files, or what `read_lora_file` made of them, each with its weight
+]  # files, or what `read_lora_file` made of them; their weights
 # What a base supplies where a known model of PASD's lacks it; for a missing scheduler SD 1.x's is assumed.
 BASE_PARTS = (*BASE, "tokenizer", "tokenizer_merges", "scheduler")
 
@@ -185,19 +186,19 @@ def load_restore_pipeline(
         tokenizer=tokenizer,
         alphas_cumprod=facts.alphas_cumprod,
         prediction_type=facts.prediction_type,
-        measures=_restore_measures(located, facts),
+        spec=_restore_spec(located, facts),
         upscaler=None if upscaler is None else place.upscaler(upscaler),
     )
 
 
-def restore_measures(
+def restore_spec(
     model: str | Path | RestoreModel,
     *,
     mode: str = "sr",
     method: str = "pasd",
     base: str | Path | None = None,
-) -> RestoreMeasures:
-    """The measures of the pipeline that `load_restore_pipeline` would give; no net is built. Raises WeightsError for a model
+) -> RestoreSpec:
+    """The spec of the pipeline that `load_restore_pipeline` would give; no net is built. Raises WeightsError for a model
     that is not there, or not complete.
     """
     if not isinstance(model, RestoreModel):
@@ -207,11 +208,11 @@ def restore_measures(
         if part != "text_encoder" or "clip" not in located.nets:
             located.net(part)
     _load_tokenizer(located)
-    return _restore_measures(located, model_facts(located))
+    return _restore_spec(located, model_facts(located))
 
 
-def _restore_measures(located: Located, facts: "ModelFacts") -> RestoreMeasures:
-    usual = RestoreMeasures(facts.spec.native)
+def _restore_spec(located: Located, facts: "ModelFacts") -> RestoreSpec:
+    usual = RestoreSpec(facts.spec.native)
     if "controlnet" not in located.nets:
         return usual
     return replace(usual, **read_restoring(located.net("controlnet")))

@@ -63,11 +63,11 @@ def read_training(source: Source, scheduler: Mapping[str, Any]) -> Training:
 
 
 def read_restoring(source: Source) -> dict[str, Any]:
-    """What the ControlNet of PASD at `source` likes, as far as its file says: guidance_scale, conditioning_scale, prompts (a flag)."""
+    """What the ControlNet of PASD at `source` likes, as far as its file says: guidance_scale, conditioning_scale, uses_prompts (the flag `prompts`)."""
     said = read_config(source, "controlnet")
     scales = ("guidance_scale", "conditioning_scale")
     found: dict[str, Any] = {name: _number(source.path, said, name) for name in scales if name in said}
-    return found | ({"prompts": _flag(source.path, said, "prompts")} if "prompts" in said else {})
+    return found | ({"uses_prompts": _flag(source.path, said, "prompts")} if "prompts" in said else {})
 
 
 def read_normalisation(

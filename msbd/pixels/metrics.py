@@ -5,7 +5,7 @@ Papers   Wang et al. 2004 (SSIM), doi:10.1109/TIP.2003.819861; Xue et al. 2014 (
          Wilson 1927 (interval of a share); Efron & Tibshirani 1993, "An Introduction to the Bootstrap",
          section 13.3
 Tensors  images (B, 3, H, W) in [-1, 1]; masks (B, 1, H, W), weights of the pixels
-Copying  this file stands alone: torch and numpy
+Copying  needs luma.py; torch and numpy
 """
 
 import math
@@ -16,7 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
+from .luma import BT601
+from .luma import luma as luma_of  # `luma` is an argument here
 
 
 def squared_error(image: Tensor, reference: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -117,15 +118,15 @@ def to_luma(image: Tensor, *, full_range: bool = False) -> Tensor:
     Black and white are at 16 and 235 of 255, as in video and in super-resolution's "Y"; with `full_range` at
     0 and 255, where PSNR is 1.32 dB lower.
     """
-    y = torch.einsum("bchw,c->bhw", image.double() / 2 + 0.5, image.new_tensor(_LUMA, dtype=torch.float64))
-    return (y if full_range else (16 + 219 * y) / 255)[:, None] * 2 - 1
+    y = luma_of(image.double() / 2 + 0.5)
+    return (y if full_range else (16 + 219 * y) / 255) * 2 - 1
 
 
 def _chroma(image: Tensor) -> Tensor:
     """(Cb, Cr) of BT.601, (B, 2, H, W) in float64, 8-bit levels around 0, of `image` (B, 3, H, W)."""
     red, _, blue = (image.double() * 127.5).split(1, dim=1)
     y = to_luma(image, full_range=True) * 127.5
-    return torch.cat(((blue - y) / (2 * (1 - _LUMA[2])), (red - y) / (2 * (1 - _LUMA[0]))), dim=1)
+    return torch.cat(((blue - y) / (2 * (1 - BT601[2])), (red - y) / (2 * (1 - BT601[0]))), dim=1)
 
 
 def _check_same_shape(image: Tensor, reference: Tensor) -> None:

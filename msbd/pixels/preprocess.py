@@ -1,6 +1,7 @@
 """Pictures as CLIP, ImageNet's classifiers and BLIP want to see them.
 
 Tensors  images (B, 3, H, W) in [-1, 1] -> (B, 3, S, S), normalised
+Copying  needs resize.py and box.py
 """
 
 from collections.abc import Sequence
@@ -9,9 +10,8 @@ from torch import Tensor
 
 from .resize import resize
 
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # of the pictures CLIP was trained on, RGB in [0, 1]
-
-
+# Mean and deviation of the pictures that CLIP was trained on, RGB in [0, 1].
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
@@ -60,10 +60,11 @@ def blip_pixels(image: Tensor, size: int = 384) -> Tensor:
     return _normalised(resize(image.float(), (size, size), "bicubic"), CLIP_MEAN, CLIP_STD)
 
 
-def _zero_to_one(image: Tensor) -> Tensor:
+def zero_to_one(image: Tensor) -> Tensor:
+    """`image` in [-1, 1] as float32 in [0, 1], clamped."""
     return (image.float() / 2 + 0.5).clamp(0, 1)
 
 
 def _normalised(image: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     shift, spread = (image.new_tensor(values).view(1, 3, 1, 1) for values in (mean, std))
-    return (_zero_to_one(image) - shift) / spread
+    return (zero_to_one(image) - shift) / spread

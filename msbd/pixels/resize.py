@@ -1,7 +1,7 @@
 """Change the size of pictures, and cut and pad them, as tensors.
 
 Tensors  image (B, C, H, W) float in any range (the pipelines use [-1, 1]); sizes are (H, W) in pixels
-Copying  needs crops.py (only for Box)
+Copying  needs box.py
 """
 
 import torch
@@ -33,9 +33,10 @@ def enlarge(image: Tensor, size: tuple[int, int]) -> Tensor:
     return round_to_8_bits(resize(image, size, "bicubic"))
 
 
-def round_to_8_bits(image: Tensor) -> Tensor:
-    """`image` in [0, 1], clamped, on 256 levels."""
-    return (image.clamp(0, 1) * 255).round() / 255
+def round_to_8_bits(image: Tensor, least: float = 0.0) -> Tensor:
+    """`image` in [least, 1], clamped, on 256 levels; `least` is 0, or -1 for the pictures of the pipelines."""
+    levels = 255 / (1 - least)
+    return ((image - least) * levels).round().clamp(0, 255) / levels + least
 
 
 def low_pass(image: Tensor, size: tuple[int, int]) -> Tensor:

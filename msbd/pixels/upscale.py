@@ -2,7 +2,7 @@
 
 Paper    Ackermann & Li 2022, arXiv:2210.12965, appendix A.2: Real-ESRGAN x4, then bilinear down; its ablation has the others
 Tensors  image (1, 3, H, W) in [-1, 1] -> (1, 3, H', W') in [-1, 1]; the upscaler net takes and gives [0, 1]
-Copying  needs crops.py, masks.py, resize.py and tiles.py
+Copying  needs masks.py, pieces.py, resize.py and tiles.py, and what those need
 """
 
 from collections.abc import Callable
@@ -12,12 +12,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .box import Box
 from .masks import dilate, resize_mask
-from .resize import low_pass, resize, sharpen, take
+from .pieces import mirrored_pieces, run_in_pieces
+from .resize import low_pass, resize, sharpen
 from .tiles import touches
 
-_PIECE, _CONTEXT = 256, 16  # pixels: pieces the net sees at a time, and what it sees around each
+# Pixels. _PIECE: side of the pieces in which the upscaler is run. _CONTEXT: margin around each.
+# _MULTIPLE: what a piece and its margins are rounded up to; upscalers of scale 2 and 1 take no other sizes.
+_PIECE, _CONTEXT, _MULTIPLE = 256, 16, 4
 _REACH = 2  # pixels: how far the bilinear resize after the net looks
 
 
@@ -64,27 +66,18 @@ def low_pass_reference(reference: Tensor, input_size: tuple[int, int], mode: str
 
 
 def _in_pieces(upscaler: Callable[[Tensor], Tensor], image: Tensor, asked: Tensor) -> Tensor:
-    """The upscaler over the pieces of a picture that `asked` touches, each with context around it; bilinear elsewhere.
-
-    In pieces, so that the net's memory does not grow with the picture.
-    """
-    height, width = image.shape[-2:]
+    """The upscaler over the pieces of a picture (1, 3, H, W) in [0, 1] that `asked` touches; bilinear elsewhere."""
     asked = dilate(asked, _REACH)
-    result = image
-    for top in range(0, height, _PIECE):
-        for left in range(0, width, _PIECE):
-            inner = Box(top, left, min(_PIECE, height - top), min(_PIECE, width - left))
-            if not touches(inner, asked):
-                continue
-            rows, columns = (side + -side % 4 + 2 * _CONTEXT for side in inner.size)  # x2, x1: multiples of 4
-            large = _run(upscaler, take(image, Box(top - _CONTEXT, left - _CONTEXT, rows, columns)))
-            scale = large.shape[-1] // columns
-            if result is image:
-                result = resize(image, (height * scale, width * scale)) if scale > 1 else image.clone()
-            outer, edge = inner.times(scale), scale * _CONTEXT
-            piece = large[..., edge : edge + outer.height, edge : edge + outer.width]
-            result[..., *outer.window] = piece
-    return result
+    pieces = mirrored_pieces((image.shape[-2], image.shape[-1]), _PIECE, _CONTEXT, _MULTIPLE)
+    pieces = [piece for piece in pieces if touches(piece.kept, asked)]
+    if not pieces:
+        return image
+
+    def bilinear(size: tuple[int, int]) -> Tensor:
+        large = resize(image, size)
+        return image.clone() if large is image else large
+
+    return run_in_pieces(lambda piece: _run(upscaler, piece), image, pieces, bilinear)
 
 
 def _run(upscaler: Any, image: Tensor) -> Tensor:

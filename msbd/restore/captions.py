@@ -1,10 +1,10 @@
 """High-level information of a degraded picture, as text: what it shows, which objects are in it, a caption.
 
-Paper    Yang et al. 2024 (PASD), arXiv:2308.14469, section 3.4: ResNet, YOLO and BLIP see the low-quality picture, and the
+Paper    Yang et al. 2023 (PASD), arXiv:2308.14469, section 3.4: ResNet, YOLO and BLIP see the low-quality picture, and the
          U-Net reads what they say. The official code uses one of them at a time; here any combination
 Tensors  image (1, 3, H, W) in [-1, 1], any size from 1 x 1; pixels as each net wants them
-Weights  none here: load_captions.py makes the models. A torchvision Faster R-CNN takes YOLO's place (why: there)
-Copying  needs crops.py, resize.py and rerank.py (for CLIP's mean and deviation, which BLIP shares)
+Weights  none here: loading/captions.py makes the models. A torchvision Faster R-CNN takes YOLO's place (why: there)
+Copying  needs pixels/preprocess.py and pixels/resize.py, and what those need
 """
 
 import math
@@ -15,14 +15,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ..pixels.preprocess import _zero_to_one, blip_pixels, imagenet_pixels
+from ..pixels.preprocess import blip_pixels, imagenet_pixels, zero_to_one
 from ..pixels.resize import resize
 
 Kind = Literal["classification", "detection", "caption"]
 
-BLIP_PROMPT = (
-    "a picture of"  # how every caption began that BLIP was trained on (Li et al. 2022, arXiv:2201.12086)
-)
+# How every caption began that BLIP was trained on (Li et al. 2022, arXiv:2201.12086).
+BLIP_PROMPT = "a picture of"
 
 
 @dataclass(frozen=True)
@@ -30,7 +29,7 @@ class Classifier:
     """Names what a picture shows."""
 
     net: Callable[[Tensor], Tensor]  # (1, 3, 224, 224), normalised as for ImageNet -> logits (1, classes)
-    categories: Sequence[str]  # of the classes
+    categories: Sequence[str]  # names of the classes
     device: torch.device = torch.device("cpu")  # where the net is
 
 
@@ -39,7 +38,7 @@ class Detector:
     """Finds objects."""
 
     net: Callable[[list[Tensor]], list[dict[str, Tensor]]]  # [(3, H, W) in [0, 1]] -> [{"labels", "scores"}]
-    categories: Sequence[str]  # of the labels
+    categories: Sequence[str]  # names of the labels
     device: torch.device = torch.device("cpu")
 
 
@@ -48,19 +47,18 @@ class Captioner:
     """Writes a caption: a BLIP of transformers and its tokenizer."""
 
     net: Any  # .generate(pixels, input_ids=..., ...) -> ids
-    encode: Callable[
-        [str], list[int]
-    ]  # with a start token, which the net replaces, and an end token, which it drops
+    # With a start token, which the net replaces, and an end token, which it drops.
+    encode: Callable[[str], list[int]]
     decode: Callable[[list[int]], str]  # without special tokens
-    size: int = 384  # of the square that the net sees
+    size: int = 384  # pixels, side of the square that the net sees
     device: torch.device = torch.device("cpu")
 
 
 def describe(image: Tensor, kinds: Sequence[Kind], models: Mapping[Kind, Any]) -> list[str]:
     """What the models of `kinds` say of `image` (1, 3, H, W) in [-1, 1]: class, detections, caption, in this order.
 
-    `models` is what `load_captions.load_captioners` gives. A net that is sure of nothing gives no piece. ValueError for a kind that
-    is unknown or not loaded, or a picture of another shape.
+    `models` is what `loading.captions.load_captioners` gives. A net that is sure of nothing gives no piece. ValueError
+    for a kind that is unknown or not loaded, or a picture of another shape.
     """
     if image.ndim != 4 or image.shape[:2] != (1, 3) or 0 in image.shape:
         raise ValueError(f"a picture of shape {tuple(image.shape)}; expected (1, 3, H, W)")
@@ -85,16 +83,17 @@ def classify(image: Tensor, model: Classifier, *, threshold: float = 0.1) -> str
 def detect(image: Tensor, model: Detector, *, threshold: float = 0.5) -> str:
     """How many objects of which class are in `image` (1, 3, H, W) in [-1, 1]: "2 dog, 1 person", or "".
 
-    The commonest first, equally common ones by their best score. Singular, as the official code has it: English plurals follow no
-    rule for half of COCO's names (people, mice, sheep, skis). `threshold`: at 0.5 an object is likelier than all else together;
-    the official 0.25 is YOLO's, whose scores are no probabilities, and a wrong word in a prompt costs more than a missing one.
+    The commonest first, equally common ones by their best score. Singular, as the official code has it: English plurals
+    follow no rule for half of COCO's names (people, mice, sheep, skis). `threshold`: at 0.5 an object is likelier than
+    all else together; the official 0.25 is YOLO's, whose scores are no probabilities, and a wrong word in a prompt
+    costs more than a missing one.
     """
     # The net itself makes the longer side 1333 at most; its other side must have a pixel left then.
     height, width = image.shape[-2:]
     image = resize(
         image.float(), (max(height, math.ceil(width / 1000)), max(width, math.ceil(height / 1000)))
     )
-    found = model.net([_zero_to_one(image)[0].to(model.device)])[0]
+    found = model.net([zero_to_one(image)[0].to(model.device)])[0]
     scores: dict[str, list[float]] = {}
     for label, score in zip(found["labels"].tolist(), found["scores"].tolist(), strict=True):
         if score >= threshold:
@@ -120,9 +119,10 @@ def caption_ids(
     min_length: int = 10,
     max_length: int = 30,
 ) -> Tensor:
-    """Token ids (B, L) of the likeliest captions of `pixels` (B, 3, S, S), by beam search, with the prompt (B, P) and the end token.
+    """Token ids (B, L) of the likeliest captions of `pixels` (B, 3, S, S), by beam search.
 
-    Beams and lengths (in tokens, with the prompt) are those that the official code's BLIP uses.
+    The ids begin with the prompt's (B, P) and finish with the end token. Beams and lengths (in tokens, with the prompt)
+    are those that the official code's BLIP uses.
     """
     return net.generate(
         pixels,

@@ -3,16 +3,23 @@
 Paper    Wang et al. 2024 (StableSR), arXiv:2305.07015, section 3.4 and appendix: the wavelet correction and AdaIN;
          Huang & Belongie 2017, arXiv:1703.06868, Eq. 8 (AdaIN). PASD's code applies the first one to every result
 Tensors  images (B, C, H, W) in [-1, 1]; what is returned may leave that range a little
-Copying  this file stands alone: torch only
+Copying  needs pixels/luma.py; torch
 """
+
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..pixels.luma import luma
+
 
 def wavelet_color_fix(image: Tensor, reference: Tensor, levels: int = 5) -> Tensor:
-    """The fine structure of `image` on the coarse one of `reference`, its colours and lights. ValueError unless of one size."""
+    """The fine structure of `image` on the coarse one of `reference`: its colours and lights. Shapes (B, C, H, W).
+
+    ValueError unless both have one size.
+    """
     if image.shape != reference.shape:
         raise ValueError(
             f"the picture is {tuple(image.shape)}, the one with its colours {tuple(reference.shape)}; resize one"
@@ -21,7 +28,7 @@ def wavelet_color_fix(image: Tensor, reference: Tensor, levels: int = 5) -> Tens
 
 
 def low_frequencies(image: Tensor, levels: int = 5) -> Tensor:
-    """`image` smoothed by the binomial filter (1 2 1)/4 with holes of 1, 2, 4, ... pixels: an à trous wavelet's residue."""
+    """`image` (B, C, H, W) smoothed by (1 2 1)/4 with holes of 1, 2, 4, ... pixels: an à trous wavelet's residue."""
     row = image.new_tensor([0.25, 0.5, 0.25])
     kernel = torch.outer(row, row).expand(image.shape[1], 1, 3, 3)
     for level in range(levels):
@@ -44,10 +51,12 @@ def adain_color_fix(image: Tensor, reference: Tensor) -> Tensor:
     return (image - mean) / std * wanted_std + wanted_mean
 
 
-def luma(image: Tensor) -> Tensor:
-    """BT.601's luma 0.299 R + 0.587 G + 0.114 B, (B, 1, H, W), of `image` (B, 3, H, W), in its units."""
-    red, green, blue = image.split(1, dim=1)
-    return 0.299 * red + 0.587 * green + 0.114 * blue
+# Name in RestoreConfig.color_fix -> (restored, the picture with its colours) -> the restored picture with them.
+COLOR_FIXES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "wavelet": wavelet_color_fix,
+    "adain": adain_color_fix,
+    "none": lambda image, reference: image,
+}
 
 
 def to_gray(image: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The options of a restoration, and the measures of the model that it is for.
+"""The options of a restoration, and the sizes and words of the model that it is for.
 
 Paper    Yang et al. 2023 (PASD), arXiv:2308.14469; names and values as in its official code, where that has them
 Units    pixels, or latent cells of 8 x 8 pixels, as each field says
@@ -6,12 +6,12 @@ Copying  needs prompts.py and ../options.py: the standard library only, so that 
          without torch
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields
 from math import inf
-from typing import Literal
+from typing import Any, Literal
 
 from ..options import check_options, option
-from .prompts import ADDED, GRAY_NEGATIVE, NEGATIVE
+from .prompts import GRAY_NEGATIVE, NEGATIVE, QUALITY_PROMPT
 
 Mode = Literal["sr", "stylize", "oldphoto", "colorize"]
 Method = Literal["pasd", "controlnet", "img2img", "rrdb", "bicubic"]
@@ -23,13 +23,13 @@ ADDED_NOISE_LEVEL = 900  # n of the paper's alpha_a = alphas_cumprod[n], section
 
 
 @dataclass(frozen=True)
-class RestoreMeasures:
+class ModelSpec:
     """The sizes and words that a model was made for; the defaults are those of PASD on Stable Diffusion 1.5."""
 
     native: int = 512  # pixels, side of its training pictures
     guidance_scale: float = 9.0
     conditioning_scale: float = 1.0
-    prompts: bool = True  # whether the added and the negative prompt help it
+    uses_prompts: bool = True  # whether the added and the negative prompt help it
 
     @property
     def process_size(self) -> int:
@@ -154,44 +154,85 @@ class RestoreConfig:
             if start > end:
                 raise ValueError(f"{name}_start is {start}, after {name}_end, {end}; expected it before")
 
-    def for_model(self, measures: RestoreMeasures) -> "RestoreConfig":
-        """The same options with every None but `tile_batch` filled in. ValueError for tiles that cannot overlap so.
+    def for_model(self, spec: ModelSpec) -> "ResolvedRestoreConfig":
+        """The same options with all that is open filled in. ValueError for tiles that cannot overlap so.
 
-        The level of the start is then in one of alpha_a and added_noise_level, and fidelity stays as it was.
+        Fidelity sets the level of the start and the conditioning scale, unless they are given themselves.
         """
-        words = (ADDED, NEGATIVE) if self.mode != "colorize" else ("", GRAY_NEGATIVE)
-        alpha_a, scale = (None, measures.conditioning_scale) if self.fidelity is None else dial(self.fidelity)
-        levels: dict[str, float | None] = {}  # of the start: one of the two names
-        if self.added_noise_level is None:
-            levels = {"added_noise_level": ADDED_NOISE_LEVEL} if alpha_a is None else {"alpha_a": alpha_a}
-        if self.alpha_a is not None:
-            levels = {}
-        tile = self.latent_tiled_size or max(8, measures.native // 4)
-        filled = {
-            **levels,
-            "added_prompt": words[0] if measures.prompts else "",
-            "negative_prompt": words[1] if measures.prompts else "",
-            "conditioning_scale": scale,
-            "guidance_scale": measures.guidance_scale,
-            "process_size": measures.process_size,
+        gray = self.mode == "colorize"
+        quality, negative = ("", GRAY_NEGATIVE) if gray else (QUALITY_PROMPT, NEGATIVE)
+        alpha_a, conditioning_scale = None, spec.conditioning_scale
+        if self.fidelity is not None:
+            alpha_a, conditioning_scale = dial(self.fidelity)
+        level: dict[str, Any] = {}  # where the start's is not given under either of its two names
+        if self.alpha_a is None and self.added_noise_level is None:
+            level = {"added_noise_level": ADDED_NOISE_LEVEL} if alpha_a is None else {"alpha_a": alpha_a}
+        tile = self.latent_tiled_size or max(8, spec.native // 4)
+        usual = {
+            "added_prompt": quality if spec.uses_prompts else "",
+            "negative_prompt": negative if spec.uses_prompts else "",
+            "conditioning_scale": conditioning_scale,
+            "guidance_scale": spec.guidance_scale,
+            "process_size": spec.process_size,
             "latent_tiled_size": tile,
             "latent_tiled_overlap": tile // 4,
-            "color_fix": "none" if self.mode in ("stylize", "colorize") else "wavelet",
+            "color_fix": "none" if self.mode == "stylize" else "wavelet",  # the style may change the colours
             "seed": 0,
         }
-        full = replace(self, **{name: value for name, value in filled.items() if getattr(self, name) is None})
-        if self.mode == "colorize":  # the luma is the source's, the chroma is to change
-            full = replace(full, color_fix="none")
-        overlap = full.latent_tiled_overlap or 0
-        if overlap >= tile:
+        said = {field.name: getattr(self, field.name) for field in fields(RestoreConfig)}
+        if gray:  # the luma is the source's, the chroma is to change
+            said["color_fix"] = "none"
+        filled = {name: value for name, value in usual.items() if said[name] is None}
+        config = ResolvedRestoreConfig(**{**said, **level, **filled})
+        if config.latent_tiled_overlap >= tile:
             raise ValueError(
-                f"latent_tiled_overlap is {overlap}; expected less than latent_tiled_size, {tile}"
+                f"latent_tiled_overlap is {config.latent_tiled_overlap}; "
+                f"expected less than latent_tiled_size, {tile}"
             )
-        return full
+        return config
+
+
+@dataclass(frozen=True)
+class ResolvedRestoreConfig(RestoreConfig):
+    """A RestoreConfig for one model: nothing that a run needs is open. `RestoreConfig.for_model` makes it.
+
+    Its defaults are PASD's on Stable Diffusion 1.5, in mode sr. Three fields are as they were said: `fidelity`;
+    `alpha_a` and `added_noise_level`, which say the level that `RestorePlan.a_a` holds. `tile_batch` None is what fits
+    into memory when it runs.
+    """
+
+    guidance_scale: float = ModelSpec.guidance_scale
+    added_prompt: str = QUALITY_PROMPT
+    negative_prompt: str = NEGATIVE
+    conditioning_scale: float = ModelSpec.conditioning_scale
+    process_size: int = ModelSpec().process_size
+    latent_tiled_size: int = ModelSpec.native // 4
+    latent_tiled_overlap: int = ModelSpec.native // 16
+    color_fix: Literal["wavelet", "adain", "none"] = "wavelet"
+    seed: int = 0
+
+
+# What nets make of a control picture and no more: DDIM from Eq. 3 at the picture's own size (64 pixels at least), without
+# guidance, words or colours of the command's own, in one tile. By RestoreConfig's names, to be overruled one by one.
+PLAIN: dict[str, Any] = {
+    "sampler": "ddim",
+    "alpha_a": 1.0,
+    "guidance_scale": 1.0,
+    "conditioning_scale": 1.0,
+    "added_prompt": "",
+    "negative_prompt": "",
+    "process_size": 8,
+    "latent_tiled_size": 2**20,
+    "latent_tiled_overlap": 0,
+    "color_fix": "none",
+}
 
 
 def dial(fidelity: float) -> tuple[float, float]:
-    """(alpha_a, conditioning_scale) of a `fidelity` from 0, inventive, to 1, faithful; docs/restore.md plots what it does."""
+    """(alpha_a, conditioning_scale) of a `fidelity` from 0, inventive, to 1, faithful.
+
+    docs/restore.md plots what it does.
+    """
     return fidelity, 0.7 + 0.8 * fidelity
 
 

@@ -1,14 +1,15 @@
 """What the official PASD code computes where ours differs, for restore's preset `official` and to measure it.
 
 Source   what yangxy/PASD at 396f9ac and the libraries it calls compute; written anew, none of it copied.
-         Each docstring says what ours does instead and why. Its crashes are not imitated: where it fails or
-         never ends, a ValueError says so
-Units    images (1, 3, H, W) in [-1, 1], worked on in 8 bits as there; sizes (H, W); boxes as in crops.py
-Copying  needs crops.py, images.py, official.py, tiles.py and what they need
+         The functions are those of paper.py, under the same names (rules.py lists them). Each docstring says what
+         ours, there, does instead and why. Its crashes are not imitated: where it fails or never ends, a ValueError
+         says so
+Units    images (1, 3, H, W) in [-1, 1], worked on in 8 bits as there; control pictures in [0, 1]; sizes (H, W)
+Copying  needs color.py, paper.py, samplers/ans.py, pixels/box.py, files.py, resize.py and tiles.py, and what they need
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,12 +17,17 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from samplers.ans import ans_start
+from samplers.schedule import NoiseSource
+
 from ..pixels.box import Box
 from ..pixels.files import to_image, to_pixels
-from ..pixels.resize import truncate_to_8_bits
+from ..pixels.resize import resize, round_to_8_bits, take, truncate_to_8_bits
 from ..pixels.tiles import TileBlend
+from . import paper
+from .color import COLOR_FIXES
 
-MULTIPLE = 8  # pixels; both sides of a prepared picture are multiples of it
+MULTIPLE = 8  # pixels: both sides of a prepared picture are whole multiples
 
 # What the official command line sets, by RestoreConfig's names; the rest are RestoreConfig's own defaults.
 OPTIONS: dict[str, Any] = {
@@ -34,7 +40,22 @@ OPTIONS: dict[str, Any] = {
 }
 
 
-# ---- the picture before and after --------------------------------------------------------------------------
+# ---- sizes and tiles ---------------------------------------------------------------------------------------
+
+
+def plan_sizes(
+    input_size: tuple[int, int], output_size: tuple[int, int], process_size: int, downscale: int, *, grayscale: bool
+) -> tuple[tuple[int, int], Box]:  # fmt: skip
+    """`prepared_size`, which is also all that the nets get. ValueError for an output of another aspect.
+
+    Ours keeps the aspect to a pixel and mirrors the picture outwards to whole latent cells.
+    """
+    if output_size[0] * input_size[1] != output_size[1] * input_size[0]:
+        raise ValueError(
+            f"preset official enlarges both sides alike; {input_size} cannot become {output_size} with it"
+        )
+    size = prepared_size(input_size, output_size[0] / input_size[0], process_size, grayscale=grayscale)
+    return size, Box(0, 0, *size)
 
 
 def prepared_size(
@@ -42,10 +63,10 @@ def prepared_size(
 ) -> tuple[int, int]:
     """The size (H, W) at which the official code works on a picture of `size`.
 
-    Enlarged by `upscale`, then until the shorter side has `process_size` pixels, then each side cut down to a
-    multiple of 8. With `grayscale` there is no upscale, a large picture is shrunk as well, and its longer
-    side has at most 2 x process_size. ValueError for an upscale that is not a whole number, and for a side
-    that ends below 8 pixels. Ours pads by reflection, which keeps the aspect, and takes any scale.
+    Enlarged by `upscale`, then until the shorter side has `process_size` pixels, then each side cut down to a multiple
+    of 8. With `grayscale` there is no upscale, a large picture is shrunk as well, and its longer side has at most
+    2 x process_size. ValueError for an upscale that is not a whole number, and for a side that ends below 8 pixels.
+    Ours pads by reflection, which keeps the aspect, and takes any scale.
     """
     height, width = _processed_size(size, upscale, process_size, grayscale)
     if min(height, width) < MULTIPLE:
@@ -54,72 +75,6 @@ def prepared_size(
             f"but a side needs at least {MULTIPLE}; take preset paper, which pads"
         )
     return height // MULTIPLE * MULTIPLE, width // MULTIPLE * MULTIPLE
-
-
-def prepare(image: Tensor, upscale: float, process_size: int, *, grayscale: bool = False) -> Tensor:
-    """`image` (1, 3, H, W) at its `prepared_size`, in 8 bits after each of Pillow's up to three resizes.
-
-    Bicubic by `upscale`, bilinear to the process size, bicubic to multiples of 8. `grayscale`: its luma in
-    all channels. Raises as `prepared_size`. Ours resizes once, in float.
-    """
-    size = (image.shape[-2], image.shape[-1])
-    height, width = prepared_size(size, upscale, process_size, grayscale=grayscale)
-    picture = Image.fromarray(to_pixels(image))
-    if grayscale:
-        picture = picture.convert("L").convert("RGB")
-    else:
-        factor = int(upscale)
-        picture = picture.resize((size[1] * factor, size[0] * factor), Image.Resampling.BICUBIC)
-    rows, columns = _processed_size(size, upscale, process_size, grayscale)
-    picture = picture.resize((columns, rows), Image.Resampling.BILINEAR)
-    picture = picture.resize((width, height), Image.Resampling.BICUBIC)
-    return to_image(np.asarray(picture)).to(image)
-
-
-def round_to_levels(image: Tensor) -> Tensor:
-    """`image` on 256 levels, as the official pipeline gives its result before the colour fix. Ours stays in float."""
-    return to_image(to_pixels(image)).to(image)
-
-
-def finish(image: Tensor, size: tuple[int, int]) -> Tensor:
-    """The colour-fixed `image` (1, 3, h, w) cut off, not rounded, to 8 bits, and resized by Pillow, bicubic.
-
-    The truncation darkens by half a level on average. Ours stays in float until the file is written.
-    """
-    picture = Image.fromarray(to_pixels(truncate_to_8_bits(image)))
-    picture = picture.resize((size[1], size[0]), Image.Resampling.BICUBIC)
-    return to_image(np.asarray(picture)).to(image)
-
-
-FALLING_BACK = (
-    "unipc",
-    "dpmpp",
-)  # diffusers' multistep schedulers, whose `add_noise` looks a timestep up on their grid
-
-
-# ---- the start latent --------------------------------------------------------------------------------------
-
-
-def start_level(
-    added_noise_level: int, timesteps: Sequence[int] | Tensor, alphas_cumprod: Tensor, fallback: bool
-) -> float:
-    """alpha_a of the adjustable noise schedule (Eq. 4 of the paper) that `added_noise_level` leads to.
-
-    It is alphas_cumprod[added_noise_level]; but with `fallback`, as in diffusers 0.25 and later, a timestep
-    that is not among the sampler's `timesteps` is silently taken for the last of them. So 900 with 20 steps,
-    the official default, adds the noise of t = 50: hardly any. Ours takes the level asked for. ValueError for
-    one outside the schedule.
-    """
-    if not 0 <= added_noise_level < len(alphas_cumprod):
-        raise ValueError(
-            f"the added noise level is a timestep, 0 to {len(alphas_cumprod) - 1}; got {added_noise_level}"
-        )
-    grid = [int(t) for t in timesteps]
-    reached = grid[-1] if fallback and added_noise_level not in grid else added_noise_level
-    return float(alphas_cumprod[reached])
-
-
-# ---- tiles -------------------------------------------------------------------------------------------------
 
 
 def latent_tiles(height: int, width: int, tile: int, overlap: int) -> list[Box]:
@@ -141,18 +96,18 @@ def latent_tiles(height: int, width: int, tile: int, overlap: int) -> list[Box]:
     return [Box(top, left, tile, tile) for left in lefts for top in tops]
 
 
-def gaussian_weights(height: int, width: int) -> Tensor:
-    """The official weights (1, 1, height, width), float64, of a tile: a Gaussian of sigma side / 10.
-
-    Its centre is (width - 1) / 2 across but height / 2 down, half a cell below the middle. Its edges do not
-    fade out: with the official 320 cells and overlap of 8 a neighbour's share steps from 0 to 0.26 at once.
-    Ours, `tiles.tile_weights`, rises from 0 over the whole overlap, the same from either side.
-    """
-    return (_gaussian(height, height / 2)[:, None] * _gaussian(width, (width - 1) / 2)[None, :])[None, None]
+def blend(tiles: Sequence[Box], height: int, width: int) -> TileBlend:
+    """The mean of all tiles over a cell, weighted by a Gaussian over each: `GaussianBlend`. Ours fades to zero."""
+    return GaussianBlend(tiles, height, width)
 
 
 class GaussianBlend(TileBlend):
-    """`tiles.TileBlend` by the official weights, `gaussian_weights`: the mean of all tiles over a cell."""
+    """`tiles.TileBlend` by the official weights: over a tile of (height, width) a Gaussian of sigma side / 10.
+
+    Its centre is (width - 1) / 2 across but height / 2 down, half a cell below the middle. Its edges do not fade out:
+    with the official 320 cells and overlap of 8 a neighbour's share steps from 0 to 0.26 at once. Ours rises from 0
+    over the whole overlap, the same from either side.
+    """
 
     def __init__(self, boxes: Sequence[Box], height: int, width: int) -> None:
         super().__init__(boxes, height, width)
@@ -160,7 +115,109 @@ class GaussianBlend(TileBlend):
         self._columns = {span: _gaussian(span[1], (span[1] - 1) / 2) for span in self._columns}
 
 
-# ---- colourisation -----------------------------------------------------------------------------------------
+# ---- the picture before ------------------------------------------------------------------------------------
+
+
+def prepare(
+    image: Tensor, output_size: tuple[int, int], working_size: tuple[int, int], process_size: int, *, grayscale: bool
+) -> Tensor:  # fmt: skip
+    """The control picture (1, 3, *working_size) in [0, 1]: `prepared`. Ours resizes once, in float."""
+    upscale = output_size[0] / image.shape[-2]
+    return prepared(image, upscale, process_size, grayscale=grayscale) / 2 + 0.5
+
+
+def prepared(image: Tensor, upscale: float, process_size: int, *, grayscale: bool = False) -> Tensor:
+    """`image` (1, 3, H, W) at its `prepared_size`, in 8 bits after each of Pillow's up to three resizes.
+
+    Bicubic by `upscale`, bilinear to the process size, bicubic to multiples of 8. `grayscale`: its luma in all
+    channels. Raises as `prepared_size`.
+    """
+    size = (image.shape[-2], image.shape[-1])
+    height, width = prepared_size(size, upscale, process_size, grayscale=grayscale)
+    picture = Image.fromarray(to_pixels(image))
+    if grayscale:
+        picture = picture.convert("L").convert("RGB")
+    else:
+        factor = int(upscale)
+        picture = picture.resize((size[1] * factor, size[0] * factor), Image.Resampling.BICUBIC)
+    rows, columns = _processed_size(size, upscale, process_size, grayscale)
+    picture = picture.resize((columns, rows), Image.Resampling.BILINEAR)
+    picture = picture.resize((width, height), Image.Resampling.BICUBIC)
+    return to_image(np.asarray(picture)).to(image)
+
+
+def hints(
+    embed: Callable[[Tensor], Tensor], control: Tensor, tiles: Sequence[Box], downscale: int
+) -> dict[Box, Tensor]:
+    """The features of each tile, made of the tile's own pixels, so that they end in zeros at the tile's edges.
+
+    Ours makes them once of the whole picture and cuts them.
+    """
+    return {tile: embed(take(control, tile.times(downscale))) for tile in tiles}
+
+
+# ---- the start latent --------------------------------------------------------------------------------------
+
+# diffusers' multistep schedulers, whose `add_noise` looks a timestep up on the sampler's own grid.
+FALLING_BACK = ("unipc", "dpmpp")
+
+
+def start_level(
+    added_noise_level: int, sampler: str, timesteps: Sequence[int] | Tensor, alphas_cumprod: Tensor
+) -> float:
+    """a_a of Eq. 4 that `added_noise_level` leads to as in diffusers 0.25 and later; config's `ans` "fallback".
+
+    There, with `FALLING_BACK`, a timestep that is not among the sampler's is silently taken for the last of them. So
+    900 with 20 steps, the official default, adds the noise of t = 50: hardly any. Ours takes the level asked for.
+    ValueError for one outside the schedule.
+    """
+    asked = paper.start_level(added_noise_level, sampler, timesteps, alphas_cumprod)
+    grid = [int(t) for t in timesteps]
+    if sampler not in FALLING_BACK or added_noise_level in grid:
+        return asked
+    return float(alphas_cumprod[grid[-1]])
+
+
+def start(z_lr: Tensor, a_n: float, a_a: float, noise: NoiseSource) -> Tensor:
+    """z_N of Eq. 4 in two steps, a noise drawn for each, at "start" and "more".
+
+    Ours draws one, since the sum of the two is normal again, as the paper says.
+    """
+    shape = tuple(z_lr.shape)
+    return ans_start(z_lr, a_n, a_a, noise("start", 0, shape), noise("more", 0, shape))
+
+
+# ---- the picture after -------------------------------------------------------------------------------------
+
+
+def finish(
+    restored: Tensor, control: Tensor, image: Tensor, output_size: tuple[int, int], color_fix: str
+) -> Tensor:
+    """The result (1, 3, *output_size): rounded to 8 bits, colours fixed, cut off to 8 bits, resized by Pillow.
+
+    Ours stays in float, and keeps a grey picture grey.
+    """
+    fixed = COLOR_FIXES[color_fix](round_to_8_bits(restored, -1), control)
+    return truncated(fixed, output_size)
+
+
+def truncated(image: Tensor, size: tuple[int, int]) -> Tensor:
+    """The colour-fixed `image` (1, 3, h, w) cut off, not rounded, to 8 bits, and resized by Pillow, bicubic.
+
+    The truncation darkens by half a level on average. Ours stays in float until the file is written.
+    """
+    picture = Image.fromarray(to_pixels(truncate_to_8_bits(image)))
+    picture = picture.resize((size[1], size[0]), Image.Resampling.BICUBIC)
+    return to_image(np.asarray(picture)).to(image)
+
+
+def finish_coloured(restored: Tensor, image: Tensor, output_size: tuple[int, int]) -> Tensor:
+    """The result of mode colorize (1, 3, *output_size): the chroma of `restored` on the luma of the input `image`.
+
+    By `transfer_chroma_official`, in 8 bits; ours keeps the luma and the hue, in float.
+    """
+    source = resize(image, output_size, "bicubic").clamp(-1, 1)
+    return transfer_chroma_official(round_to_8_bits(restored, -1), source)
 
 
 def transfer_chroma_official(image: Tensor, source: Tensor) -> Tensor:

@@ -1,51 +1,52 @@
 """What a restoration will do before it does it, and what it gives: sizes, tiles and timesteps; the result.
 
-Paper    Yang et al. 2023 (PASD), arXiv:2308.14469; the official code's preparation is in official.py
+Paper    Yang et al. 2023 (PASD), arXiv:2308.14469
 Units    pixels unless a name says otherwise; sizes are (H, W)
-Copying  needs restore_config.py, prompts.py, crops.py, tiles.py, solvers.py and official.py, and what those need
+Copying  needs config.py, rules.py, solvers.py, samplers/schedule.py and pixels/box.py, and what those need
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from samplers.schedule import start_timesteps
+from samplers.schedule import make_alphas_cumprod, make_betas, start_timesteps
 
-from ..pixels.box import Box, round_up
-from ..pixels.tiles import tile_boxes
-from . import official
-from .config import NET_FREE, RestoreConfig, RestoreMeasures
+from ..pixels.box import Box
+from .config import ADDED_NOISE_LEVEL, NET_FREE, ModelSpec, ResolvedRestoreConfig, RestoreConfig
+from .rules import ANS, RULES, Rules
 from .solvers import evaluations, make_timesteps
 
-SMALLEST = 64  # pixels a side that the nets get to see; a smaller picture is mirrored outwards
-ENLARGED = {
-    "sr": 4,
-    "oldphoto": 4,
-    "stylize": 1,
-    "colorize": 1,
-}  # mode -> how many times larger its result is
+# Mode -> how many times larger its result is where no size is asked for.
+ENLARGED = {"sr": 4, "oldphoto": 4, "stylize": 1, "colorize": 1}
 
 
 @dataclass(frozen=True)
 class RestorePlan:
-    """Sizes, tiles and timesteps of a restoration.
+    """All that a restoration needs to know before anything is computed."""
 
-    `config` has no None left but `tile_batch`, and one of the two names of the level of the start.
-    """
-
-    size: tuple[int, int]  # of the picture
-    output: tuple[int, int]  # of the result
-    work: tuple[int, int]  # at which it is restored
-    frame: Box  # what the nets get of that: whole cells; it may lie outside, where the picture is mirrored
-    cell: int  # pixels a side of a latent cell
-    tiles: tuple[Box, ...]  # latent cells; one for a picture in one piece
-    timesteps: Tensor  # (N,) of the evaluations
-    config: RestoreConfig
+    config: ResolvedRestoreConfig
+    rules: Rules = field(repr=False)  # the functions of `config.formulas`
+    input_size: tuple[int, int]
+    output_size: tuple[int, int]
+    working_size: tuple[int, int]  # at which the picture is restored
+    padded_box: Box  # what the nets get of that: whole cells; where it lies outside, the picture is mirrored
+    downscale: int  # pixels a side of a latent cell
+    tiles: tuple[Box, ...]  # latent cells, all of one size; one tile for a picture in one piece
+    timesteps: Tensor  # (N,) of the evaluations, falling; the first is N of Eqs. 3 and 4
+    controlled: tuple[float, ...]  # the timesteps at which the ControlNet acts
+    guided: tuple[float, ...]  # those with classifier-free guidance
+    a_a: float  # adjustable level of Eq. 4, 0 (pure noise) to 1 (Eq. 3)
 
     @property
     def cells(self) -> tuple[int, int]:
         """(h, w) of the latent."""
-        return self.frame.height // self.cell, self.frame.width // self.cell
+        return self.padded_box.height // self.downscale, self.padded_box.width // self.downscale
+
+    @property
+    def inside(self) -> Box:
+        """The picture at its working size, as a box in the padded picture."""
+        return Box(-self.padded_box.top, -self.padded_box.left, *self.working_size)
 
     @property
     def evaluations(self) -> int:
@@ -60,7 +61,8 @@ class RestoreResult:
     """The restored picture and how it came about."""
 
     image: Tensor  # (1, 3, H, W) in [-1, 1], at the asked size
-    plan: RestorePlan  # its config.seed is the one that was used, drawn from a generator or not (unless `noise` was given)
+    # Its config.seed is the one that was used, drawn from a generator or not (unless `noise` was given).
+    plan: RestorePlan
     prompt: str  # what the nets read
     negative_prompt: str
     seconds: dict[str, float] = field(default_factory=dict)  # by task
@@ -68,53 +70,60 @@ class RestoreResult:
 
 
 def plan_restore(
-    size: tuple[int, int], output: tuple[int, int] | None, config: RestoreConfig, measures: RestoreMeasures, cell: int = 8
-) -> RestorePlan:  # fmt: skip
-    """How a picture of `size` becomes one of `output` (None: as its mode has it). ValueError for unsuitable options."""
-    full = config.for_model(measures)
-    output = output or (ENLARGED[full.mode] * size[0], ENLARGED[full.mode] * size[1])
-    if min(*size, *output) < 1:
+    input_size: tuple[int, int],
+    output_size: tuple[int, int] | None,
+    config: RestoreConfig,
+    spec: ModelSpec,
+    downscale: int = 8,
+    alphas_cumprod: Tensor | None = None,
+) -> RestorePlan:
+    """How a picture of `input_size` becomes one of `output_size` (None: as its mode has it).
+
+    `alphas_cumprod` (T,) is the model's schedule (None: Stable Diffusion 1.x's). ValueError for unsuitable options.
+    """
+    full = config.for_model(spec)
+    rules = RULES[full.formulas]
+    times = ENLARGED[full.mode]
+    output_size = output_size or (times * input_size[0], times * input_size[1])
+    if min(*input_size, *output_size) < 1:
         raise ValueError(
-            f"a picture of {size} cannot become one of {output}; both sides must be at least 1 pixel"
+            f"a picture of {input_size} cannot become one of {output_size}; both sides must be at least 1 pixel"
         )
-    gray, least = full.mode == "colorize", full.process_size or 1
-    if full.formulas == "official":
-        if output[0] * size[1] != output[1] * size[0]:
-            raise ValueError(
-                f"preset official enlarges both sides alike; {size} cannot become {output} with it"
-            )
-        work = official.prepared_size(size, output[0] / size[0], least, grayscale=gray)
-        frame = Box(0, 0, *work)
-    else:
-        work = work_size(size if gray else output, least, shrink=gray)
-        frame = framed(work, cell)
-    tiles = _tiles((frame.height // cell, frame.width // cell), full)
+    working_size, padded_box = rules.plan_sizes(
+        input_size, output_size, full.process_size, downscale, grayscale=full.mode == "colorize"
+    )
+    cells = padded_box.height // downscale, padded_box.width // downscale
+    tiles = rules.latent_tiles(*cells, full.latent_tiled_size, full.latent_tiled_overlap)
     timesteps = make_timesteps(full.sampler, full.num_inference_steps, spacing=full.spacing)
     if full.method == "img2img":
         timesteps = start_timesteps(timesteps, full.strength)
-    return RestorePlan(size, output, work, frame, cell, tuple(tiles), timesteps, full)
+    if alphas_cumprod is None:
+        alphas_cumprod = make_alphas_cumprod(make_betas())
+    return RestorePlan(
+        config=full,
+        rules=rules,
+        input_size=input_size,
+        output_size=output_size,
+        working_size=working_size,
+        padded_box=padded_box,
+        downscale=downscale,
+        tiles=tuple(tiles),
+        timesteps=timesteps,
+        controlled=_within(timesteps.tolist(), full.control_start, full.control_end),
+        guided=_within(timesteps.tolist(), full.guidance_start, full.guidance_end),
+        a_a=_adjustable_level(full, timesteps, alphas_cumprod),
+    )
 
 
-def work_size(size: tuple[int, int], least: int, *, shrink: bool = False) -> tuple[int, int]:
-    """The size at which a picture is restored: its shorter side at least `least`, but its longer at most twice that by it.
-
-    The nets know pictures of about that size; the official code enlarges without an end, a strip of 3 x 500 to 768 x 128000.
-    With `shrink` a larger one is made smaller too: colours need no more, and the luma comes from the picture itself.
-    """
-    factor = min(least / min(size), 2 * least / max(size))
-    factor = factor if shrink else max(1.0, factor)
-    height, width = (max(1, round(side * factor)) for side in size)
-    return height, width
+def _adjustable_level(config: ResolvedRestoreConfig, timesteps: Tensor, alphas_cumprod: Tensor) -> float:
+    """a_a of Eq. 4: `alpha_a`, or what `added_noise_level` stands for."""
+    if config.alpha_a is not None:
+        return config.alpha_a
+    n = ADDED_NOISE_LEVEL if config.added_noise_level is None else config.added_noise_level
+    return ANS[config.ans].start_level(n, config.sampler, timesteps, alphas_cumprod)
 
 
-def framed(work: tuple[int, int], cell: int) -> Box:
-    """The smallest box of whole cells, `SMALLEST` a side at least, with a picture of size `work` in its middle."""
-    height, width = (round_up(max(side, SMALLEST), cell) for side in work)
-    return Box((work[0] - height) // 2, (work[1] - width) // 2, height, width)
-
-
-def _tiles(cells: tuple[int, int], config: RestoreConfig) -> list[Box]:
-    tile, overlap = config.latent_tiled_size or 0, config.latent_tiled_overlap or 0
-    if config.formulas == "official":
-        return official.latent_tiles(*cells, tile, overlap)
-    return tile_boxes(*cells, tile, overlap)
+def _within(timesteps: Sequence[float], start: float, end: float) -> tuple[float, ...]:
+    """The timesteps of the steps that lie wholly within the shares `start` to `end` of the run."""
+    count = len(timesteps)
+    return tuple(t for i, t in enumerate(timesteps) if i / count >= start and (i + 1) / count <= end)

@@ -25,9 +25,8 @@ from samplers.schedule import (
 from samplers.unipc import unipc_sample
 
 _SPACINGS: dict[str, Callable[[int], Tensor]] = {
-    "linspace": partial(
-        linspace_timesteps, drop_zero=True
-    ),  # 999 first, 0 left out: the solvers end in level 1 from it
+    # 999 first, 0 left out: the solvers end in level 1 from it.
+    "linspace": partial(linspace_timesteps, drop_zero=True),
     "leading": leading_timesteps,  # Stable Diffusion 1.x's: 951 first for 20 steps
     "trailing": trailing_timesteps,  # 999 first, where Eq. 3 of PASD starts
 }
@@ -57,7 +56,10 @@ def sample(
     sampler: str, denoise: Denoiser, x: Tensor, timesteps: Tensor, alphas_cumprod: Tensor, *, noise: NoiseSource,
     eta: float = 0.0, final_alpha: float = 1.0, on_step: OnStep | None = None,
 ) -> Tensor:  # fmt: skip
-    """Denoise `x` by the sampler of that name; `eta` is of ddim, and `final_alpha` of all but lcm."""
+    """The clean latent (B, C, h, w), from `x` at the level of timesteps[0], by the sampler of that name.
+
+    Only ddim heeds `eta`, and lcm alone does not heed `final_alpha`, the level that the last step leads to.
+    """
     if sampler == "lcm":
         return lcm_sample(denoise, x, timesteps, alphas_cumprod, noise=noise, on_step=on_step)
     run = {

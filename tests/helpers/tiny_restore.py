@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from msbd.restore.config import RestoreMeasures
+from msbd.restore.config import ModelSpec
 from msbd.restore.pipeline import RestorePipeline
 from nets.controlnet import ControlNet, ControlNetConfig, ControlOutput
 from nets.pasd_unet import PASDUNet, PASDUNetConfig
@@ -17,7 +17,7 @@ from tests.helpers.seeded_weights import load_seeded
 from tests.helpers.tiny import ALPHAS, count_letters
 from tests.helpers.tiny_bundle import UNET, VAE
 
-MEASURES = RestoreMeasures(native=32, guidance_scale=2.0)  # works at 48 pixels and more, in tiles of 8 cells
+SPEC = ModelSpec(native=32, guidance_scale=2.0)  # works at 48 pixels and more, in tiles of 8 cells
 WIDTH = UNET.cross_attention_dim
 
 
@@ -51,7 +51,7 @@ def pipeline(nets: dict[str, Any], **parts: Any) -> RestorePipeline:
         "text_encoder": letters_as_context,
         "tokenizer": count_letters,
         "alphas_cumprod": ALPHAS,
-        "measures": MEASURES,
+        "spec": SPEC,
         "tiled_vae": tiled,
     }
     return RestorePipeline(**{**common, **nets, **parts})
@@ -71,7 +71,7 @@ class FakeUNet(nn.Module):
         self.calls.append((int(t), len(x), control is not None))
         if self.most is not None and len(x) > self.most:
             raise self.error("out of memory, it is pretended")
-        assert len(context) == len(x)
+        assert context.shape == (len(x), 77, WIDTH)
         shift = context.mean(dim=(1, 2))[:, None, None, None]
         eps = self.scale * x + 0.2 * torch.tanh(x.roll(1, dims=1)) + shift
         return eps if control is None else eps + control.mid
@@ -92,7 +92,7 @@ class FakeControlNet(nn.Module):
         return torch.cat([cells, cells.mean(1, keepdim=True)], dim=1)
 
     def forward(self, x: Tensor, t: Tensor, context: Tensor, *, scale: float, hint: Tensor) -> ControlOutput:
-        assert hint.shape == x.shape
+        assert hint.shape == x.shape and context.shape == (len(x), 77, WIDTH)
         self.scales.append(scale)
         return ControlOutput((), scale * self.weight * (hint + 0.1 * x))
 

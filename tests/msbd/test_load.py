@@ -23,12 +23,13 @@ from msbd.load import (
     load_restore_pipeline,
     model_hash,
     plan_facts,
-    restore_measures,
+    restore_spec,
     restorer_name,
 )
 from msbd.loading.parts import load_net, load_pasd_nets
 from msbd.pixels.preprocess import CLIP_MEAN
-from msbd.restore.config import RestoreConfig, RestoreMeasures
+from msbd.restore.config import ModelSpec as RestoreSpec
+from msbd.restore.config import RestoreConfig
 from msbd.restore.pipeline import RestorePipeline
 from nets.clip import CLIPModel, CLIPTextModel, CLIPVisionModel
 from nets.controlnet import ControlNet, ControlNetConfig
@@ -820,7 +821,7 @@ def test_a_restorer_loads_with_its_own_parts(restorers: dict[str, Path], layouts
     base = base_parts(layouts["flat"])
     for part in ("vae", "text_encoder"):
         assert same(parts_of(restorer)[part], in_float32(base[part]))
-    assert restorer.measures == RestoreMeasures(512) and restorer.prediction_type == "epsilon"
+    assert restorer.spec == RestoreSpec(512) and restorer.prediction_type == "epsilon"
     config = RestoreConfig(num_inference_steps=1, process_size=24)
     assert restorer(PIXELS, "a house", config=config, output_size=(24, 40)).image.shape == PIXELS.shape
 
@@ -897,19 +898,19 @@ def test_the_baselines_run_on_the_bases_own_net(
 
 def test_measures_are_what_the_files_say(restorers: dict[str, Path], bundle: Path) -> None:
     for kind, expected in (
-        ("delta", RestoreMeasures(32, 1.5, prompts=False)),  # native of the base, the rest of the ControlNet
-        ("nets", RestoreMeasures(512)),
+        ("delta", RestoreSpec(32, 1.5, uses_prompts=False)),  # native of the base, the rest of the ControlNet
+        ("nets", RestoreSpec(512)),
     ):
-        assert load_restore_pipeline(restorers[kind], base=bundle).measures == expected
-        assert restore_measures(restorers[kind], base=bundle) == expected
+        assert load_restore_pipeline(restorers[kind], base=bundle).spec == expected
+        assert restore_spec(restorers[kind], base=bundle) == expected
 
 
 def test_measures_need_no_weights(
     restorers: dict[str, Path], other: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    expected = load_restore_pipeline(restorers["whole"], base=other).measures
+    expected = load_restore_pipeline(restorers["whole"], base=other).spec
     monkeypatch.setattr("msbd.load.ModelParts", None)
-    assert restore_measures(restorers["whole"], base=other) == expected
+    assert restore_spec(restorers["whole"], base=other) == expected
 
 
 def test_a_restorer_that_predicts_v_is_told_so(
@@ -951,12 +952,12 @@ def test_a_method_without_its_controlnet_is_refused_at_once(bundle: Path, method
         )
     restorer = load_restore_pipeline(bundle, method="img2img")
     assert restorer.controlnet is None and type(restorer.unet) is UNet
-    assert restore_measures(bundle, method="img2img") == RestoreMeasures(32)
+    assert restore_spec(bundle, method="img2img") == RestoreSpec(32)
 
 
 def measures_refusal(model: Path | str, **options: Any) -> str:
     with pytest.raises(WeightsError) as refused:
-        restore_measures(model, **options)
+        restore_spec(model, **options)
     return str(refused.value)
 
 
@@ -1006,9 +1007,7 @@ def test_a_known_name_takes_what_was_not_fetched_from_its_base(
     found = parts_of(load_restore_pipeline("pasd", base=layouts["ldm"]))
     expected = parts_of(load_restore_pipeline(restorers["nets"], base=layouts["ldm"]))
     assert all(same(found[part], expected[part]) for part in expected)
-    assert restore_measures("pasd", base=layouts["ldm"]) == restore_measures(
-        restorers["nets"], base=layouts["ldm"]
-    )
+    assert restore_spec("pasd", base=layouts["ldm"]) == restore_spec(restorers["nets"], base=layouts["ldm"])
     assert model_hash(locate("pasd", companions=True, optional=BASE_PARTS)) != model_hash(layouts["ldm"])
     shutil.rmtree(there / "controlnet")
     assert "python -m tools.models fetch pasd" in restore_refusal("pasd", base=layouts["ldm"])
@@ -1019,8 +1018,8 @@ def test_a_known_name_takes_what_was_not_fetched_from_its_base(
 )
 def test_the_mini_bundle_has_a_restorer_for_each_mode(mode: str, name: str, variant: str) -> None:
     assert restorer_name("mini", mode) == name and restorer_name("pasd", "sr") == "pasd"
-    measures = restore_measures("mini", mode=mode)
-    assert measures.native == 128 and measures == restore_measures(name)
+    measures = restore_spec("mini", mode=mode)
+    assert measures.native == 128 and measures == restore_spec(name)
     unet: Any = load_restore_pipeline("mini", mode=mode).unet
     assert unet.config.variant == variant
 

@@ -51,11 +51,11 @@ def border_lines(plan: RestorePlan) -> list[tuple[int, list[int], list[int]]]:
     """
     rows = {end for box in plan.tiles for end in (box.top, box.bottom)}
     columns = {end for box in plan.tiles for end in (box.left, box.right)}
-    offsets, found = (plan.frame.top, plan.frame.left), []
+    offsets, found = (plan.padded_box.top, plan.padded_box.left), []
     for axis, (dim, ends) in enumerate(((-2, rows), (-1, columns))):
-        ratio, cells = plan.output[axis] / plan.work[axis], range(plan.cells[axis] + 1)
-        places = {cell: round((cell * plan.cell + offsets[axis]) * ratio) for cell in cells}
-        inside = {cell: place for cell, place in places.items() if 0 < place < plan.output[axis]}
+        ratio, cells = plan.output_size[axis] / plan.working_size[axis], range(plan.cells[axis] + 1)
+        places = {cell: round((cell * plan.downscale + offsets[axis]) * ratio) for cell in cells}
+        inside = {cell: place for cell, place in places.items() if 0 < place < plan.output_size[axis]}
         borders = {place for cell, place in inside.items() if cell in ends}
         found.append((dim, sorted(borders), sorted(set(inside.values()) - borders)))
     return found

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from msbd.restore.config import NET_FREE, RestoreConfig, RestoreMeasures
+from msbd.restore.config import NET_FREE, ModelSpec, RestoreConfig
 
 from .._cli import (
     CELL,
@@ -181,7 +181,7 @@ class RestoreJob:
     config: RestoreConfig
     model: "RestoreModel"
     loras: "list[tuple[Lora, float]]"
-    measures: RestoreMeasures
+    spec: ModelSpec
     kinds: "tuple[Kind, ...]"
     device: "torch.device"
     dtype: "torch.dtype"
@@ -192,7 +192,7 @@ def prepare(args: argparse.Namespace) -> RestoreJob:
 
     ValueError or OSError, in one line.
     """
-    from msbd.load import locate_restorer, restore_measures
+    from msbd.load import locate_restorer, restore_spec
     from msbd.loading.captions import available, load_captioners
     from msbd.loading.nets import read_lora_file
     from msbd.restore.plan import plan_restore
@@ -207,19 +207,17 @@ def prepare(args: argparse.Namespace) -> RestoreJob:
         raise ValueError(f"--base-weight is {args.base_weight}, but of no --base; give one")
     config = restore_config(args)
     model = locate_restorer(args.model, mode=args.mode, method=config.method, base=args.base)
-    measures = restore_measures(model)
-    plan_restore((64, 64), None, config, measures)  # what suits no picture
-    loras = [
-        (read_lora_file(path), weight) for path, weight in args.lora
-    ]  # refused now, and not after minutes
+    spec = restore_spec(model)
+    plan_restore((64, 64), None, config, spec)  # what suits no picture
+    loras = [(read_lora_file(path), weight) for path, weight in args.lora]  # refused now, not after minutes
     kinds = args.high_level_info
     if kinds is None:
-        kinds = available() if measures.prompts and config.method not in NET_FREE else ()
+        kinds = available() if spec.uses_prompts and config.method not in NET_FREE else ()
     elif kinds:
         there = available()
         if missing := [kind for kind in kinds if kind not in there]:
             load_captioners(missing)  # says what it lacks
-    job = RestoreJob(tasks, config, model, loras, measures, tuple(kinds), device, dtype)
+    job = RestoreJob(tasks, config, model, loras, spec, tuple(kinds), device, dtype)
     if not args.image.is_dir():
         plan_picture(args, job, tasks[0])
     if args.skip_existing:
@@ -250,7 +248,7 @@ def describe(args: argparse.Namespace, job: RestoreJob) -> int:
         print(f"{head}{task.image.name}: {plan_text(plan)}")
 
     failed = for_each(args, job, plan_one)
-    unguided = job.config.for_model(job.measures).guidance_scale == 1
+    unguided = job.config.for_model(job.spec).guidance_scale == 1
     print(f"in all {total:,} evaluations, {'without guidance' if unguided else 'each for both prompts'}")
     return failed
 
@@ -263,7 +261,7 @@ def plan_picture(args: argparse.Namespace, job: RestoreJob, task: RestoreTask) -
     size = read_picture(task).size
     if not args.image.is_dir():  # into a folder go PNGs, which hold any size
         check_output_path(task.output, asked_size(args, size))
-    return plan_restore(size, asked_size(args, size), job.config, job.measures)
+    return plan_restore(size, asked_size(args, size), job.config, job.spec)
 
 
 def for_each(args: argparse.Namespace, job: RestoreJob, work: Callable[[str, RestoreTask], None]) -> int:
@@ -289,12 +287,12 @@ def for_each(args: argparse.Namespace, job: RestoreJob, work: Callable[[str, Res
 def plan_text(plan: "RestorePlan") -> str:
     """Sizes, tiles and evaluations in words."""
     if not plan.evaluations:  # a method without nets, which enlarges at once
-        return f"{wide(plan.size)} -> {wide(plan.output)}"
+        return f"{wide(plan.input_size)} -> {wide(plan.output_size)}"
     tiles = f", {len(plan.tiles)} tiles" if len(plan.tiles) > 1 else ""
-    at = f", restored at {wide(plan.work)}" if plan.work != plan.output else ""
-    (height, width), (high, broad) = plan.size, plan.output
+    at = f", restored at {wide(plan.working_size)}" if plan.working_size != plan.output_size else ""
+    (height, width), (high, broad) = plan.input_size, plan.output_size
     stretched = ", stretched" if abs(high * width - broad * height) > height + width else ""
-    return f"{wide(plan.size)} -> {wide(plan.output)}{stretched}{at}{tiles}, {plan.evaluations:,} evaluations"
+    return f"{wide(plan.input_size)} -> {wide(plan.output_size)}{stretched}{at}{tiles}, {plan.evaluations:,} evaluations"
 
 
 # ---- running -----------------------------------------------------------------------------------------------

@@ -13,9 +13,10 @@ from torch import Tensor
 
 from msbd.pixels.box import Box
 from msbd.pixels.files import to_image, to_pixels
+from msbd.pixels.luma import luma
 from msbd.pixels.tiles import TileBlend, tile_boxes
-from msbd.restore import official
-from msbd.restore.color import luma, transfer_chroma, wavelet_color_fix
+from msbd.restore import official, paper
+from msbd.restore.color import transfer_chroma, wavelet_color_fix
 from samplers.schedule import linspace_timesteps, make_alphas_cumprod, make_betas
 from tests.helpers.goldens import load_golden, relative_error
 
@@ -43,7 +44,7 @@ def test_prepared_size_is_the_stored_one(case: dict[str, Any]) -> None:
 def test_prepare_is_the_stored_picture_byte_for_byte(case: str) -> None:
     golden = load_golden("pasd_helpers", case)
     grayscale = golden.meta["control_type"] == "grayscale"
-    prepared = official.prepare(
+    prepared = official.prepared(
         image_of(golden["in.image_uint8"]),
         golden.meta["upscale"],
         golden.meta["process_size"],
@@ -79,25 +80,25 @@ def test_prepare_refuses_what_the_official_code_cannot_do() -> None:
         official.prepared_size((40, 60), 2.7, 96)
     assert official.prepared_size((40, 60), 2.7, 96, grayscale=True) == (96, 144)  # has no upscale
     with pytest.raises(ValueError, match=r"work on 3 x 900 pixels at 5 x 1536, but a side needs at least 8"):
-        official.prepare(torch.zeros(1, 3, 3, 900), 1, 768, grayscale=True)
+        official.prepared(torch.zeros(1, 3, 3, 900), 1, 768, grayscale=True)
 
 
 @pytest.mark.parametrize("case", ["colorfix_48x64", "colorfix_70x50"])
-def test_finish_cuts_off_like_the_official_colour_fix(case: str) -> None:
+def test_the_result_is_cut_off_like_the_official_colour_fix(case: str) -> None:
     golden = load_golden("pasd_helpers", case)
     fixed = wavelet_color_fix(image_of(golden["in.target_uint8"]), image_of(golden["in.source_uint8"]))
     expected = golden["out.wavelet_uint8"].numpy()
     size = (expected.shape[0], expected.shape[1])
-    assert np.array_equal(to_pixels(official.finish(fixed, size)), expected)
+    assert np.array_equal(to_pixels(official.truncated(fixed, size)), expected)
     lost = to_pixels(fixed).astype(int) - expected
     assert set(np.unique(lost)) == {0, 1} and 0.4 < lost.mean() < 0.6  # half a level darker than rounded
 
 
-def test_finish_resizes_the_bytes_by_pillow() -> None:
+def test_the_bytes_are_resized_by_pillow() -> None:
     image = image_of(np.random.default_rng(0).integers(0, 256, (20, 31, 3))).double()
-    bytes_ = to_pixels(official.finish(image, (20, 31)))
+    bytes_ = to_pixels(official.truncated(image, (20, 31)))
     expected = Image.fromarray(bytes_).resize((25, 47), Image.Resampling.BICUBIC)
-    resized = official.finish(image, (47, 25))
+    resized = official.truncated(image, (47, 25))
     assert np.array_equal(to_pixels(resized), np.asarray(expected)) and resized.dtype == torch.float64
 
 
@@ -115,15 +116,17 @@ def test_finish_resizes_the_bytes_by_pillow() -> None:
 )
 def test_start_level_gives_the_known_shares_of_the_picture(level: int, fallback: bool, share: float) -> None:
     timesteps = linspace_timesteps(20, drop_zero=True)
-    a_a = official.start_level(level, timesteps, LEVELS, fallback)
+    rules = official if fallback else paper
+    a_a = rules.start_level(level, "unipc", timesteps, LEVELS)
     assert math.sqrt(a_a * LEVELS[timesteps[0]]) == pytest.approx(share, abs=5e-7)
-    assert official.start_level(level, timesteps.tolist(), LEVELS, fallback) == a_a
+    assert rules.start_level(level, "unipc", timesteps.tolist(), LEVELS) == a_a
 
 
 def test_no_usual_number_of_steps_reaches_900() -> None:
     for steps in range(4, 61):
         timesteps = linspace_timesteps(steps, drop_zero=True)
-        a_a = official.start_level(900, timesteps, LEVELS, fallback=True)
+        a_a = official.start_level(900, "dpmpp", timesteps, LEVELS)
+        assert official.start_level(900, "ddim", timesteps, LEVELS) == LEVELS[900]  # has no such defect
         assert a_a == LEVELS[timesteps[-1]] != LEVELS[900]
 
 
@@ -132,7 +135,7 @@ def test_start_level_refuses_a_level_outside_the_schedule() -> None:
         with pytest.raises(
             ValueError, match=rf"^the added noise level is a timestep, 0 to 999; got {level}$"
         ):
-            official.start_level(level, [999], LEVELS, fallback=True)
+            official.start_level(level, "unipc", [999], LEVELS)
 
 
 # ---- tiles -------------------------------------------------------------------------------------------------
@@ -181,9 +184,15 @@ def test_a_strip_is_cut_into_more_tiles_than_ours() -> None:
     assert len(strip) == 25 and len(tile_boxes(20, 300, 64, 8)) == 6
 
 
+def gaussian_weights(height: int, width: int) -> Tensor:
+    """The weights (1, 1, height, width), float64, that `GaussianBlend` gives a tile of this size."""
+    blend: Any = official.blend([Box(0, 0, height, width)], height, width)
+    return (blend._rows[0, height][:, None] * blend._columns[0, width][None, :])[None, None]
+
+
 @pytest.mark.parametrize("side", [5, 8, 16])
 def test_gaussian_weights_are_the_stored_ones(side: int) -> None:
-    weights = official.gaussian_weights(side, side)
+    weights = gaussian_weights(side, side)
     assert weights.dtype == torch.float64 and weights.shape == (1, 1, side, side)
     assert (
         relative_error(weights[0, 0], load_golden("pasd_helpers", "gaussian_weights")[f"w{side}x{side}"])
@@ -192,7 +201,7 @@ def test_gaussian_weights_are_the_stored_ones(side: int) -> None:
 
 
 def test_gaussian_weights_are_symmetric_across_but_not_down() -> None:
-    weights = official.gaussian_weights(12, 20)
+    weights = gaussian_weights(12, 20)
     torch.testing.assert_close(weights, weights.flip(-1), rtol=1e-12, atol=0)
     assert (weights.argmax(-2) == 6).all()  # of rows 0 to 11, whose middle is 5.5
     assert (weights[..., 0, :] < weights[..., -1, :]).all()
@@ -201,7 +210,7 @@ def test_gaussian_weights_are_symmetric_across_but_not_down() -> None:
 def test_the_blend_is_the_mean_by_gaussian_weights() -> None:
     boxes = official.latent_tiles(33, 47, 20, 6)
     patches = torch.randn(len(boxes), 1, 3, 20, 20, generator=torch.Generator().manual_seed(0))
-    weights = official.gaussian_weights(20, 20)
+    weights = gaussian_weights(20, 20)
     total, weight = torch.zeros(1, 3, 33, 47, dtype=torch.float64), torch.zeros(1, 1, 33, 47).double()
     blend: TileBlend = official.GaussianBlend(boxes, 33, 47)
     for box, patch in zip(boxes, patches, strict=True):

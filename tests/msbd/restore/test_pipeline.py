@@ -8,14 +8,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from msbd.latents import decode, encode
 from msbd.pixels.files import to_pixels
+from msbd.pixels.luma import luma
 from msbd.pixels.resize import enlarge, resize, take
 from msbd.progress import EditStep
+from msbd.restore import official, paper
 from msbd.restore import pipeline as module
-from msbd.restore.color import luma
-from msbd.restore.config import RestoreConfig, Sampler
+from msbd.restore.color import to_gray
+from msbd.restore.config import PLAIN, RestoreConfig, Sampler
 from msbd.restore.plan import RestoreResult
-from msbd.restore.prompts import ADDED, GRAY_NEGATIVE, NEGATIVE
+from msbd.restore.prompts import GRAY_NEGATIVE, NEGATIVE, QUALITY_PROMPT
+from samplers.ddim import ddim_sample
 from samplers.guidance import classifier_free_guidance
 from samplers.schedule import (
     Denoiser,
@@ -24,11 +28,12 @@ from samplers.schedule import (
     q_sample,
     q_sample_between,
     rescale_zero_terminal_snr,
+    trailing_timesteps,
 )
 from tests.helpers.edit_scene import picture
 from tests.helpers.tiny import ALPHAS
 from tests.helpers.tiny_restore import (
-    MEASURES,
+    SPEC,
     FakeControlNet,
     FakeUNet,
     FakeVAE,
@@ -57,11 +62,12 @@ def run(
 class Spy:
     """Calls what it stands for, and keeps what it was called with."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, name: str, *modules: Any) -> None:
         self.calls: list[tuple[Any, ...]] = []
         self.results: list[Any] = []
-        self._real = getattr(module, name)
-        monkeypatch.setattr(module, name, self)
+        self._real = getattr(modules[0], name)
+        for place in modules:
+            monkeypatch.setattr(place, name, self)
 
     def __call__(self, *args: Any, **options: Any) -> Any:
         self.calls.append((*args, *options.values()))
@@ -125,7 +131,7 @@ def denoiser_of(
 ) -> tuple[Denoiser, RestoreResult]:
     """What a run gave to its sampler, and the run's result."""
     with monkeypatch.context() as patch:
-        spy = Spy(patch, "sample")
+        spy = Spy(patch, "sample", module)
         result = run(nets, config)
     return spy.calls[0][1], result
 
@@ -134,13 +140,13 @@ def denoiser_of(
 def test_a_picture_of_one_tile_is_what_the_nets_say_of_it(
     variant: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Guidance, control, prompts and the kept text together are the plain call of the two nets."""
+    """Guidance, control and prompts together are the plain call of the two nets."""
     nets = real_nets(variant)
     config = replace(QUICK, conditioning_scale=0.8, guidance_scale=3.0, latent_tiled_size=32)
     denoise, result = denoiser_of(nets, config, monkeypatch)
-    assert len(result.plan.tiles) == 1 and result.prompt == f"a house, {ADDED}"
+    assert len(result.plan.tiles) == 1 and result.prompt == f"a house, {QUALITY_PROMPT}"
     assert result.negative_prompt == NEGATIVE
-    control = take(enlarge(SMALL / 2 + 0.5, result.plan.work), result.plan.frame)
+    control = take(enlarge(SMALL / 2 + 0.5, result.plan.working_size), result.plan.padded_box)
     lengths = torch.tensor([len(result.prompt), len(result.negative_prompt)])[:, None].expand(-1, 77)
     cond, uncond = letters_as_context(lengths).split(1)
     unet, controlnet = nets["unet"], nets["controlnet"]
@@ -180,9 +186,9 @@ def test_a_large_picture_is_embedded_in_pieces(monkeypatch: pytest.MonkeyPatch) 
         control = torch.rand(1, 3, *size)
         with torch.inference_mode():
             monkeypatch.setattr(module, "_PIECE", 1024)
-            whole = restorer._hint(control)
+            whole = restorer._embed(control)
             monkeypatch.setattr(module, "_PIECE", 32)
-            pieces = restorer._hint(control)
+            pieces = restorer._embed(control)
             close(whole, nets["controlnet"].embed(control), 0)
         close(pieces, whole)
 
@@ -190,7 +196,7 @@ def test_a_large_picture_is_embedded_in_pieces(monkeypatch: pytest.MonkeyPatch) 
 def test_pieces_of_the_hint_are_no_larger_than_said(monkeypatch: pytest.MonkeyPatch) -> None:
     nets = fake_nets()
     monkeypatch.setattr(module, "_PIECE", 32)
-    pipeline(nets)._hint(torch.rand(1, 3, 304, 264))
+    pipeline(nets)._embed(torch.rand(1, 3, 304, 264))
     sizes = [tuple(image.shape[-2:]) for image in nets["controlnet"].embedded]
     assert len(sizes) > 1 and max(max(size) for size in sizes) == 32 + 2 * 64
 
@@ -210,9 +216,8 @@ def test_out_of_memory_halves_the_batch_and_is_noted(error: type[RuntimeError]) 
     )
     close(result.image, plain.image)
     sizes = [batch for _, batch, _ in nets["unet"].calls]
-    assert (
-        sizes[:3] == [16, 8, 4] and max(sizes[2:]) == 4
-    )  # two halves of the guidance each, and never more again
+    # Two halves of the guidance each, and never more again.
+    assert sizes[:3] == [16, 8, 4] and max(sizes[2:]) == 4
 
 
 def test_out_of_memory_with_one_tile_is_raised() -> None:
@@ -321,12 +326,31 @@ def test_real_nets_project_texts_and_pixels_once_a_step() -> None:
     assert set(counts.values()) == {3}  # steps
 
 
+def test_each_picture_on_the_way_is_shown() -> None:
+    for mode in ("sr", "colorize"):
+        shown: dict[str, Tensor] = {}
+        result = run(fake_nets(), replace(QUICK, mode=mode), on_picture=shown.__setitem__)
+        assert list(shown) == ["control", "restored", "result"]
+        assert shown["result"] is result.image
+        for name in ("control", "restored"):
+            assert shown[name].shape == (1, 3, *result.plan.working_size)
+            assert shown[name].abs().max() <= 1
+        control = enlarge(SMALL / 2 + 0.5, result.plan.working_size) * 2 - 1
+        close(shown["control"], control if mode == "sr" else to_gray(control))
+        assert not torch.allclose(
+            resize(shown["restored"], (32, 40)), resize(result.image, (32, 40)), atol=0.05
+        )
+    shown = {}
+    result = run(fake_nets(), replace(QUICK, method="bicubic"), on_picture=shown.__setitem__)
+    assert list(shown) == ["result"] and shown["result"] is result.image
+
+
 def test_information_and_the_users_words_make_the_prompt() -> None:
     result = run(fake_nets(), information=["a blurry dog"])
-    assert result.prompt == f"a house, a clear dog, {ADDED}"
+    assert result.prompt == f"a house, a clear dog, {QUALITY_PROMPT}"
     own = run(fake_nets(), replace(QUICK, added_prompt="sharp", negative_prompt=""))
     assert (own.prompt, own.negative_prompt) == ("a house, sharp", "")
-    plain = pipeline(fake_nets(), measures=replace(MEASURES, prompts=False))(SMALL, "", config=QUICK)
+    plain = pipeline(fake_nets(), spec=replace(SPEC, uses_prompts=False))(SMALL, "", config=QUICK)
     assert (plain.prompt, plain.negative_prompt) == ("", "")
 
 
@@ -376,7 +400,8 @@ def test_each_sampler_evaluates_as_often_as_planned(sampler: Sampler, steps: int
 def start(nets: dict[str, Any], config: RestoreConfig, monkeypatch: pytest.MonkeyPatch) -> tuple[Tensor, Spy]:
     """The latent that a run started from, and the calls of `ans_start`."""
     with monkeypatch.context() as patch:
-        samples, starts = Spy(patch, "sample"), Spy(patch, "ans_start")
+        samples = Spy(patch, "sample", module)
+        starts = Spy(patch, "ans_start", paper, official)
         run(nets, config)
     return samples.calls[0][2], starts
 
@@ -398,9 +423,9 @@ def test_the_level_of_the_start(
 ) -> None:
     config = replace(QUICK, num_inference_steps=20, **change)
     x, starts = start(fake_nets(), config, monkeypatch)
-    ((z_lr, a_n, a_a, noise, more),) = starts.calls
-    assert a_n == float(ALPHAS[999]) and more is None
-    expected = RestoreConfig(**change).for_model(MEASURES).alpha_a if level is None else level
+    ((z_lr, a_n, a_a, noise, *more),) = starts.calls
+    assert a_n == float(ALPHAS[999]) and not more
+    expected = RestoreConfig(**change).for_model(SPEC).alpha_a if level is None else level
     assert a_a == pytest.approx(expected)
     close(x, q_sample_between(z_lr, 1.0, a_n * a_a, noise))
 
@@ -417,7 +442,7 @@ def test_the_start_is_the_posteriors_mean_or_one_sample_of_it(monkeypatch: pytes
     latents = {}
     for posterior in ("mean", "sample"):
         with monkeypatch.context() as patch:
-            starts = Spy(patch, "ans_start")
+            starts = Spy(patch, "ans_start", paper)
             run(fake_nets(), replace(QUICK, posterior=posterior), noise=noise)
         latents[posterior] = starts.calls[0][0]
     assert sites == ["start", "posterior", "start"]
@@ -439,6 +464,32 @@ def test_the_official_start_draws_twice(monkeypatch: pytest.MonkeyPatch) -> None
     _, starts = start(fake_nets(), config, monkeypatch)
     ((_, _, _, noise, more),) = starts.calls
     assert more.shape == noise.shape and not torch.allclose(more, noise)
+
+
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_a_plain_run_is_ddim_from_eq_3_and_nothing_else(guidance: float) -> None:
+    """What training's validation and `tools.evaluate` ask of the pipeline, written out."""
+    nets = real_nets()
+    control = enlarge(picture(64, 80) / 2 + 0.5, (64, 80))
+    n = torch.randn(1, 4, 8, 10, generator=torch.Generator().manual_seed(0))
+    options = PLAIN | {"num_inference_steps": 5, "guidance_scale": guidance, "negative_prompt": "dark"}
+    result = pipeline(nets)(
+        control * 2 - 1, "a house", output_size=(64, 80), config=RestoreConfig(**options), noise=lambda *_: n
+    )
+    assert (result.prompt, result.negative_prompt) == ("a house", "dark") and len(result.plan.tiles) == 1
+    unet, controlnet, vae = nets["unet"], nets["controlnet"], nets["vae"]
+
+    def model(x: Tensor, t: Tensor, context: Tensor) -> Tensor:
+        return unet(x, t, context, controlnet(x, t, context, control.expand(len(x), -1, -1, -1)))
+
+    lengths = torch.tensor([len("a house"), len("dark")])[:, None].expand(-1, 77)
+    cond, uncond = letters_as_context(lengths).split(1)
+    timesteps = trailing_timesteps(5)
+    with torch.inference_mode():
+        denoise = classifier_free_guidance(model, cond, uncond, guidance)
+        start = q_sample(encode(vae, control * 2 - 1), int(timesteps[0]), ALPHAS, n)
+        expected = decode(vae, ddim_sample(denoise, start, timesteps, ALPHAS))
+    close(result.image, expected)
 
 
 # ---- methods ---------------------------------------------------------------------------------------------------------------------
@@ -530,7 +581,7 @@ def test_colorize_shows_the_nets_a_grey_picture() -> None:
     result = run(nets, replace(QUICK, mode="colorize"), picture(100, 90))
     (control,) = nets["controlnet"].embedded
     close(control[:, :1].expand_as(control), control)
-    assert result.plan.work == (53, 48)  # a large one is shrunk, as its luma is not needed
+    assert result.plan.working_size == (53, 48)  # a large one is shrunk, as its luma is not needed
 
 
 def test_the_wavelet_fix_keeps_the_mean_colour(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -580,7 +631,7 @@ def test_official_formulas_work_at_the_official_size_on_whole_levels() -> None:
     nets = fake_nets()
     result = run(nets, config, picture(13, 17), output_size=(26, 34))
     assert (
-        result.plan.work == (48, 64) == tuple(nets["vae"].encoded[0].shape[-2:])
+        result.plan.working_size == (48, 64) == tuple(nets["vae"].encoded[0].shape[-2:])
     )  # 50 x 65, cut to multiples of 8
     assert result.image.shape == (1, 3, 26, 34)
     levels = (result.image + 1) * 127.5
@@ -591,7 +642,7 @@ def test_official_formulas_work_at_the_official_size_on_whole_levels() -> None:
 def test_official_formulas_colour_on_the_sources_own_size() -> None:
     config = replace(QUICK, formulas="official", mode="colorize")
     result = run(fake_nets(), config, picture(70, 90))
-    assert result.plan.work == (48, 56) and result.image.shape == (1, 3, 70, 90)
+    assert result.plan.working_size == (48, 56) and result.image.shape == (1, 3, 70, 90)
 
 
 @pytest.mark.parametrize("output", [(26, 35), (13, 34), (39, 34)])

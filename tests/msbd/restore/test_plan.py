@@ -1,6 +1,7 @@
 """The options of a restoration, the sizes and tiles that follow from them, and the samplers by name."""
 
 import dataclasses
+import inspect
 from typing import Any, get_args
 
 import pytest
@@ -10,16 +11,27 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from msbd.pixels.box import Box
-from msbd.restore import official
-from msbd.restore.config import NET_FREE, Method, Mode, RestoreConfig, RestoreMeasures, Sampler, dial
-from msbd.restore.plan import ENLARGED, SMALLEST, RestorePlan, framed, plan_restore, work_size
-from msbd.restore.prompts import ADDED, GRAY_NEGATIVE, NEGATIVE
+from msbd.restore import official, paper
+from msbd.restore.config import (
+    NET_FREE,
+    Method,
+    Mode,
+    ModelSpec,
+    ResolvedRestoreConfig,
+    RestoreConfig,
+    Sampler,
+    dial,
+)
+from msbd.restore.paper import SMALLEST, padded_box, working_size
+from msbd.restore.plan import ENLARGED, RestorePlan, plan_restore
+from msbd.restore.prompts import GRAY_NEGATIVE, NEGATIVE, QUALITY_PROMPT
+from msbd.restore.rules import RULES, Rules
 from msbd.restore.solvers import evaluations, make_timesteps, sample
 from samplers.ddim import ddim_sample
 from samplers.schedule import q_sample
 from tests.helpers.tiny import ALPHAS
 
-SD, MINI = RestoreMeasures(), RestoreMeasures(128, 3.0, prompts=False)
+SD, MINI = ModelSpec(), ModelSpec(128, 3.0, uses_prompts=False)
 SAMPLERS: tuple[Sampler, ...] = get_args(Sampler)
 FIELDS = {field.name for field in dataclasses.fields(RestoreConfig)}
 
@@ -106,10 +118,10 @@ LEVELS = maybe(
 
 @given(CONFIGS, LEVELS, st.sampled_from([SD, MINI]))
 def test_a_model_fills_in_all_that_is_open(
-    options: dict[str, Any], level: tuple[str, Any] | None, measures: RestoreMeasures
+    options: dict[str, Any], level: tuple[str, Any] | None, spec: ModelSpec
 ) -> None:
     options = options | dict([level] if level else [])
-    full = RestoreConfig(**options).for_model(measures)
+    full = RestoreConfig(**options).for_model(spec)
     open_fields = {name for name in FIELDS if getattr(full, name) is None} - {"tile_batch", "fidelity"}
     assert len(open_fields) == 1 and open_fields <= {"alpha_a", "added_noise_level"}  # one says the level
     for name, value in options.items():
@@ -117,8 +129,9 @@ def test_a_model_fills_in_all_that_is_open(
             assert full.color_fix == "none"  # the chroma is what changes there
         else:
             assert value is None or getattr(full, name) == value  # what was said stays
+    assert isinstance(full, ResolvedRestoreConfig)
     assert full.fidelity == options["fidelity"] and full.tile_batch == options["tile_batch"]
-    assert full.for_model(measures) == full
+    assert full.for_model(spec) == full
 
 
 def test_the_models_own_values() -> None:
@@ -126,7 +139,7 @@ def test_the_models_own_values() -> None:
     expected = {
         "guidance_scale": 9.0, "conditioning_scale": 1.0, "added_noise_level": 900, "alpha_a": None, "process_size": 768,
         "latent_tiled_size": 128, "latent_tiled_overlap": 32, "color_fix": "wavelet", "seed": 0,
-        "added_prompt": ADDED, "negative_prompt": NEGATIVE,
+        "added_prompt": QUALITY_PROMPT, "negative_prompt": NEGATIVE,
     }  # fmt: skip
     assert {name: getattr(full, name) for name in expected} == expected
     mini = RestoreConfig().for_model(MINI)
@@ -136,6 +149,10 @@ def test_the_models_own_values() -> None:
     gray = RestoreConfig(mode="colorize").for_model(SD)
     assert (gray.color_fix, gray.added_prompt, gray.negative_prompt) == ("none", "", GRAY_NEGATIVE)
     assert RestoreConfig(latent_tiled_size=20).for_model(SD).latent_tiled_overlap == 5
+
+
+def test_the_defaults_of_a_resolved_config_are_those_of_stable_diffusion() -> None:
+    assert RestoreConfig(added_noise_level=900).for_model(SD) == ResolvedRestoreConfig(added_noise_level=900)
 
 
 def test_the_dial_sets_level_and_scale_and_is_overruled_by_them() -> None:
@@ -164,7 +181,7 @@ sizes = st.tuples(sides, sides)
 def test_the_work_size_keeps_the_aspect_and_its_limits(
     size: tuple[int, int], least: int, shrink: bool
 ) -> None:
-    work = work_size(size, least, shrink=shrink)
+    work = working_size(size, least, shrink=shrink)
     assert min(work) >= 1
     long = size.index(max(size))
     exact = size[1 - long] * work[long] / size[long]
@@ -190,12 +207,12 @@ def test_the_work_size_keeps_the_aspect_and_its_limits(
     ],
 )
 def test_work_sizes(size: tuple[int, int], work: tuple[int, int], gray: tuple[int, int]) -> None:
-    assert (work_size(size, 768), work_size(size, 768, shrink=True)) == (work, gray)
+    assert (working_size(size, 768), working_size(size, 768, shrink=True)) == (work, gray)
 
 
 @given(sizes, st.sampled_from([1, 4, 8]))
-def test_a_frame_is_of_whole_cells_around_the_picture(work: tuple[int, int], cell: int) -> None:
-    box = framed(work, cell)
+def test_a_padded_box_is_of_whole_cells_around_the_picture(work: tuple[int, int], cell: int) -> None:
+    box = padded_box(work, cell)
     for start, length, side in ((box.top, box.height, work[0]), (box.left, box.width, work[1])):
         assert length % cell == 0 and length >= SMALLEST and start <= 0 and start + length >= side
         assert length < max(side, SMALLEST) + cell
@@ -203,17 +220,55 @@ def test_a_frame_is_of_whole_cells_around_the_picture(work: tuple[int, int], cel
 
 
 @given(sizes, st.sampled_from(get_args(Mode)), st.sampled_from([SD, MINI]))
-def test_a_plan_holds_together(size: tuple[int, int], mode: Mode, measures: RestoreMeasures) -> None:
-    plan = plan_restore(size, None, RestoreConfig(mode=mode, latent_tiled_size=100), measures)
-    assert plan.output == (ENLARGED[mode] * size[0], ENLARGED[mode] * size[1]) and plan.size == size
-    assert plan.cells == (plan.frame.height // 8, plan.frame.width // 8)
-    assert plan.frame.contains(Box(0, 0, *plan.work))
+def test_a_plan_holds_together(size: tuple[int, int], mode: Mode, spec: ModelSpec) -> None:
+    plan = plan_restore(size, None, RestoreConfig(mode=mode, latent_tiled_size=100), spec)
+    assert plan.output_size == (ENLARGED[mode] * size[0], ENLARGED[mode] * size[1])
+    assert plan.input_size == size
+    assert plan.cells == (plan.padded_box.height // 8, plan.padded_box.width // 8)
+    assert plan.padded_box.contains(Box(0, 0, *plan.working_size))
     covered = torch.zeros(plan.cells, dtype=torch.bool)
     for box in plan.tiles:
         assert max(box.size) <= 100
         covered[box.window] = True
     assert covered.all() and (len(plan.tiles) == 1) == (max(plan.cells) <= 100)
+    assert len({box.size for box in plan.tiles}) == 1
     assert plan.evaluations == 20 * len(plan.tiles)
+
+
+@pytest.mark.parametrize(
+    "options, a_a",
+    [
+        ({}, ALPHAS[900]),
+        ({"added_noise_level": 500}, ALPHAS[500]),
+        ({"alpha_a": 0.3}, 0.3),
+        ({"fidelity": 0.25}, 0.25),
+        ({"ans": "fallback"}, ALPHAS[50]),  # 900 is not among unipc's timesteps
+        ({"ans": "fallback", "sampler": "ddim"}, ALPHAS[900]),
+        ({"ans": "fallback", "alpha_a": 0.0}, 0.0),
+    ],
+)
+def test_a_plan_knows_the_level_of_the_start(options: dict[str, Any], a_a: float) -> None:
+    assert plan_restore((9, 9), None, RestoreConfig(**options), SD).a_a == float(a_a)
+    other = ALPHAS.flip(0)
+    plan = plan_restore((9, 9), None, RestoreConfig(), SD, alphas_cumprod=other)
+    assert plan.a_a == float(other[900])
+
+
+def test_a_plan_knows_when_the_control_and_the_guidance_act() -> None:
+    config = RestoreConfig(num_inference_steps=8, control_start=0.25, control_end=0.75, guidance_start=0.5)
+    plan = plan_restore((9, 9), None, config, SD)
+    timesteps = plan.timesteps.tolist()
+    assert plan.controlled == tuple(timesteps[2:6]) and plan.guided == tuple(timesteps[4:])
+
+
+def test_both_rules_have_the_same_functions() -> None:
+    """So that one may stand for the other; `Rules` names them."""
+    names = [name for name in vars(Rules) if not name.startswith("_")]
+    assert len(names) == 9 and {"paper": paper, "official": official} == RULES
+    for name in names:
+        kinds = [inspect.signature(getattr(module, name)) for module in (paper, official)]
+        assert kinds[0] == kinds[1], name
+        assert list(kinds[0].parameters) == list(inspect.signature(getattr(Rules, name)).parameters)[1:]
 
 
 @pytest.mark.parametrize("size, output", [((0, 5), None), ((5, 5), (0, 3)), ((5, 5), (3, -1))])
@@ -229,10 +284,10 @@ def official_run(size: tuple[int, int], output: tuple[int, int] | None = None, *
 
 def test_official_plans_are_the_official_codes() -> None:
     plan = official_run((101, 151))
-    assert plan.work == official.prepared_size((101, 151), 4, 768) == plan.frame.size
-    assert plan.frame == Box(0, 0, *plan.work) and plan.output == (404, 604)
+    assert plan.working_size == official.prepared_size((101, 151), 4, 768) == plan.padded_box.size
+    assert plan.padded_box == Box(0, 0, *plan.working_size) and plan.output_size == (404, 604)
     gray = official_run((101, 151), mode="colorize")
-    assert gray.work == official.prepared_size((101, 151), 1, 768, grayscale=True)
+    assert gray.working_size == official.prepared_size((101, 151), 1, 768, grayscale=True)
     large = official_run((700, 700))
     assert large.tiles == tuple(official.latent_tiles(350, 350, 320, 8)) and len(large.tiles) == 4
 

@@ -1,25 +1,28 @@
-"""msbd/prompts.py: tidy prompts from any pieces, and the official code's, letter for letter."""
+"""Tidy prompts from any pieces; and the official code's, letter for letter, which have the same pieces."""
+
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from msbd.restore.config import ModelSpec, RestoreConfig
 from msbd.restore.prompts import (
-    ADDED,
+    COLOURED,
     GRAY_NEGATIVE,
     NEGATIVE,
+    QUALITY_PROMPT,
+    RESTORED,
     as_restored,
-    build_negative,
     build_prompt,
     join_pieces,
-    official_prompt,
 )
 
 MESSY = st.text(alphabet="ab ,\n\t", max_size=12)
 
 
 def test_the_words_are_the_official_ones() -> None:
-    assert ADDED == "clean, high-resolution, 8k"
+    assert QUALITY_PROMPT == "clean, high-resolution, 8k"
     assert NEGATIVE == "blurry, dotted, noise, raster lines, unclear, lowres, over-smoothed"
     assert GRAY_NEGATIVE == "b&w, color bleeding"
 
@@ -40,18 +43,23 @@ def test_pieces_are_joined_by_single_separators(pieces: list[str]) -> None:
 
 def test_the_users_words_come_first_and_added_last() -> None:
     said = ["Pembroke", "2 dog, 1 person, ", "a blurry dog on a bench "]
-    assert build_prompt("my dog ,", information=said) == (
+    assert build_prompt("my dog ,", information=said, added=QUALITY_PROMPT) == (
         "my dog, Pembroke, 2 dog, 1 person, a clear dog on a bench, clean, high-resolution, 8k"
     )
-    assert build_prompt("", information=["", " , "]) == ADDED
-    assert build_prompt("", added="") == "" == build_prompt(" ", grayscale=True)
+    assert build_prompt("", information=["", " , "], added=QUALITY_PROMPT) == QUALITY_PROMPT
+    assert build_prompt("", added="") == "" == build_prompt(" ", grayscale=True, added="")
     assert build_prompt("a dog", information=["1 dog"], added="sharp,") == "a dog, 1 dog, sharp"
 
 
 def test_grey_pictures_get_no_added_words_unless_told() -> None:
     said = ["a black and white photo of a noisy street"]
-    assert build_prompt("", information=said, grayscale=True) == "a color photo of a clean street"
-    assert build_prompt("", information=said).startswith("a black and white photo of a clean street, clean,")
+    usual = RestoreConfig(mode="colorize").for_model(ModelSpec()).added_prompt
+    assert (
+        build_prompt("", information=said, grayscale=True, added=usual) == "a color photo of a clean street"
+    )
+    usual = RestoreConfig().for_model(ModelSpec()).added_prompt
+    coloured = build_prompt("", information=said, added=usual)
+    assert coloured.startswith("a black and white photo of a clean street, clean,")
     assert build_prompt("", information=said, grayscale=True, added="8k").endswith("street, 8k")
 
 
@@ -76,12 +84,40 @@ def test_whole_words_are_replaced(text: str, restored: str) -> None:
 
 
 def test_the_negative_is_the_users_or_the_usual_one() -> None:
-    assert build_negative() == NEGATIVE and build_negative(grayscale=True) == GRAY_NEGATIVE
-    assert build_negative("") == "" == build_negative("", grayscale=True)
-    assert build_negative(" ugly ,, dull, ", grayscale=True) == "ugly, dull"
+    def negative(**options: Any) -> str:
+        return RestoreConfig(**options).for_model(ModelSpec()).negative_prompt
+
+    assert negative() == NEGATIVE and negative(mode="colorize") == GRAY_NEGATIVE
+    assert negative(negative_prompt="") == "" == negative(negative_prompt="", mode="colorize")
+    assert negative(negative_prompt="ugly, dull", mode="colorize") == "ugly, dull"
+    assert join_pieces([" ugly ,, dull, "]) == "ugly, dull"
 
 
 # ---- the official code's --------------------------------------------------------------------------------------------------------
+
+
+def official_prompt(
+    prompt: str,
+    text: str = "",
+    *,
+    kind: str | None = None,
+    added: str = QUALITY_PROMPT,
+    grayscale: bool = False,
+) -> str:
+    """The official code's positive prompt, letter for letter: what its glue makes of the same pieces.
+
+    It knows one kind of `text` at a time: "classification" or "detection" ("" if nothing was found), "caption" (BLIP's),
+    "coca" (the caption of its default net), None for no text. Nothing separates `added` from a user's prompt or BLIP's
+    caption before it: "a dog on a benchclean, high-resolution, 8k".
+    """
+    if kind in ("caption", "coca"):
+        for word, instead in (RESTORED | (COLOURED if grayscale else {})).items():
+            text = text.replace(word, instead)
+        blip = f"{text}, {prompt}" if prompt else text
+        return (blip if kind == "caption" else f"{text} {prompt}") + added
+    if kind is None or not text:
+        return prompt + added
+    return (f"{prompt}, {text}, " if prompt else f"{text}, ") + added
 
 
 @pytest.mark.parametrize(
@@ -107,8 +143,14 @@ def test_the_official_glue(kind: str | None, prompt: str, text: str, official: s
 def test_the_official_replacements_reach_into_words_and_only_captions() -> None:
     assert official_prompt("", "unblurry", kind="caption", added="") == "unclear"
     assert official_prompt("", "blurry", kind="classification", added="") == "blurry, "
-    assert official_prompt("", "black and white, noisy", kind="caption") == f"black and white, clean{ADDED}"
-    assert official_prompt("", "a black and white dog", kind="caption", grayscale=True) == "a color dog"
+    assert (
+        official_prompt("", "black and white, noisy", kind="caption")
+        == f"black and white, clean{QUALITY_PROMPT}"
+    )
+    assert (
+        official_prompt("", "a black and white dog", kind="caption", added="", grayscale=True)
+        == "a color dog"
+    )
     assert official_prompt("noisy", "x", kind="caption", added="") == "x, noisy"
 
 

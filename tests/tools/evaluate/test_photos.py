@@ -10,7 +10,7 @@ from PIL import Image
 
 from msbd.load import load_restore_pipeline
 from msbd.pixels.files import load_image, save_image
-from msbd.restore.config import RestoreConfig, RestoreMeasures
+from msbd.restore.config import ModelSpec, RestoreConfig
 from msbd.restore.pipeline import RestorePipeline
 from msbd.restore.plan import RestorePlan, plan_restore
 from tests.helpers.tiny_bundle import write_pasd_folder, write_tiny_bundle
@@ -25,7 +25,7 @@ from tools.evaluate.photos import (
     photo_table,
 )
 
-SMALL = RestoreMeasures(native=32, guidance_scale=1, prompts=False)
+SMALL = ModelSpec(native=32, guidance_scale=1, uses_prompts=False)
 
 
 def plan_for(output: tuple[int, int], tile: int = 8, overlap: int = 2, **options: Any) -> RestorePlan:
@@ -39,7 +39,7 @@ def pipe(tmp_path_factory: pytest.TempPathFactory) -> RestorePipeline:
     folder = tmp_path_factory.mktemp("model")
     bundle = write_tiny_bundle(folder / "base")
     pipe = load_restore_pipeline(write_pasd_folder(folder / "pasd"), base=bundle)
-    pipe.measures = SMALL
+    pipe.spec = SMALL
     return pipe
 
 
