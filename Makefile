@@ -9,18 +9,36 @@ PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
 # `python -m` looks in the current folder unless PYTHONSAFEPATH forbids it; this works in both cases.
 RUN := PYTHONPATH=. $(PY)
 TEST_ARGS ?=
+# For `make gpu`: a Python that has torch already, and where the results go.
+GPU_PY ?= python3
+OUT ?= docs/bench
+GPU_ARGS ?=
 
-.PHONY: demo test test-large test-parity parity-table lint
 
-demo: $(VENV)/.installed-test
+define MAKE_VENV
+@test -n "$(PYTHON)" || { echo "no Python 3.11 or newer with venv found; install one, or run: make PYTHON=/path/to/python" >&2; exit 1; }
+test -x $(PY) || $(PYTHON) -m venv $(VENV)
+endef
+
+.PHONY: demo test test-long test-large test-parity parity-table gpu lint
+
+# The runtime alone, without what the tests need.
+demo: $(VENV)/.installed-runtime
 	mkdir -p outputs
 	$(RUN) -m tools.edit -i examples/coffee.jpg -m examples/coffee_mask.png -p "a blue ball on sand at sunset" \
 		-o outputs/demo.png --compare outputs/demo_compare.jpg
 	$(RUN) -m tools.restore -i examples/coffee_small.jpg -o outputs/restored.png --fidelity 0.75 --compare outputs/restored_compare.jpg
 
+# The first rung: a sample of everything the project promises, at most 20 minutes on 2 cores.
 test: $(VENV)/.installed-test
-	$(RUN) -m pytest -m "not large" $(TEST_ARGS)
+	$(RUN) -m pytest -m "not large and not long" $(TEST_ARGS)
 
+# The second rung: all that takes longer, synthetic files of full size (gigabytes of memory and disk) included. Run it
+# before an issue is called resolved.
+test-long: $(VENV)/.installed-test
+	$(RUN) -m pytest -m "long or large" $(TEST_ARGS)
+
+# The part of the second rung that needs gigabytes.
 test-large: $(VENV)/.installed-test
 	$(RUN) -m pytest -m large $(TEST_ARGS)
 
@@ -31,14 +49,23 @@ test-parity: $(VENV)/.installed-parity
 parity-table: $(VENV)/.installed-parity
 	$(RUN) -m tests.helpers.parity_table
 
+# What an NVIDIA GPU does with this project; see tests/gpu_check.py. Installs nothing and needs no network: torch 2.10 and
+# what else pyproject.toml lists must be there. GPU_ARGS=--pretend runs the same parts without a GPU.
+gpu:
+	PYTHONPATH=. $(GPU_PY) -m tests.gpu_check --out $(OUT) $(GPU_ARGS)
+
 lint: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/pyright --pythonpath $(PY)
 
+$(VENV)/.installed-runtime: pyproject.toml constraints.txt
+	$(MAKE_VENV)
+	$(PY) -m pip install -c constraints.txt -e .
+	touch $@
+
 # The stamp is newer than what it was installed from, so a second run installs nothing.
 $(VENV)/.installed-%: pyproject.toml constraints.txt
-	@test -n "$(PYTHON)" || { echo "no Python 3.11 or newer with venv found; install one, or run: make PYTHON=/path/to/python" >&2; exit 1; }
-	test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	$(MAKE_VENV)
 	$(PY) -m pip install -c constraints.txt -e ".[$*]"
 	touch $@

@@ -36,14 +36,18 @@ check_not_shadowed()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Skip `cuda` where there is no GPU, and `large` unless the command line's -m asks for it."""
+    """Skip `cuda` where there is no GPU, `large` and `long` unless the command line's -m asks for them."""
     no_gpu = pytest.mark.skip(reason="needs an NVIDIA GPU")
-    not_asked = pytest.mark.skip(reason="minutes and gigabytes: run `make test-large`")
+    not_asked = {
+        "large": pytest.mark.skip(reason="minutes and gigabytes: run `make test-large`"),
+        "long": pytest.mark.skip(reason="longer than its sample here: run `make test-long`"),
+    }
     for item in items:
         if "cuda" in item.keywords and not torch.cuda.is_available():
             item.add_marker(no_gpu)
-        if "large" in item.keywords and "large" not in str(config.option.markexpr):
-            item.add_marker(not_asked)
+        for rung, skip in not_asked.items():
+            if item.get_closest_marker(rung) and rung not in str(config.option.markexpr):
+                item.add_marker(skip)
 
 
 @pytest.fixture(autouse=True)
@@ -52,3 +56,11 @@ def seeds() -> None:
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def full_float32(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No TF32 in tests marked `cuda`: their tolerances are those of float32, and cuDNN's convolutions use TF32 by default."""
+    if request.node.get_closest_marker("cuda"):
+        monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+        monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
