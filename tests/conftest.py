@@ -4,7 +4,9 @@ import importlib.util
 import os
 import random
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -59,8 +61,14 @@ def seeds() -> None:
 
 
 @pytest.fixture(autouse=True)
-def full_float32(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+def full_float32(request: pytest.FixtureRequest) -> Iterator[None]:
     """No TF32 in tests marked `cuda`: their tolerances are those of float32, and cuDNN's convolutions use TF32 by default."""
+    switches: tuple[Any, ...] = (torch.backends.cudnn, torch.backends.cuda.matmul)
+    before = [switch.allow_tf32 for switch in switches]
     if request.node.get_closest_marker("cuda"):
-        monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
-        monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
+        for switch in switches:
+            switch.allow_tf32 = False
+    yield
+    for switch, value in zip(switches, before, strict=True):
+        if switch.allow_tf32 != value:
+            switch.allow_tf32 = value
