@@ -133,7 +133,9 @@ def test_the_readme_s_figures_are_those_of_the_pages_behind_them() -> None:
 
 def test_every_file_of_docs_is_linked() -> None:
     linked = {file for page in PAGES for file, _ in links(page) if file != page}
-    orphans = {name_of(path) for path in (ROOT / "docs").rglob("*") if path.is_file() and path not in linked}
+    files = [path for path in (ROOT / "docs").rglob("*") if path.is_file()]
+    # docs/bench/ is where `make gpu` writes, for each machine anew.
+    orphans = {name_of(path) for path in files if path not in linked and path.parent.name != "bench"}
     assert not orphans, f"no page links to {sorted(orphans)}"
 
 
@@ -141,7 +143,7 @@ def test_every_file_of_docs_is_linked() -> None:
 def test_paths_in_pages_exist(page: Path) -> None:
     """Paths from the root, in code spans: `msbd/edit/`, `tests/test_docs.py`; folders end in a slash or have no suffix."""
     spans = [span for span in SPAN.findall(prose(page)) if PATH.fullmatch(span)]
-    missing = [span for span in spans if not (ROOT / span).exists()]
+    missing = [span for span in spans if not (ROOT / span).exists() and span != "docs/bench/"]
     assert not missing, f"{name_of(page)} names {missing}, which are not there"
 
 
