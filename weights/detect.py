@@ -2,7 +2,7 @@
 
 Tensors  {canonical key: tensor} -> family, and keyword arguments of that family's config class (nets/*.py) as a plain dict
 Weights  canonical layouts: diffusers U-Net and VAE, Hugging Face CLIP, basicsr RRDB; others are named and refused in one line
-Copying  this file, files.py (for WeightsError) and merge.py; torch and safetensors through them
+Copying  this file, files.py (for WeightsError), merge.py and pickles.py; torch and safetensors through them
 """
 
 import json

@@ -3,7 +3,7 @@
 Looks in  the checkout, `$MSBD_WEIGHTS`, ~/.cache/msbd/weights, the Hugging Face cache; without any network call
 Gets      hub files through huggingface_hub, with its settings (HF_HOME, HF_TOKEN, HF_ENDPOINT, HF_HUB_OFFLINE, ...);
           others by https, size-limited, continued after a break
-Copying   this file, registry.py and files.py; huggingface_hub, and torch and safetensors through files.py
+Copying   this file, registry.py, files.py and pickles.py; huggingface_hub, and torch and safetensors through them
 """
 
 import errno

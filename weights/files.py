@@ -1,34 +1,28 @@
 """Weights files to state dicts and back: the one place that opens them. The format is told from the content, not the name.
 
-Reads    safetensors, and the pickles that torch.save writes (.ckpt, .pth, .bin), tensors only and never any code;
-         what else a download can turn out to be is refused in one line that says what it is
+Reads    safetensors, and by way of pickles.py what torch.save writes (.ckpt, .pth, .bin), tensors only and never any
+         code; what else a download can turn out to be is refused in one line that says what it is
 Tensors  {key: tensor} on the CPU, in the file's own dtypes, keys untouched
-Copying  this file stands alone: torch, safetensors
+Copying  this file and pickles.py; torch, safetensors
 """
 
 import hashlib
-import io
 import json
 import os
-import pickletools
-import re
-import struct
-import warnings
 import zipfile
-from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from math import prod
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-# More than this only fills the memory: SDXL's single file has 2,500 tensors, and 300,000 bytes that say what and where they are.
-MAX_HEADER = 10_000_000  # bytes that describe the tensors, in any format
+from .pickles import PickleError, read_pickle
+
+# What a header of safetensors may say: SDXL's single file has 2,500 tensors, and 300,000 bytes that say what and where they are.
+MAX_HEADER = 10_000_000  # bytes
 MAX_TENSORS, MAX_AXES = 100_000, 8
 METADATA = "__metadata__"
 
@@ -62,12 +56,12 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     path = Path(path)
     with _messages_of(path):
         start = _beginning(path)
-        if not _is_pickle(start):
+        if not _begins_as_pickle(start):
             _read_header(path, start)  # first, because its refusals say more than the library's
             return load_file(path)
         if path.suffix.lower() == ".safetensors":  # whoever asked for the safe format did not ask for this
             raise WeightsError("named .safetensors, but is a PyTorch pickle; if you trust it, name it .ckpt")
-        return _read_pickle(path, zipped=start.startswith(b"PK"))
+        return read_pickle(path, zipped=start.startswith(b"PK"))
 
 
 def read_metadata(path: str | Path) -> dict[str, str]:
@@ -75,16 +69,10 @@ def read_metadata(path: str | Path) -> dict[str, str]:
     path = Path(path)
     with _messages_of(path):
         start = _beginning(path)
-        metadata = {} if _is_pickle(start) else _read_header(path, start).get(METADATA, {})
+        metadata = {} if _begins_as_pickle(start) else _read_header(path, start).get(METADATA, {})
         if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
             raise WeightsError("its metadata is not a table of strings, as the safetensors format asks")
         return metadata
-
-
-def is_pickle(path: str | Path) -> bool:
-    """Whether the file is a pickle by its content, whatever its name. Raises WeightsError where there is no file."""
-    with _messages_of(Path(path)):
-        return _is_pickle(_beginning(Path(path)))
 
 
 def write_safetensors(
@@ -145,8 +133,10 @@ def _messages_of(path: Path) -> Iterator[None]:
     """Whatever goes wrong with reading `path` becomes a WeightsError that begins with it."""
     try:
         yield
-    except WeightsError as error:
+    except (WeightsError, PickleError) as error:
         raise WeightsError(f"{path}: {error}") from None
+    except zipfile.BadZipFile:
+        raise WeightsError(f"{path}: a zip archive that is cut off, or damaged; download it again") from None
     except OSError as error:
         raise WeightsError(f"{path}: cannot be opened ({error.strerror or first_line(error)})") from None
     except Exception as error:
@@ -164,7 +154,7 @@ def _beginning(path: Path) -> bytes:
         return file.read(512)
 
 
-def _is_pickle(start: bytes) -> bool:
+def _begins_as_pickle(start: bytes) -> bool:
     # A safetensors header of 0x280 bytes begins like a pickle, but its ninth byte is always "{".
     return start.startswith((b"PK\x03\x04", b"\x80")) and start[8:9] != b"{"
 
@@ -208,193 +198,3 @@ def _read_header(path: Path, start: bytes) -> dict[str, Any]:
     if need > size:
         raise WeightsError(f"cut off ({size:,} bytes of {need:,}); download it again")
     return header
-
-
-# ---- pickles ----------------------------------------------------------------------------------------------------------------
-
-# torch.load(weights_only=True) calls only a few functions of its own; but a pickle can have these fill the memory, take hours, or
-# give tensors beyond their storage. So it is followed first, without making anything, and loaded if torch.save writes such ones.
-MAX_STEPS = 500_000  # a tensor takes about 35
-MAX_WORK = 100_000_000  # a step costs 16 (LONG1, whose hashes can slow tables down, 2000), its letters, and what it takes
-_STEPS = re.compile(
-    "PROTO|STOP|MARK|(LONG_)?BIN(PUT|GET)|NONE|NEWTRUE|NEWFALSE|BININT[12]?|LONG1|BINFLOAT|BINUNICODE|SHORT_BINSTRING"
-    "|EMPTY_(TUPLE|LIST|DICT)|TUPLE[123]?|APPENDS?|SETITEMS?|GLOBAL|REDUCE|NEWOBJ|BUILD|BINPERSID"
-)
-_BYTES = {"Double": 8, "Long": 8, "Float": 4, "Int": 4, "Half": 2, "BFloat16": 2, "Short": 2, "Char": 1, "Byte": 1, "Bool": 1}  # fmt: skip
-# What a pickle may name: first what torch.load makes tensors and tables of; then what occurs in checkpoints of honest trainers
-# beside the tensors, and is never called: a stand-in takes its place.
-_NAMES = re.compile(
-    rf"torch\.({'|'.join(_BYTES)})Storage|torch\._utils\._rebuild_(tensor|tensor_v2|parameter)|torch\.(Size|device|bool|u?int\d+"
-    r"|b?float\d+)|collections\.(OrderedDict|Counter|defaultdict)|_codecs\.encode|builtins\.(set|complex|dict|list|tuple|frozenset"
-    r"|str|int|float|bool|bytes|object)|(numpy|(pytorch_)?lightning|lightning_fabric|omegaconf|pathlib|argparse|typing|datetime)(\.\w+)+"
-)
-_UNLIKE = "not as torch.save writes it; it was not opened. Take a safetensors file"
-_WRAPPERS = ("state_dict", "params_ema", "params", "model")  # where the tensors lie, the better ones first
-
-
-class _StandIn:
-    """Takes the place of any object that is not a tensor: made from anything, holds nothing, does nothing."""
-
-    def __new__(cls, *_: object) -> Any:
-        return super().__new__(cls)
-
-    def __setstate__(self, state: object) -> None: ...
-
-
-# The stand-in of tables other than dict, which are filled item by item.
-_Table = type("_Table", (), {"__new__": lambda *_: OrderedDict()})
-
-
-@dataclass(frozen=True)
-class _Thing:
-    """Of a value in a pickle: the "name" of a function or class, what was "made" by calling that, or a "storage"'s length."""
-
-    kind: str
-    what: Any
-
-
-def _read_pickle(path: Path, *, zipped: bool) -> dict[str, Tensor]:
-    """The tensors of what torch.save wrote, as a zip archive or (before PyTorch 1.6) as bare pickles."""
-    with warnings.catch_warnings(action="ignore"):
-        names = _scan_archive(path) if zipped else _scan_pickles(path)
-        made: list[Any] = [(_Table if name.lower().endswith("dict") else _StandIn, name) for name in names]
-        with torch.serialization.safe_globals(made):
-            tensors = _find_tensors(torch.load(path, map_location="cpu", weights_only=True, mmap=zipped))
-    if not tensors:
-        raise WeightsError(f"no weights: a pickle without tensors at its top or in {', '.join(_WRAPPERS)}")
-    return tensors
-
-
-def _find_tensors(content: Any, depth: int = 3) -> dict[str, Tensor]:
-    """The tensors of a pickle's content in _WRAPPERS, else at its top; {} if there are none."""
-    if not isinstance(content, dict):
-        return {}
-    items = dict(dict.items(content))  # an OrderedDict's own methods can be hidden by the pickle's
-    for name in _WRAPPERS if depth else ():  # `model` may hold a `state_dict`
-        if found := _find_tensors(items.get(name), depth - 1):
-            return found
-    return {k: v.detach() for k, v in items.items() if isinstance(k, str) and isinstance(v, Tensor)}
-
-
-def _scan_archive(path: Path) -> set[str]:
-    """The names in the pickle of a zip archive. WeightsError unless it is a plain archive as torch.save writes them."""
-    _check_directory(path)
-    with zipfile.ZipFile(path) as archive:
-        members = archive.infolist()
-        files = {member.filename.partition("/")[2]: member for member in members}
-        if "constants.pkl" in files:
-            raise WeightsError(
-                "a TorchScript archive, which is a program (OpenAI's CLIP files are); take the Hugging Face files, "
-                "for CLIP those of openai/clip-vit-large-patch14"
-            )
-        if "data.pkl" not in files:
-            raise WeightsError("a zip archive of other files; unpack it, and give the weights file in it")
-        names = {member.filename.lower() for member in members}  # torch.load minds no case
-        folders = {name.partition("/")[0] for name in names}
-        odd = len(folders) > 1 or len(names) < len(members) or len(members) > MAX_TENSORS
-        if odd or files["data.pkl"].extra or not all(map(_is_plain, members)):
-            raise WeightsError(f"a zip archive of packed, too many, or oddly named files, {_UNLIKE}")
-        storages: dict[str, int] = {}
-        found = _scan(io.BytesIO(archive.read(files["data.pkl"])), storages)
-    for key, size in storages.items():
-        if f"data/{key}" not in files or files[f"data/{key}"].file_size < size:
-            raise WeightsError(f"damaged: values of a tensor are missing (data/{key:.40}); download it again")
-    return found
-
-
-def _is_plain(member: zipfile.ZipInfo) -> bool:
-    """Whether it is stored as it is, under the name that torch.load sees, and holds values if it is large."""
-    small = member.file_size <= MAX_HEADER or "/data/" in member.filename
-    return small and member.compress_type == zipfile.ZIP_STORED and member.filename == member.orig_filename
-
-
-def _check_directory(path: Path) -> None:
-    """WeightsError unless the archive ends with its one directory, so that every reader finds the same files in it."""
-    with open(path, "rb") as file:
-        file.seek(max(0, path.stat().st_size - 98))
-        end, place = file.read(), file.tell() - 22
-    said, length, start = place, *struct.unpack("<2L", end[-10:-2])
-    if end[56:60] == b"PK\x06\x07":  # the wide form, which torch.save writes in front of the other
-        place, said = place - 76, int.from_bytes(end[64:72], "little")
-        length, start = struct.unpack("<2Q", end[40:56])
-    plain = end[-22:-18] == b"PK\x05\x06" and end[-2:] == b"\0\0" and said == place == start + length
-    if not plain or length > MAX_HEADER:
-        raise WeightsError("a zip archive that is cut off, or with other data behind it; download it again")
-
-
-def _scan_pickles(path: Path) -> set[str]:
-    """The names in the five pickles of the old format: magic number, version, system, content, keys of the storages."""
-    storages: dict[str, int] = {}
-    with open(path, "rb") as file:
-        pickles = io.BytesIO(file.read(MAX_HEADER))
-    names = set().union(*(_scan(pickles, storages) for _ in range(5)))
-    need, size = pickles.tell() + sum(8 + size for size in storages.values()), path.stat().st_size
-    if need > size:
-        raise WeightsError(f"cut off ({size:,} bytes of {need:,}); download it again")
-    return names
-
-
-def _scan(pickle: IO[bytes], storages: dict[str, int]) -> set[str]:
-    """Follow one pickle: the names in it, and into `storages` those it uses, {key: bytes}. WeightsError unless it is sound."""
-    names, stack, outer, memo, work = set(), [], [], {}, 0  # of [what, cost]
-    for count, (code, argument, _) in enumerate(pickletools.genops(pickle)):
-        step, before, taken = code.name, code.stack_before, []
-        if not _STEPS.fullmatch(step) or count > MAX_STEPS or work > MAX_WORK:
-            raise WeightsError(f"a pickle with {step} as step {count:,}, {_UNLIKE}")
-        if step == "MARK":
-            outer.append(stack)
-            stack = []
-        elif step.endswith("PUT"):
-            memo[argument] = stack[-1]
-        elif step.endswith("GET"):
-            stack.append(memo[argument])
-        elif step not in ("PROTO", "STOP"):
-            if pickletools.markobject in before:
-                taken, stack, before = stack, outer.pop(), before[: before.index(pickletools.markobject)]
-            taken = [stack.pop() for _ in before][::-1] + taken
-            what = _follow(step, argument, [what for what, _ in taken], storages)
-            names |= {what.what} if step == "GLOBAL" else set()
-            # These change the first value that they take.
-            value = taken.pop(0) if step.startswith(("APPEND", "SETITEM", "BUILD")) else [what, 0]
-            cost = (2000 if step == "LONG1" else 16 + len(str(argument))) + sum(cost for _, cost in taken)
-            value[1], work = value[1] + cost, work + cost
-            stack.append(value)
-    return names
-
-
-def _follow(step: str, argument: Any, taken: list[Any], storages: dict[str, int]) -> Any:
-    """What `step` makes of the values it takes: a literal, a tuple's values in a list, a _Thing, or ... WeightsError if odd."""
-    match step, taken:
-        case "GLOBAL", _:
-            name = re.sub(r"\A__builtin__\.", "builtins.", argument.replace(" ", ".", 1))
-            if not _NAMES.fullmatch(name):
-                raise WeightsError(
-                    f"a pickle that would run {name!r:.80}, which weights have no use for, {_UNLIKE}"
-                )
-            return _Thing("name", name)
-        case "REDUCE", [_Thing("name", "_codecs.encode"), [_, "latin1"]]:  # some other encodings take hours
-            return ...
-        case "REDUCE", [_Thing("name", name), [*arguments]] if "._rebuild_tensor" in name:
-            if len(arguments) in (4, 6) and _is_within(*arguments[:4]):
-                return ...
-        case "REDUCE" | "NEWOBJ", [_Thing("name", name), list()] if name != "_codecs.encode":
-            return _Thing("made", name)
-        case "BUILD", [_Thing("made", name), _] if not name.startswith("torch."):
-            return ...
-        case "BINPERSID", [["storage", _Thing("name", kind), str(key), str(), int(length), *view]]:
-            size = length * _BYTES.get(kind[6:-7], -1)
-            if view in ([], [None]) and length >= 0 and storages.setdefault(key, size) == size >= 0:
-                return _Thing("storage", length)
-    if step in ("REDUCE", "NEWOBJ", "BUILD", "BINPERSID"):
-        raise WeightsError(f"a pickle with an odd {step}, {_UNLIKE}")
-    return taken if "TUPLE" in step else argument if argument is not None or step == "NONE" else ...
-
-
-def _is_within(storage: Any, offset: Any, size: Any, stride: Any) -> bool:
-    """Whether a tensor has each of its values in the storage."""
-    match storage, size, stride:
-        case _Thing("storage", length), list(), list() if len(size) == len(stride) <= MAX_AXES:
-            if all(type(number) is int and number >= 0 for number in (offset, *size, *stride)):
-                last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
-                return 0 in size or max(last + 1, prod(size)) <= length
-    return False

@@ -2,7 +2,7 @@
 
 Reads    diffusers folders (model_index.json, unet/, vae/, text_encoder/, tokenizer/, scheduler/), PASD's (unet/, controlnet/), a net's
          own folder, files in shards; and the older names that such files have
-Copying  this file, keymap.py and files.py; torch and safetensors through it
+Copying  this file, keymap.py, files.py and pickles.py; torch and safetensors through them
 """
 
 import json

@@ -4,7 +4,7 @@ Paper    Hu et al. 2021, arXiv:2106.09685, section 4.1; convolutions: Yeh et al.
 Tensors  down (r, in[, kh, kw]), up (out, r[, 1, 1]), scale alpha / r: W (out, in[, kh, kw]) + weight * scale * up . down
          in the Tucker form down (r, in, 1, 1) and up (out, r, 1, 1) with mid (r, r, kh, kw) between them
 Weights  kohya names (lora_unet_..., lora_te_...) and those of diffusers and PEFT, old and new; the base's are canonical
-Copying  this file and files.py (for WeightsError); torch, safetensors through it
+Copying  this file, files.py (for WeightsError) and pickles.py; torch, safetensors through them
 """
 
 import json

@@ -1,9 +1,9 @@
-"""Whole state dicts put together: two models blended, PASD's tensors put on another base, or kept as a file of their own.
+"""Whole state dicts put together: two models blended, PASD's tensors told from its base's, or kept as a file of their own.
 
 Paper    Yang et al. 2023, arXiv:2308.14469 (PASD), section 3.5: another base under what PASD adds
 Tensors  {key: tensor} on the CPU; results may share tensors with what they were made of, which are never written to
 Weights  canonical (diffusers) names; in a delta file the U-Net's added tensors after "unet.", the ControlNet after "controlnet."
-Copying  this file and files.py (for WeightsError); torch, safetensors through it
+Copying  this file, files.py (for WeightsError) and pickles.py; torch, safetensors through them
 """
 
 from collections.abc import Iterable, Mapping
@@ -42,20 +42,6 @@ def base_tensors(state: State) -> dict[str, Tensor]:
     return {key: tensor for key, tensor in state.items() if not is_pasd_key(key)}
 
 
-def put_on_base(pasd_unet_state: State, base_unet_state: State) -> dict[str, Tensor]:
-    """The base's tensors with those that PASD adds, in PASD's order of keys, each in its own dtype.
-
-    Raises WeightsError where PASD's own base has not exactly the keys and shapes of the other one.
-    """
-    added = added_tensors(pasd_unet_state)
-    if not added:
-        raise WeightsError(
-            "PASD's U-Net has none of the tensors that PASD adds; expected keys with .pixel_attentions. or .attn2_plus."
-        )
-    _require_layout(base_unet_state, base_tensors(pasd_unet_state), "the base for PASD")
-    return {key: added[key] if key in added else base_unet_state[key] for key in pasd_unet_state}
-
-
 def pack_delta(
     unet_state: State, controlnet_state: State, dtype: torch.dtype = torch.float16
 ) -> dict[str, Tensor]:
@@ -72,25 +58,6 @@ def pack_delta(
         for prefix, half in halves.items()
         for key, tensor in half.items()
     }
-
-
-def unpack_delta(state: State) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The added tensors and the ControlNet of a delta file, under their canonical keys.
-
-    Raises WeightsError where there is anything else in it, or one of the two is missing.
-    """
-    halves: dict[str, dict[str, Tensor]] = {UNET: {}, CONTROLNET: {}, "": {}}
-    for key, tensor in state.items():
-        half = _half(key)
-        halves[half][key.removeprefix(half)] = tensor
-    added, controlnet, others = halves.values()
-    if not added or not controlnet or others:
-        first = f" (first {min(others)[:80]!r})" if others else ""
-        raise WeightsError(
-            f"not a PASD delta: {len(added)} tensors added to a U-Net, {len(controlnet)} of a ControlNet, {len(others)} "
-            f"others{first}; expected some, some and none"
-        )
-    return added, controlnet
 
 
 def is_delta(keys: Iterable[str]) -> bool:

@@ -2,7 +2,7 @@
 
 Data only: nothing is looked up or downloaded here, fetch.py does that. A size or sha256 that is not known to us is None,
 never a guess; the sha256 is that of the whole file as its host gives it.
-Copying  this file and files.py; standard library, and torch and safetensors through files.py
+Copying  this file, files.py and pickles.py; standard library, and torch and safetensors through them
 """
 
 from dataclasses import dataclass

@@ -3,7 +3,7 @@
 Paper    Radford et al. 2021, arXiv:2103.00020, section 2.4: lower-cased byte-pair encoding between a start and an end token
 Tensors  list of B prompts -> (B, 77) int64
 Weights  Hugging Face files: tokenizer.json, or vocab.json + merges.txt. CLIP's own come with its weights, not with this code
-Copying  this file and weights/files.py (for WeightsError); torch, tokenizers
+Copying  this file, files.py (for WeightsError) and pickles.py; torch, safetensors, tokenizers
 """
 
 import json

@@ -18,6 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from tests.helpers.hostile import (
+    BLOCKED,
     FILES,
     INERT,
     PICKLES,
@@ -71,7 +72,7 @@ def test_every_odd_file_is_told_in_one_line(tmp_path: Path, capsys: pytest.Captu
     path, canary = tmp_path / "model.ckpt", tmp_path / "canary"
     contents = [case.make() for case in FILES.values()]
     contents += [make(body) for body, _ in PICKLES.values() for make in (archive, old)]
-    contents += [archive(running(name, canary, words)) for name, words in (RUNNING | INERT).items()]
+    contents += [archive(running(name, canary, words)) for name, words in (BLOCKED | RUNNING | INERT).items()]
     for data in contents:
         path.write_bytes(data)
         for words in (("keys", path), ("convert", path, "-o", tmp_path / "out.safetensors", "--in-process")):

@@ -1,6 +1,7 @@
 """weights/files.py: round trips, equal bytes, and checkpoints as trainers write them. What it refuses: test_hostile.py."""
 
 import argparse
+import collections
 import datetime
 import json
 import pathlib
@@ -37,7 +38,6 @@ from tests.helpers.hostile import tensor as held
 from weights.files import (
     DTYPE_NAMES,
     WeightsError,
-    is_pickle,
     read_metadata,
     read_state_dict,
     sha256,
@@ -269,6 +269,43 @@ def test_a_lightning_checkpoint_loads_without_lightning(
     )  # what is let pass for one file is not left so
 
 
+@FORMATS
+def test_objects_of_any_package_beside_the_tensors_are_passed_over(
+    tmp_path: Path, zipped: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of trainers' own modules and scripts: nothing of theirs is imported, and nothing need be there."""
+    state = {"model.diffusion_model.out.2.bias": torch.randn(4)}
+    with monkeypatch.context() as context:
+        make, beside = Pretended(context).make, {}
+        for module, name, *bases in (
+            ("diffusers.training_utils_old", "EMAModel"),
+            ("ldm_old.modules.ema", "LitEma"),
+            ("pytorch_lightning.callbacks.timer", "Timer"),
+            ("transformers_old.configuration_utils", "PretrainedConfig"),
+            ("my_training_script", "Settings"),
+            ("my_training_script", "LossList", list),
+            ("my_training_script", "TableDict", dict),
+        ):
+            kept = (made := make(module, name, *bases))()
+            if not bases:
+                vars(kept).update(decay=0.9999, owner=kept)
+            elif isinstance(kept, dict):
+                kept.update(a=1, b=[2])
+            else:
+                kept.extend([0.1, 0.2])
+            beside[f"{module}.{name}"] = [kept, made]
+        beside["window"] = collections.deque([0.1, 0.2], maxlen=5)
+        content = {"state_dict": state, "epoch": 3, **beside}
+        data = saved(content, zipped=zipped)
+        script = make("__main__", "Args")()
+        vars(script).update(lr=1e-4)
+        more = saved({"state_dict": state, "args": script, "optimizer": torch.optim.Adam}, zipped=zipped)
+    for content in (data, more):
+        (tmp_path / "last.ckpt").write_bytes(content)
+        assert same(read_state_dict(tmp_path / "last.ckpt"), state)
+    assert not {"ldm_old", "my_training_script", "transformers_old"} & set(sys.modules)
+
+
 @pytest.mark.parametrize("make", [archive, old])
 def test_a_table_that_hides_its_own_methods_is_read_all_the_same(tmp_path: Path, make: Any) -> None:
     hiding = table(*((name, number(0)) for name in ("items", "get", "keys", "values", "__iter__")))
@@ -306,11 +343,11 @@ def test_a_zip_checkpoint_is_mapped_not_copied(tmp_path: Path) -> None:
 
 def test_the_content_decides_not_the_name(tmp_path: Path) -> None:
     write_safetensors(tmp_path / "model.ckpt", {"a": torch.ones(2)}, {"b": "c"})
-    assert not is_pickle(tmp_path / "model.ckpt") and read_metadata(tmp_path / "model.ckpt")["b"] == "c"
+    assert read_metadata(tmp_path / "model.ckpt")["b"] == "c"
     assert torch.equal(read_state_dict(tmp_path / "model.ckpt")["a"], torch.ones(2))
     for zipped, name in ((True, "a.safetensors"), (False, "b.SafeTensors")):
         (path := tmp_path / name).write_bytes(saved({"a": torch.ones(2)}, zipped=zipped))
-        assert is_pickle(path) and read_metadata(path) == {}
+        assert read_metadata(path) == {}
         with pytest.raises(
             WeightsError, match=r"named \.safetensors, but is a PyTorch pickle.*name it \.ckpt"
         ):
