@@ -219,7 +219,7 @@ import re, sys, time
 from pathlib import Path
 import torch
 from msbd.load import load_edit_pipeline
-from msbd.load_nets import load_net
+from msbd.loading.parts import load_net
 began = time.perf_counter()
 kept = load_edit_pipeline(sys.argv[1], dtype=torch.float16) if sys.argv[2] == "pipeline" else load_net(sys.argv[1], "unet")
 seconds = time.perf_counter() - began
