@@ -1,17 +1,27 @@
-"""What the measuring commands share: figures with their intervals, an aligned table, JSON, sheets of pictures."""
+"""What the measuring commands share: figures with intervals, an aligned table, JSON, sheets of pictures.
 
+And the state of the code that a figure was measured with, so that none is mistaken for another code's.
+"""
+
+import argparse
+import hashlib
 import json
+import os
+import subprocess
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from msbd.pixels.files import save_image, to_pixels
 from msbd.pixels.metrics import bootstrap_interval, wilson_interval
 from weights.files import whole_file
+
+from ._cli import ROOT, version
 
 
 @dataclass(frozen=True)
@@ -24,7 +34,7 @@ class Figure:
     high: float
     count: int
     unit: str = ""
-    asked: float | None = None  # at least this much
+    asked: float | None = None  # the least that would do
 
     @property
     def reached(self) -> bool | None:
@@ -67,7 +77,7 @@ def figures_table(figures: Sequence[Figure]) -> str:
 
 
 def table(lines: Sequence[Sequence[str]]) -> str:
-    """`lines` of equally many cells in columns: the first flush left, the others flush right, a rule below the first line."""
+    """`lines` of equally many cells in columns: the first flush left, others right; a rule below the head."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
 
     def one(cells: Sequence[str]) -> str:
@@ -78,16 +88,50 @@ def table(lines: Sequence[Sequence[str]]) -> str:
 
 
 def write_json(path: Path, figures: Sequence[Figure], **more: Any) -> None:
-    """The figures (those that were measured), and whatever else belongs to the run, as JSON."""
+    """The figures (those that were measured), the code's state, and what else belongs to the run, as JSON."""
     entries = [asdict(figure) | {"reached": figure.reached} for figure in figures if figure.count]
     with whole_file(path) as unfinished:
-        unfinished.write_text(json.dumps({**more, "figures": entries}, indent=1) + "\n")
+        unfinished.write_text(json.dumps({"code": code_state(), **more, "figures": entries}, indent=1) + "\n")
+
+
+def settings_of(args: argparse.Namespace) -> dict[str, Any]:
+    """The options that a figure depends on, as JSON can hold them; not where it goes and who is told."""
+    left_out = ("job", "json", "pictures", "plot", "quiet", "debug", "fresh", "start", "count")
+    kept = {name: value for name, value in vars(args).items() if name not in left_out or name == "start"}
+    return json.loads(json.dumps(kept, default=str)) | {"threads": torch.get_num_threads()}
+
+
+def code_state(root: Path = ROOT) -> str:
+    """What code this is: the commit's first 12 digits, and "-dirty-" and a digest where Python files differ.
+
+    The digest is of all changes to them and of new ones that git does not ignore: another after every change.
+    Without git, or where `root` is not the top of a checkout, the project's version.
+    """
+    try:
+        top = _git(root, "rev-parse", "--show-toplevel").decode().strip()
+        if not top or not Path(top).samefile(root):
+            return version()
+        commit = _git(root, "rev-parse", "--short=12", "HEAD").decode().strip()
+        changes = _git(root, "diff", "HEAD", "--no-ext-diff", "--", "*.py")
+        new = _git(root, "ls-files", "--others", "--exclude-standard", "-z", "--", "*.py").split(b"\0")
+    except (OSError, subprocess.SubprocessError):
+        return version()
+    digest = hashlib.sha256(changes)
+    for name in filter(None, new):
+        digest.update(name + b"\0" + (root / os.fsdecode(name)).read_bytes())
+    return f"{commit}-dirty-{digest.hexdigest()[:8]}" if changes or any(new) else commit
+
+
+def _git(root: Path, *words: str) -> bytes:
+    return subprocess.run(
+        ["git", "-C", str(root), *words], capture_output=True, check=True, timeout=60
+    ).stdout
 
 
 def write_sheet(
     path: Path, pictures: Sequence[Tensor], columns: int, wrong: Sequence[bool] | None = None
 ) -> None:
-    """One PNG of equally large `pictures` (3, H, W) in [-1, 1], `columns` in a row; the `wrong` ones get a red frame."""
+    """One PNG of equally large `pictures` (3, H, W) in [-1, 1], `columns` in a row, the `wrong` framed."""
     cells = []
     for number, picture in enumerate(pictures):
         bad = wrong is not None and wrong[number]

@@ -1,6 +1,7 @@
-"""The pairs behind `python -m tools.evaluate degrade`: clean pictures (hq), degraded ones (lq), and what was drawn for each.
+"""Clean pictures (hq), degraded ones (lq), and what was drawn for each: `python -m tools.evaluate degrade`.
 
-Pair number i is drawn from (--seed, i) alone: the same pictures and options give the same files, on any number of cores.
+Pair number i is drawn from (--seed, i) alone: the same pictures and options give the same files, on any
+number of cores.
 """
 
 import argparse
@@ -31,16 +32,16 @@ from .._report import table
 from ..scenes.data import RenderedScenes
 
 RANGES = {"pasd": PASD, "real-esrgan": REAL_ESRGAN}
-PARTS = ("hq", "lq", "parameters")  # folders under --out
+PARTS = ("hq", "lq", "parameters")  # folders under --output
 SCENE_SIZE = 512
 
 
 @dataclass(frozen=True)
-class Plan:
+class PairsPlan:
     """All that a worker process needs."""
 
     pictures: Pictures
-    names: Sequence[str]  # of the files, without folder and suffix; may hold slashes
+    names: Sequence[str]  # the files' names, without folder and suffix; they may hold slashes
     out: Path
     ranges: str  # a key of RANGES
     scale: int
@@ -50,15 +51,18 @@ class Plan:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one pair."""
+    """What became of a pair: pixels of its clean picture, seconds for drawing and degrading, or an error."""
 
-    pixels: int = 0  # of the clean picture
-    seconds: float = 0.0  # that drawing and degrading took
+    pixels: int = 0
+    seconds: float = 0.0
     error: str = ""
 
 
 def degrade(args: argparse.Namespace) -> str:
-    """Make the pairs that the options ask for; a table of how many and how fast. ValueError if a picture failed."""
+    """Make the pairs that the options ask for; a table of how many and how fast.
+
+    ValueError if a picture failed.
+    """
     plan = make_plan(args)
     count = len(plan.names)
     workers = min(count, usable_cores())
@@ -80,7 +84,7 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def make_plan(args: argparse.Namespace) -> Plan:
+def make_plan(args: argparse.Namespace) -> PairsPlan:
     """Which pairs to make, and their folders. ValueError for options that cannot be followed."""
     for flag in ("count", "scenes", "size", "scale"):
         value = getattr(args, flag)
@@ -92,21 +96,24 @@ def make_plan(args: argparse.Namespace) -> Plan:
         names = [f"scene-{number:04}" for number in range(args.scenes)]
     else:
         size = args.size
-        pictures = PictureFolder(args.input)
-        names = pair_names(args.input, pictures.files)
-        check_apart(args.input, args.out)
+        pictures = PictureFolder(args.image)
+        names = pair_names(args.image, pictures.files)
+        check_apart(args.image, args.output)
     if size and size < args.scale:
         raise ValueError(
             f"--size {size} cannot be degraded to 1/{args.scale}; take --size {args.scale} or more"
         )
     names = names[: args.count]
-    for folder in {(args.out / part / name).parent for part in PARTS for name in names}:
+    for folder in {(args.output / part / name).parent for part in PARTS for name in names}:
         folder.mkdir(parents=True, exist_ok=True)
-    return Plan(pictures, names, args.out, args.ranges, args.scale, size, args.seed)
+    return PairsPlan(pictures, names, args.output, args.ranges, args.scale, size, args.seed)
 
 
 def pair_names(source: Path, files: Sequence[Path]) -> list[str]:
-    """Where each picture goes below hq and lq, without suffix: its path below `source`. ValueError if two go to one place."""
+    """Where each picture goes below hq and lq, without suffix: its path below `source`.
+
+    ValueError if two go to one place.
+    """
     source = source.expanduser()
     taken: dict[str, Path] = {}
     for file in files:
@@ -124,11 +131,11 @@ def check_apart(source: Path, out: Path) -> None:
         folder = (out / part).resolve()
         if folder == there or folder in there.parents or there in folder.parents:
             raise ValueError(
-                f"--out {out}: {folder} and the pictures in {source} are not apart; take another folder"
+                f"--output {out}: {folder} and the pictures in {source} are not apart; take another folder"
             )
 
 
-def make_pair(plan: Plan, index: int) -> Outcome:
+def make_pair(plan: PairsPlan, index: int) -> Outcome:
     """Write pair `index`: hq, lq at 1/scale, parameters."""
     generator = seeded(plan.seed, PAIR, index)
     try:
@@ -148,16 +155,17 @@ def make_pair(plan: Plan, index: int) -> Outcome:
 
 
 def cut(
-    picture: Image.Image | NDArray[np.uint8], plan: Plan, index: int, generator: torch.Generator
+    picture: Image.Image | NDArray[np.uint8], plan: PairsPlan, index: int, generator: torch.Generator
 ) -> Image.Image:
-    """A random crop of `plan.size`, or the whole picture less what `plan.scale` does not divide, at the right and below."""
+    """A random crop of `plan.size`, or the whole picture less what `plan.scale` does not divide."""
     picture = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
     if plan.size:
         return random_crop(picture, plan.size, generator)
     width, height = (side // plan.scale * plan.scale for side in picture.size)
     if not width * height:
         raise ValueError(
-            f"{plan.names[index]}: {picture.width} x {picture.height} pixels cannot be degraded to 1/{plan.scale}"
+            f"{plan.names[index]}: {picture.width} x {picture.height} pixels cannot be degraded to "
+            f"1/{plan.scale}"
         )
     return picture.crop((0, 0, width, height))
 
@@ -167,14 +175,17 @@ def sizes(target: Tensor, lq: Tensor) -> dict[str, list[int]]:
     return {"hq": list(target.shape[-2:]), "lq": list(lq.shape[-2:])}
 
 
-def parameters_record(plan: Plan, drawn: Degradation) -> dict[str, Any]:
+def parameters_record(plan: PairsPlan, drawn: Degradation) -> dict[str, Any]:
     """What was drawn, and from what, as JSON can hold it."""
     steps = [{"step": type(step).__name__, **asdict(step)} for step in drawn.steps]
     return {"seed": plan.seed, "ranges": plan.ranges, "scale": plan.scale, "steps": steps}
 
 
 def throughput_table(outcomes: Sequence[Outcome], seconds: float, workers: int) -> str:
-    """How many pairs, how long, and how fast, with and without the reading and writing; by area, in 512 x 512 pictures."""
+    """How many pairs, how long and how fast, with reading and writing and without.
+
+    The speed is also told by area, in pictures of 512 x 512 pixels.
+    """
     areas = sum(outcome.pixels for outcome in outcomes) / 512**2
     busy = sum(outcome.seconds for outcome in outcomes) / workers
     return table([

@@ -1,11 +1,10 @@
-"""`python -m tools.evaluate fidelity | colorize`: what restoring makes of scenes whose truth is known, by its options."""
+"""`python -m tools.evaluate fidelity | colorize`: scenes of known truth restored with several options."""
 
 import argparse
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,38 +14,40 @@ from msbd.load import load_restore_pipeline
 from msbd.pixels.metrics import colourfulness, hue_error, psnr, sharpness
 from msbd.pixels.resize import resize
 from msbd.restore.color import luma, to_gray
-from msbd.restore.config import RestoreConfig, dial
+from msbd.restore.config import RestoreConfig
+from msbd.restore.official import start_level
 from msbd.restore.pipeline import RestorePipeline
 
-from .._report import Figure, mean, table, write_json
+from .._cli import choose_device
+from .._report import Figure, mean, settings_of, table, write_json
 from ..scenes.data import to_8_bits
-from .restore import Pair, make_pairs, write_rows
+from .restore import SCALE, SEEDS, Pair, make_pairs, write_rows
 
 DIAL = (0.0, 0.25, 0.5, 0.75, 1.0)
 Values = dict[str, list[float]]  # a measure's value for every scene
 
 
 @dataclass(frozen=True)
-class Trial:
-    """One setting of the options."""
+class RestoreTrial:
+    """One setting of the options; its config's seed is that of the command line."""
 
     config: RestoreConfig
     captions: bool = False  # tell the nets the scene's caption
 
 
-def restored(pipe: RestorePipeline, pair: Pair, trial: Trial, image: Tensor) -> Tensor:
+def restored(pipe: RestorePipeline, pair: Pair, trial: RestoreTrial, image: Tensor) -> Tensor:
     """`image` (1, 3, h, w) in [-1, 1] of `pair` restored at the truth's size, on 256 levels."""
     size = (pair.clean.shape[-2], pair.clean.shape[-1])
     prompt = pair.caption if trial.captions else ""
-    config = replace(trial.config, seed=pair.number)
+    config = replace(trial.config, seed=(trial.config.seed or 0) * SEEDS + pair.number)
     return to_8_bits(pipe(image, prompt, output_size=size, config=config).image.cpu())
 
 
 def run_trials(
-    pipe: RestorePipeline, trials: Mapping[str, Trial], pairs: Sequence[Pair], see: Callable[[Pair], Tensor],
-    measure: Callable[[Pair, Tensor], Mapping[str, float]], *, quiet: bool,
+    pipe: RestorePipeline, trials: Mapping[str, RestoreTrial], pairs: Sequence[Pair],
+    see: Callable[[Pair], Tensor], measure: Callable[[Pair, Tensor], Mapping[str, float]], *, quiet: bool,
 ) -> tuple[dict[str, Values], dict[str, Tensor]]:  # fmt: skip
-    """Every trial's measures and pictures (N, 3, S, S), in what `see` makes of each pair."""
+    """Every trial's measures and restored pictures (N, 3, S, S), made of what `see` makes of each pair."""
     results: dict[str, Values] = {}
     pictures: dict[str, Tensor] = {}
     for name, trial in trials.items():
@@ -62,17 +63,18 @@ def run_trials(
     return results, pictures
 
 
-# ---- fidelity ---------------------------------------------------------------------------------------------------------------
+# ---- fidelity ----------------------------------------------------------------------------------------------
 
 
 def fidelity(args: argparse.Namespace) -> str:
     """The dial over five settings, and the start level of the paper, honoured and misread."""
-    pipe = load_restore_pipeline(args.model)
-    shared: dict[str, Any] = {"num_inference_steps": args.steps}
-    trials = {f"fidelity {value:g}": Trial(RestoreConfig(fidelity=value, **shared)) for value in DIAL}
-    shared["conditioning_scale"] = 1.0  # the paper's, whatever the model likes
-    trials["n = 900"] = Trial(RestoreConfig(**shared))
-    trials["n = 900, misread"] = Trial(RestoreConfig(ans="fallback", **shared))
+    device, dtype = choose_device(args.device, args.dtype)
+    pipe = load_restore_pipeline(args.model, device=device, dtype=dtype)
+    base = RestoreConfig(num_inference_steps=args.steps, seed=args.seed)
+    trials = {f"fidelity {value:g}": RestoreTrial(replace(base, fidelity=value)) for value in DIAL}
+    paper = replace(base, conditioning_scale=1.0)  # the paper's, whatever the model likes
+    trials["n = 900"] = RestoreTrial(paper)
+    trials["n = 900, misread"] = RestoreTrial(replace(paper, ans="fallback"))
     pairs = make_pairs(args.scenes, start=args.start)
     results, pictures = run_trials(
         pipe, trials, pairs, lambda pair: pair.low * 2 - 1, _against_truth_and_input, quiet=args.quiet
@@ -84,17 +86,26 @@ def fidelity(args: argparse.Namespace) -> str:
     head = ["", "alpha_a", "scale", "PSNR, dB", "sharpness", "downscaled against input, dB", "least", "s"]
     lines = [head]
     for name, values in results.items():
-        known = name.startswith("fidelity")
-        alpha_a, scale = dial(float(name.split()[1])) if known else (float("nan"), 1.0)
+        alpha_a, scale = start_and_scale(pipe, trials[name].config)
         cells = [_mean(values["PSNR"], 2), _mean(values["sharpness"], 2), _mean(values["input"], 2)]
-        level = f"{alpha_a:.3f}" if known else {"n = 900": "0.014"}.get(name, "0.952")
-        lines.append(
-            [name, level, f"{scale:.2f}", *cells, f"{min(values['input']):.2f}", _mean(values["seconds"], 2)]
-        )
+        seconds = _mean(values["seconds"], 2)
+        lines.append([name, f"{alpha_a:.3f}", f"{scale:.2f}", *cells, f"{min(values['input']):.2f}", seconds])
     told = (
         f"{len(pairs)} scenes; sharpness: mean gradient of luma in levels a pixel, the truth's is {truth:.2f}"
     )
     return table(lines) + "\n" + told
+
+
+def start_and_scale(pipe: RestorePipeline, config: RestoreConfig) -> tuple[float, float]:
+    """(alpha_a, conditioning_scale) with which `pipe` restores a scene under `config`."""
+    plan = pipe.plan((1, 1), (SCALE, SCALE), config)
+    full = plan.config
+    alpha_a, scale = full.alpha_a, full.conditioning_scale
+    if alpha_a is None:
+        fallback = full.ans == "fallback"
+        alpha_a = start_level(full.added_noise_level or 0, plan.timesteps, pipe.alphas_cumprod, fallback)
+    assert scale is not None, "a plan's config is complete"
+    return alpha_a, scale
 
 
 def _against_truth_and_input(pair: Pair, image: Tensor) -> dict[str, float]:
@@ -108,7 +119,10 @@ def _against_truth_and_input(pair: Pair, image: Tensor) -> dict[str, float]:
 
 
 def draw_dial(results: Mapping[float, Values], truth: float, path: Path) -> None:
-    """PSNR and sharpness over the dial, as figure 3 of the paper has PSNR and QAlign. ValueError without matplotlib."""
+    """PSNR and sharpness over the dial, as figure 3 of the paper has PSNR and QAlign.
+
+    ValueError without matplotlib.
+    """
     try:
         from matplotlib.figure import Figure as Canvas
     except ImportError as error:
@@ -129,22 +143,24 @@ def draw_dial(results: Mapping[float, Values], truth: float, path: Path) -> None
     canvas.savefig(path, dpi=110)
 
 
-# ---- colour -----------------------------------------------------------------------------------------------------------------
+# ---- colour ------------------------------------------------------------------------------------------------
 
 
 def colorize(args: argparse.Namespace) -> str:
     """Grey scenes coloured, told what they show and not told."""
-    pipe = load_restore_pipeline(args.model, mode="colorize")
+    device, dtype = choose_device(args.device, args.dtype)
+    pipe = load_restore_pipeline(args.model, mode="colorize", device=device, dtype=dtype)
     trials = {}
-    for guidance in args.guidance:
+    for guidance in args.guidance_scale:
         config = RestoreConfig(
             mode="colorize",
             num_inference_steps=args.steps,
             guidance_scale=guidance,
-            negative_prompt=args.negative,
+            negative_prompt=args.negative_prompt,
+            seed=args.seed,
         )
         trials |= {
-            f"{'caption' if told else 'no text'}, guidance {guidance:g}": Trial(config, told)
+            f"{'caption' if told else 'no text'}, guidance {guidance:g}": RestoreTrial(config, told)
             for told in (True, False)
         }
     pairs = make_pairs(args.scenes, start=args.start)
@@ -157,8 +173,8 @@ def colorize(args: argparse.Namespace) -> str:
         share = 100 * sum(values["colourfulness"]) / sum(values["truth"])
         hue = mean("hue", values["hue"], "")
         lines.append([
-            name, f"{max(values['luma']):.2f}", f"{hue.value:.1f} ({hue.low:.1f} .. {hue.high:.1f})", f"{share:.0f}",
-            _mean(values["PSNR"], 2), _mean(values["seconds"], 2),
+            name, f"{max(values['luma']):.2f}", f"{hue.value:.1f} ({hue.low:.1f} .. {hue.high:.1f})",
+            f"{share:.0f}", _mean(values["PSNR"], 2), _mean(values["seconds"], 2),
         ])  # fmt: skip
     without = [psnr(grey(pair), pair.clean).item() for pair in pairs]
     lines.append(["grey", "0.00", "90.0 (by definition)", "0", _mean(without, 2), ""])
@@ -180,7 +196,7 @@ def _colours(pair: Pair, image: Tensor) -> dict[str, float]:
     }
 
 
-# ---- telling ----------------------------------------------------------------------------------------------------------------
+# ---- telling -----------------------------------------------------------------------------------------------
 
 
 def _mean(values: Sequence[float], digits: int) -> str:
@@ -188,11 +204,11 @@ def _mean(values: Sequence[float], digits: int) -> str:
 
 
 def _write(
-    args: argparse.Namespace, results: Mapping[str, Values], pairs: Sequence[Pair], pictures: Mapping[str, Tensor]
+    args: argparse.Namespace, results: Mapping[str, Values], pairs: Sequence[Pair],
+    pictures: Mapping[str, Tensor],
 ) -> None:  # fmt: skip
     """Figures as JSON and pictures as sheets, where the options ask for them."""
     if args.pictures:
-        args.pictures.mkdir(parents=True, exist_ok=True)
         write_rows(args.pictures, pairs, pictures, low=args.job != "colorize")
     if args.json:
         figures: list[Figure] = [
@@ -200,7 +216,4 @@ def _write(
             for name, rows in results.items()
             for key, values in rows.items()
         ]
-        settings = {
-            name: value for name, value in vars(args).items() if isinstance(value, (int, float, str, list))
-        }
-        write_json(args.json, figures, settings=settings, results=results)
+        write_json(args.json, figures, settings=settings_of(args), results=results)

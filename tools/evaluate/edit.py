@@ -1,12 +1,14 @@
-"""The edits behind `python -m tools.evaluate`: which scenes, what is asked of them, what is measured.
+"""The edits of `python -m tools.evaluate edit | decoder-opt`: which scenes, what is asked, what is measured.
 
-An edit asks for another colour (even scenes) or another object in another colour (odd ones). A scene's mask is its object, grown
-by a sixty-fourth of the picture's side. Another object is drawn from those that would cover seven tenths of the old one if they
-stood in its place: a bottle asked for in the outline of a house would leave what lies under the mask's middle undecided.
+An edit asks for another colour (even scenes) or another object in another colour (odd ones). A scene's mask
+is its object, grown by a sixty-fourth of the picture's side. Another object is drawn from those that would
+cover seven tenths of the old one if they stood in its place: a bottle asked for in the outline of a house
+would leave what lies under the mask's middle undecided.
 
-Besides the edits two pictures are measured that nothing has been done to: the `source` (the floor) and the `truth`, the scene
-rendered with the asked colour and object (the ceiling). CLIP's preference at B > 1 is that of the net that chose the candidate;
-at B = 1, and in the judge's view (tools/mini/judge.py), nothing was chosen by what measures it.
+Besides the edits two pictures are measured that nothing has been done to: the `source` (the floor) and the
+`truth`, the scene rendered with the asked colour and object (the ceiling). CLIP's preference at B > 1 is that
+of the net that chose the candidate; at B = 1, and in the judge's view (tools/scenes/judge.py), nothing was
+chosen by what measures it.
 """
 
 import argparse
@@ -28,13 +30,15 @@ from msbd.edit.config import EditConfig
 from msbd.edit.crops import crop_box
 from msbd.edit.pipeline import EditPipeline, EditResult
 from msbd.edit.rerank import clip_scores
+from msbd.load import load_edit_pipeline, model_hash
 from msbd.pixels.files import load_image, save_image
 from msbd.pixels.masks import dilate, mask_box
 from msbd.pixels.metrics import edge_step, psnr, squared_error
 from msbd.pixels.resize import put_back, resize, take
 from msbd.pixels.tiles import covered
 
-from .._report import Figure, mean, share, table, write_json, write_sheet
+from .._cli import choose_device
+from .._report import Figure, code_state, mean, share, table, write_json, write_sheet
 from ..scenes.data import picture, runs_folder
 from ..scenes.judge import Judge, load_judge, nearest_colour
 from ..scenes.scenes import COLOURS, HELD_OUT, Scene, random_scene, render
@@ -48,11 +52,11 @@ _SHOWN = 192  # pixels, side of a picture in the sheets
 Record = dict[str, Any]
 
 
-# ---- what is asked ----------------------------------------------------------------------------------------------------------
+# ---- what is asked -----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Task:
+class EditTask:
     """Scene `number` at `size` pixels and what it is to become."""
 
     number: int
@@ -86,12 +90,12 @@ class Task:
         return self.mask
 
 
-def make_task(number: int, size: int) -> Task:
+def make_task(number: int, size: int) -> EditTask:
     """Task `number`: the same on every machine."""
     scene, rng = random_scene(_FIRST + number), np.random.default_rng([number, 5])
     colour = str(rng.choice([name for name in COLOURS if name != scene.colour]))
     kind = scene.kind if number % 2 == 0 else str(rng.choice(fitting_kinds(scene)))
-    return Task(number, scene, replace(scene, colour=colour, kind=kind), size)
+    return EditTask(number, scene, replace(scene, colour=colour, kind=kind), size)
 
 
 def fitting_kinds(scene: Scene) -> list[str]:
@@ -103,7 +107,7 @@ def fitting_kinds(scene: Scene) -> list[str]:
 
 
 @dataclass(frozen=True)
-class Trial:
+class EditTrial:
     """One way of editing; None for `source` and `truth`, which are only looked at."""
 
     name: str
@@ -116,44 +120,67 @@ class Trial:
         return f"{self.name}-{hashlib.sha256(options.encode()).hexdigest()[:8]}"
 
 
-SOURCE, TRUTH = Trial("source", None), Trial("truth", None)
+SOURCE, TRUTH = EditTrial("source", None), EditTrial("truth", None)
 
 
-def make_trials(args: argparse.Namespace, base: EditConfig) -> list[Trial]:
+def make_trials(args: argparse.Namespace, base: EditConfig) -> list[EditTrial]:
     """The trials that the command line asks for; ValueError for options out of range."""
     if args.scenes < 1 or args.start < 0 or args.size < 64:
         raise ValueError("--scenes is at least 1, --start at least 0, --size at least 64")
     if args.job == "decoder-opt":
-        config = replace(base, first_stage_batch=args.first_stage_batch, decoderopt_steps=args.steps)
-        return [Trial(word, replace(config, decoder_optimization=word == "on")) for word in ("off", "on")]
+        steps = args.decoderopt_steps
+        config = replace(base, first_stage_batch=args.first_stage_batch, decoderopt_steps=steps)
+        return [EditTrial(word, replace(config, decoder_optimization=word == "on")) for word in ("off", "on")]
     base = replace(base, decoder_optimization=args.decoder_optimization)
     trials = [SOURCE, TRUTH]
-    for mode in dict.fromkeys(args.modes):
-        candidates = {"naive": [args.naive_batch], "segments": [1]}.get(mode, [args.first_stage_batch, 1])
+    for method in dict.fromkeys(args.methods):
+        candidates = {"naive": [args.naive_batch], "segments": [1]}.get(method, [args.first_stage_batch, 1])
         for batch in dict.fromkeys(candidates):
-            trials.append(Trial(f"{mode}, B = {batch}", replace(base, method=mode, first_stage_batch=batch)))
+            config = replace(base, method=method, first_stage_batch=batch)
+            trials.append(EditTrial(f"{method}, B = {batch}", config))
     return trials
 
 
-# ---- doing it ---------------------------------------------------------------------------------------------------------------
+# ---- doing it ----------------------------------------------------------------------------------------------
+
+
+def evaluate_edits(args: argparse.Namespace) -> str:
+    """Do the edits that the options ask for and that are not known yet; the table over all.
+
+    ValueError, WeightsError.
+    """
+    device, dtype = choose_device(args.device, args.dtype)
+    base = EditConfig(num_steps=args.steps, repaint_steps=args.repaint_steps)
+    trials = make_trials(args, base)
+    digest = model_hash(args.model)
+    pipe = load_edit_pipeline(args.model, device=device, dtype=dtype)
+    words = f"{args.job}-{digest}-{args.size}-{args.seed}-{device.type}-{str(dtype).removeprefix('torch.')}"
+    ledger = Ledger(words, fresh=args.fresh)
+    run_trials(pipe, trials, ledger, args)
+    report = edit_report if args.job == "edit" else decoder_report
+    settings = {"model": str(args.model), "hash": digest, "device": device.type, "size": args.size}
+    return report(trials, ledger, args, settings)
 
 
 class Ledger:
-    """Records by (scene, trial), kept line by line in a file of the runs folder."""
+    """Records by (scene, trial), kept line by line in a file of the runs folder.
+
+    The file's name holds `words` and the code's state, so that no figure is told that other code measured.
+    """
 
     def __init__(self, words: str, *, fresh: bool = False) -> None:
-        self.path = runs_folder() / "evaluate" / f"{words}.jsonl"
+        self.path = runs_folder() / "evaluate" / f"{words}-{code_state()}.jsonl"
         self.path.parent.mkdir(parents=True, exist_ok=True)
         if fresh:
             self.path.unlink(missing_ok=True)
         lines = self.path.read_text().splitlines() if self.path.exists() else []
         self._records = {(r["scene"], r["trial"]): r for r in map(json.loads, lines)}
 
-    def get(self, number: int, trial: Trial) -> Record | None:
+    def get(self, number: int, trial: EditTrial) -> Record | None:
         """What is known of `trial` on scene `number`."""
         return self._records.get((number, trial.key))
 
-    def add(self, number: int, trial: Trial, record: Record) -> None:
+    def add(self, number: int, trial: EditTrial, record: Record) -> None:
         """Keep `record`, at once."""
         record = {"scene": number, "trial": trial.key, **record}
         self._records[number, trial.key] = record
@@ -161,7 +188,9 @@ class Ledger:
             file.write(json.dumps(record) + "\n")
 
 
-def run_trials(pipe: EditPipeline, trials: Sequence[Trial], ledger: Ledger, args: argparse.Namespace) -> None:
+def run_trials(
+    pipe: EditPipeline, trials: Sequence[EditTrial], ledger: Ledger, args: argparse.Namespace
+) -> None:
     """Compute what `ledger` does not have yet of the scenes that `args` asks for now."""
     stop = args.scenes if args.count is None else min(args.scenes, args.start + args.count)
     todo = [(n, t) for n in range(args.start, stop) for t in trials if not _is_done(ledger, n, t, args)]
@@ -178,7 +207,7 @@ def run_trials(pipe: EditPipeline, trials: Sequence[Trial], ledger: Ledger, args
 
 
 def _try(
-    pipe: EditPipeline, judge: Judge | None, task: Task, trial: Trial, seed: int
+    pipe: EditPipeline, judge: Judge | None, task: EditTask, trial: EditTrial, seed: int
 ) -> tuple[Tensor, Record]:
     """The picture that `trial` gives of `task`, and its record."""
     if trial.config is None:
@@ -201,11 +230,11 @@ def _try(
     return image, {"seconds": round(seconds, 2), **record}
 
 
-def subject_record(pipe: EditPipeline, judge: Judge, task: Task, image: Tensor) -> Record:
+def subject_record(pipe: EditPipeline, judge: Judge, task: EditTask, image: Tensor) -> Record:
     """Is what was asked for there? Colour, CLIP's scores of the asked and the old caption, the object.
 
-    Colour: nearest lit palette entry to the median of the eroded mask. CLIP and the judge look at the square around the mask
-    that an edit works on, 1.4 times the mask's longer side.
+    Colour: nearest lit palette entry to the median of the eroded mask. CLIP and the judge look at the square
+    around the mask that an edit works on, 1.4 times the mask's longer side.
     """
     assert pipe.clip is not None, "the model has no CLIP"
     size = (image.shape[-2], image.shape[-1])
@@ -228,13 +257,14 @@ def subject_record(pipe: EditPipeline, judge: Judge, task: Task, image: Tensor) 
     }
 
 
-def background_record(task: Task, result: EditResult, shown: dict[str, Tensor]) -> Record:
-    """How well the decoder meets the background: `mse` and `psnr` in a ring, before compositing, and the `step` at the edge after.
+def background_record(task: EditTask, result: EditResult, shown: dict[str, Tensor]) -> Record:
+    """How well the decoder meets the background: `mse` and `psnr` in a ring, the `step` at the mask's edge.
 
-    Ring: the unmasked pixels at most 16 rows and columns from a masked one, where a tile was computed. There the last stage's
-    picture, as decoded, is compared with the source. Step: the mean difference, in 8-bit levels, between neighbouring pixels
-    on either side of the mask's edge in the result, less that of the same pairs in the source, where the edge runs through
-    background: 0 means that nothing shows.
+    Ring, before compositing: the unmasked pixels at most 16 rows and columns from a masked one, where a tile
+    was computed. There the last stage's picture, as decoded, is compared with the source. Step, after it: the
+    mean difference, in 8-bit levels, between neighbouring pixels on either side of the mask's edge in the
+    result, less that of the same pairs in the source, where the edge runs through background: 0 means that
+    nothing shows.
     """
     crop, stage = result.plan.crop, result.plan.stages[-1]
     decoded = resize(shown[f"{stage.name}, result"].cpu().float(), crop.size)
@@ -250,11 +280,11 @@ def background_record(task: Task, result: EditResult, shown: dict[str, Tensor]) 
     }
 
 
-# ---- telling it -------------------------------------------------------------------------------------------------------------
+# ---- telling it --------------------------------------------------------------------------------------------
 
 
 def edit_report(
-    trials: Sequence[Trial], ledger: Ledger, args: argparse.Namespace, settings: dict[str, Any]
+    trials: Sequence[EditTrial], ledger: Ledger, args: argparse.Namespace, settings: dict[str, Any]
 ) -> str:
     """The table of `evaluate edit` over everything in the ledger; writes JSON and sheets where asked to."""
     numbers, figures = range(args.scenes), []
@@ -291,7 +321,7 @@ def _subject_figures(name: str, records: Sequence[Record], *, asked: bool) -> li
 
 
 def decoder_report(
-    trials: Sequence[Trial], ledger: Ledger, args: argparse.Namespace, settings: dict[str, Any]
+    trials: Sequence[EditTrial], ledger: Ledger, args: argparse.Namespace, settings: dict[str, Any]
 ) -> str:
     """The table of `evaluate decoder-opt`: off, on, and on less off over the scenes that have both."""
     off, on = trials
@@ -320,8 +350,8 @@ def decoder_report(
 
 
 def _told(
-    text: str, figures: Sequence[Figure], trials: Sequence[Trial], ledger: Ledger, args: argparse.Namespace,
-    settings: dict[str, Any],
+    text: str, figures: Sequence[Figure], trials: Sequence[EditTrial], ledger: Ledger,
+    args: argparse.Namespace, settings: dict[str, Any],
 ) -> str:  # fmt: skip
     """The table and where its records are; writes JSON and sheets where asked to."""
     if args.json:
@@ -334,7 +364,7 @@ def _told(
     return f"{text}\nrecords: {ledger.path}"
 
 
-def _write_rows(columns: Sequence[Trial], args: argparse.Namespace) -> None:
+def _write_rows(columns: Sequence[EditTrial], args: argparse.Namespace) -> None:
     """Sheets of eight scenes, each scene a row, of those that have every picture."""
     rows = []
     for number in range(args.scenes):
@@ -346,14 +376,14 @@ def _write_rows(columns: Sequence[Trial], args: argparse.Namespace) -> None:
         write_sheet(args.pictures / f"rows {first // 8 + 1}.png", shown, len(columns))
 
 
-def _known(ledger: Ledger, numbers: Sequence[int], trial: Trial) -> list[Record]:
+def _known(ledger: Ledger, numbers: Sequence[int], trial: EditTrial) -> list[Record]:
     return [record for n in numbers if (record := ledger.get(n, trial)) is not None]
 
 
-def _picture_path(args: argparse.Namespace, number: int, trial: Trial) -> Path:
+def _picture_path(args: argparse.Namespace, number: int, trial: EditTrial) -> Path:
     return args.pictures / f"{number:03d} {trial.name.replace(', B = ', ' ')}.png"
 
 
-def _is_done(ledger: Ledger, number: int, trial: Trial, args: argparse.Namespace) -> bool:
+def _is_done(ledger: Ledger, number: int, trial: EditTrial, args: argparse.Namespace) -> bool:
     drawn = args.pictures is None or _picture_path(args, number, trial).exists()
     return drawn and ledger.get(number, trial) is not None

@@ -4,6 +4,7 @@ A tile's border is a line of the result, in its pixels, where a tile of the late
 """
 
 import argparse
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,14 +27,15 @@ from msbd.restore.pipeline import RestorePipeline
 from msbd.restore.plan import RestorePlan
 from msbd.train.data import degrade_pair
 
-from .._cli import wide
-from .._report import mean, table, write_json
+from .._cli import choose_device, wide
+from .._report import mean, settings_of, table, write_json
 from .._sheets import GAP, WIDEST
 from ..scenes.data import held_out_scenes, to_8_bits
 from ..scenes.scenes import render
 
 ROWS, HEIGHT = 6, 256  # pictures in a sheet; pixels of each, less where a row would be too wide
-MEASURES = {  # of `restore_photo`: head, digits, what of many is worst
+# What `restore_photo` measures: the column's head, its digits, and which of many values is the worst.
+MEASURES = {
     "colour": ("colour off by, levels", 2, max),
     "input": ("downscaled against input, dB", 2, min),
     "sharpness": ("sharpness", 2, min),
@@ -64,10 +66,11 @@ def border_lines(plan: RestorePlan) -> list[tuple[int, list[int], list[int]]]:
 def border_steps(image: Tensor, plan: RestorePlan) -> Tensor:
     """The step at each tile's border in `plan`'s result `image` (1, 3, H, W) in [-1, 1]: (L,), 8-bit levels.
 
-    The gradient of a line is the mean |difference| of its pixels to those before it, over its length and the
-    channels. A border's step is its gradient less the mean gradient at the other cells' borders of the same
-    direction: at cells' since a decoder may leave its grid everywhere. What the picture shows at the borders
-    counts too, so only the difference of two pictures of one scene says something. L is 0 for a single tile.
+    The gradient of a line of pixels is the mean |difference| to the line before it, over its length and the
+    channels. A border's step is the gradient there, less the mean gradient at the borders in the same
+    direction of those cells where no tile ends: a decoder may leave a grid of cells everywhere. What the
+    picture itself shows at the borders is in it too, so only the difference between two pictures of one scene
+    says something. L is 0 for a single tile.
     """
     steps = []
     for dim, borders, others in border_lines(plan):
@@ -82,21 +85,21 @@ def border_steps(image: Tensor, plan: RestorePlan) -> Tensor:
 
 @dataclass(frozen=True)
 class Restored:
-    """What a method made of a picture."""
+    """What a method made of a picture; `values` are by the names of MEASURES."""
 
     method: str
     image: Tensor  # (1, 3, H, W) in [-1, 1] on 256 levels
-    size: str  # of the picture -> of the result
+    size: str  # the picture's -> the result's
     tiles: int  # 0 without diffusion
-    values: dict[str, float]  # of MEASURES
+    values: dict[str, float]
 
 
 def photos(args: argparse.Namespace) -> str:
     """Every picture by every method: the table. ValueError for files that are no pictures."""
-    images = {path: load_image(path, to_srgb=True).image for path in find_pictures(args.input)}
-    pipe = load_restore_pipeline(args.model)
-    methods = make_methods(pipe, args.fidelity, args.steps)
-    _make_folders(args)
+    images = {path: load_image(path, to_srgb=True).image for path in find_pictures(args.image)}
+    device, dtype = choose_device(args.device, args.dtype)
+    pipe = load_restore_pipeline(args.model, device=device, dtype=dtype)
+    methods = make_methods(pipe, args.fidelity, args.steps, args.seed)
     rows: list[tuple[Path, list[Restored]]] = []
     for path, image in tqdm(images.items(), "photos", disable=True if args.quiet else None, leave=False):
         rows.append((path, restore_photo(pipe, image, args.scale, methods)))
@@ -109,7 +112,7 @@ def photos(args: argparse.Namespace) -> str:
         means = by_method(rows).items()
         figures = [mean(f"{name}, {k}", values, "") for name, row in means for k, values in row.items()]
         results = {str(path): {one.method: one.values for one in row} for path, row in rows}
-        write_json(args.json, figures, settings=_settings(args), results=results)
+        write_json(args.json, figures, settings=settings_of(args), results=results)
     return photo_table(rows)
 
 
@@ -125,12 +128,14 @@ def find_pictures(paths: Sequence[Path]) -> list[Path]:
     return found
 
 
-def make_methods(pipe: RestorePipeline, fidelities: Sequence[float], steps: int) -> dict[str, RestoreConfig]:
+def make_methods(
+    pipe: RestorePipeline, fidelities: Sequence[float], steps: int, seed: int = 0
+) -> dict[str, RestoreConfig]:
     """What is compared: interpolation, the model's upscaler if it has one, and settings of the dial."""
     methods = {"bicubic": RestoreConfig(method="bicubic")}
     if pipe.upscaler is not None:
         methods["RRDB"] = RestoreConfig(method="rrdb")
-    dial = [RestoreConfig(fidelity=value, num_inference_steps=steps) for value in fidelities]
+    dial = [RestoreConfig(fidelity=value, num_inference_steps=steps, seed=seed) for value in fidelities]
     return methods | {f"fidelity {config.fidelity:g}": config for config in dial}
 
 
@@ -139,11 +144,12 @@ def restore_photo(
 ) -> list[Restored]:
     """`image` (1, 3, h, w) in [-1, 1] `scale` times as large by each of `methods`, first interpolation.
 
-    Measures, of results on 256 levels. Of the result resized to the input's size, antialiased bicubic, and
-    rounded again: "colour", the |difference| of its mean to the input's in the channel where that is largest,
-    in 8-bit levels; "input", its PSNR against the input in dB, at most 99. "sharpness", metrics.py's. Of
-    several tiles "seam" and "worst seam", mean and largest of its `border_steps` less the interpolated
-    picture's; below 0 where edges of the picture that lie at borders are softer than interpolation has them.
+    Measures, of results on 256 levels. The result resized to the input's size (antialiased bicubic) and
+    rounded again gives "colour", the |difference| of its mean to the input's in the channel where that is
+    largest, in 8-bit levels, and "input", its PSNR against the input in dB, at most 99. "sharpness" is
+    metrics.py's. With several tiles there are "seam" and "worst seam", the mean and the largest of its
+    `border_steps` less the interpolated picture's: below 0 where edges of the picture that lie at borders are
+    softer than interpolation has them.
     """
     given = (image.shape[-2], image.shape[-1])
     asked = (max(1, round(given[0] * scale)), max(1, round(given[1] * scale)))
@@ -218,30 +224,52 @@ def make_sheet(rows: Sequence[tuple[Path, list[Restored]]]) -> np.ndarray:
 
 def tiles(args: argparse.Namespace) -> str:
     """In tiles and in one piece, from the same noise: the table. ValueError where one tile is enough."""
-    pipe = load_restore_pipeline(args.model)
-    base = RestoreConfig(num_inference_steps=args.steps, latent_tiled_size=args.latent_tiled_size)
-    tiled = [replace(base, latent_tiled_overlap=cells) for cells in args.latent_tiled_overlap or [None]]
+    device, dtype = choose_device(args.device, args.dtype)
+    pipe = load_restore_pipeline(args.model, device=device, dtype=dtype)
+    tile, overlaps = tiles_in_cells(args, pipe.vae.downscale)
+    base = RestoreConfig(num_inference_steps=args.steps, latent_tiled_size=tile, seed=args.seed)
+    tiled = [replace(base, latent_tiled_overlap=cells) for cells in overlaps or [None]]
     if any(len(pipe.plan((1, 1), args.size, config).tiles) == 1 for config in tiled):
         raise ValueError(f"--size {wide(args.size)}: a single tile; take a larger --size or smaller tiles")
     rows: list[dict[str, Any]] = []
-    _make_folders(args)
-    for name, low in make_cases(args.size, args.input):
+    for name, low in make_cases(args.size, args.image):
         values = compare_tiles(pipe, low, args.size, tiled, name, args.pictures)
         rows += ({"case": name} | found for found in values)
     if args.json:
-        write_json(args.json, [], settings=_settings(args), results=rows)
+        write_json(args.json, [], settings=settings_of(args), results=rows)
     lines = [[HEADS.get(key, key) for key in rows[0]]]
     for row in rows:
         lines.append([f"{value:.2f}" if isinstance(value, float) else str(value) for value in row.values()])
     return f"{table(lines)}\nthreads: {torch.get_num_threads()}"
 
 
+def tiles_in_cells(args: argparse.Namespace, cell: int) -> tuple[int | None, list[int] | None]:
+    """--tile and --tile-overlap in latent cells of `cell` pixels, or the flags of before, which are in cells.
+
+    ValueError for pixels that are no whole cells.
+    """
+    tile, overlaps = args.latent_tiled_size, args.latent_tiled_overlap
+    for flag, value in (("--latent-tiled-size", tile), ("--latent-tiled-overlap", overlaps)):
+        if value is not None:
+            new = flag.replace("--latent-tiled-size", "--tile").replace(
+                "--latent-tiled-overlap", "--tile-overlap"
+            )
+            print(f"note: {flag} is called {new} now, in pixels: {cell} a cell", file=sys.stderr)
+    for flag, value in (("--tile", args.tile), *(("--tile-overlap", one) for one in args.tile_overlap or ())):
+        if value is not None and value % cell:
+            raise ValueError(
+                f"{flag} {value}: expected a multiple of {cell} pixels, the side of a latent cell"
+            )
+    tile = tile if args.tile is None else args.tile // cell
+    return tile, overlaps if args.tile_overlap is None else [pixels // cell for pixels in args.tile_overlap]
+
+
 def make_cases(size: tuple[int, int], photo: Path | None) -> Iterator[tuple[str, Tensor]]:
-    """Pictures (1, 3, h, w) in [-1, 1] for results of `size` (H, W), by name; but for `photo` a quarter.
+    """What to restore at `size` (H, W), by name: pictures (1, 3, H / 4, W / 4) in [-1, 1] on 256 levels.
 
     "scene", rendered at `size` and degraded as training data is; "flat", grey of level 128; "gradient", grey
-    from 64 in the upper left corner to 191 in the lower right one, linear in both directions; the middle of
-    `photo`, of the shape of `size`. All on 256 levels.
+    from 64 in the upper left corner to 191 in the lower right one, linear in both directions; and, in its own
+    resolution, the middle of `photo` in the shape of `size`.
     """
     height, width = size
     clean = torch.from_numpy(render(held_out_scenes(1)[0], height, width).image).permute(2, 0, 1)[None]
@@ -265,8 +293,8 @@ def compare_tiles(
     """`low` restored at `size` with each of `tiled`: PSNR against untiled in dB, steps at tiles' borders.
 
     "step" is the mean of `border_steps`, "untiled step" that of the untiled result at the same lines; "seam"
-    the mean of the differences line by line, and "worst seam" the largest. In 8-bit levels, of results that
-    were not rounded to any. `folder` takes the pictures, `name` among their names.
+    is the mean of the differences line by line, and "worst seam" the largest. They are in 8-bit levels, of
+    results that were not rounded to any. `folder` takes the pictures, `name` among their names.
     """
     untiled = replace(tiled[0], latent_tiled_size=2**20, latent_tiled_overlap=0)
     whole = pipe(low, output_size=size, config=untiled).image.cpu()
@@ -286,13 +314,3 @@ def compare_tiles(
             **{"seam": (steps - reference).mean().item(), "worst seam": (steps - reference).max().item()},
             "seconds": seconds,
         }
-
-
-def _make_folders(args: argparse.Namespace) -> None:
-    for folder in filter(None, (args.pictures, args.json and args.json.parent)):
-        folder.mkdir(parents=True, exist_ok=True)
-
-
-def _settings(args: argparse.Namespace) -> dict[str, Any]:
-    told = {name: value for name, value in vars(args).items() if name not in ("input", "json", "pictures")}
-    return told | {"threads": torch.get_num_threads()}

@@ -1,11 +1,11 @@
-"""The measurements behind `python -m tools.evaluate restore`: degraded scenes enlarged x4.
+"""Degraded scenes enlarged x4 by several methods, and the measures of `python -m tools.evaluate restore`.
 
 Every method is given the same pictures, held out from training and degraded with fixed seeds, and their
 captions. What it makes of them is rounded to 8 bits, as in a file, and compared with the clean picture.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -17,6 +17,8 @@ from msbd.edit.pipeline import EditPipeline
 from msbd.pixels.metrics import gmsd, psnr, ssim
 from msbd.pixels.preprocess import clip_pixels
 from msbd.pixels.resize import enlarge
+from msbd.restore.config import RestoreConfig
+from msbd.restore.pipeline import RestorePipeline
 from msbd.train.data import degrade_pair
 from msbd.train.degrade import PASD, Ranges
 
@@ -24,15 +26,16 @@ from .._report import Figure, mean, table, write_sheet
 from ..scenes.data import held_out_scenes, picture, to_8_bits
 
 SCALE = 4
+FEW = 8  # pairs; an interval of fewer says nothing
+SEEDS = 100_000  # scenes that a --seed has seeds for
 _BATCH = 16  # pictures that a method is given at a time
 _ROWS = 8  # scenes in a sheet
-FEW = 8  # pairs; an interval of fewer says nothing
 
 Method = Callable[[Tensor, list[str], int], Tensor]
 """(low (B, 3, h, w) in [0, 1], their captions, first seed) -> (B, 3, 4h, 4w) in [-1, 1], on any device.
 
-What is random in picture i of the batch comes from seed first + i, the scene's number, so that neither batches nor the
-choice of scenes matter.
+What is random in picture i of the batch comes from seed first + i, the scene's number, so that neither
+batches nor the choice of scenes matter; another --seed adds multiples of SEEDS.
 """
 Features = Callable[[Tensor], Tensor]  # pictures (B, 3, H, W) in [-1, 1] -> embeddings (B, D)
 Results = dict[str, dict[str, list[float]]]  # method -> metric -> a value for every pair
@@ -40,12 +43,12 @@ Results = dict[str, dict[str, list[float]]]  # method -> metric -> a value for e
 
 @dataclass(frozen=True)
 class Pair:
-    """A scene and what is left of it."""
+    """A scene and what is left of it; `number` is the scene's."""
 
     clean: Tensor  # (1, 3, S, S) in [-1, 1] on 256 levels
     low: Tensor  # (1, 3, S / 4, S / 4) in [0, 1] on 256 levels
     caption: str
-    number: int  # of the scene
+    number: int
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,7 @@ METRICS = (
 
 
 def make_pairs(count: int, size: int = 128, ranges: Ranges = PASD, start: int = 0) -> list[Pair]:
-    """`count` held-out scenes from number `start` on, at `size`, number i degraded with seed i: the same everywhere.
+    """`count` held-out scenes from number `start` on, at `size`, number i degraded with seed i.
 
     Where `ranges` say so the clean picture is sharpened first. ValueError for no pairs, or a size that is no
     multiple of 4.
@@ -94,7 +97,7 @@ def make_pairs(count: int, size: int = 128, ranges: Ranges = PASD, start: int = 
 
 
 def bicubic(low: Tensor, captions: list[str], first_seed: int) -> Tensor:
-    """The method that knows nothing: interpolation with Pillow's kernel, which is also what PASD is given to see."""
+    """The method that knows nothing: interpolation with Pillow's kernel, which PASD is given to see too."""
     height, width = low.shape[-2:]
     return enlarge(low, (SCALE * height, SCALE * width)) * 2 - 1
 
@@ -109,6 +112,22 @@ def upscaler_method(pipe: EditPipeline) -> Method:
         return upscaler(low.to(weight)).float() * 2 - 1
 
     return restore
+
+
+def restoring_method(
+    pipe: RestorePipeline, config: RestoreConfig, *, captions: bool = True, seed: int = 0
+) -> Method:
+    """Pictures restored by `pipe`, one at a time, told what they show or not."""
+
+    def method(low: Tensor, texts: list[str], first_seed: int) -> Tensor:
+        size = (SCALE * low.shape[-2], SCALE * low.shape[-1])
+        made = []
+        for number, (image, text) in enumerate(zip(low.split(1), texts, strict=True), first_seed):
+            prompt, own = text if captions else "", replace(config, seed=seed * SEEDS + number)
+            made.append(pipe(image * 2 - 1, prompt, output_size=size, config=own).image)
+        return torch.cat(made)
+
+    return method
 
 
 def clip_features(pipe: EditPipeline) -> Features:
@@ -141,7 +160,7 @@ def measure(
     picture. `sheets` is a folder that exists, for pictures (`write_rows`).
     """
     clean = torch.cat([pair.clean for pair in pairs])
-    restored = {name: _restored(name, method, pairs, quiet) for name, method in methods.items()}
+    restored = {name: run_method(name, method, pairs, quiet=quiet) for name, method in methods.items()}
     if sheets:
         write_rows(sheets, pairs, restored)
     embedded = features(clean).double()
@@ -156,8 +175,9 @@ def measure(
     }
 
 
-def _restored(name: str, method: Method, pairs: Sequence[Pair], quiet: bool) -> Tensor:
-    """What `method` makes of all `pairs` (N, 3, S, S), on 256 levels."""
+@torch.no_grad()
+def run_method(name: str, method: Method, pairs: Sequence[Pair], *, quiet: bool) -> Tensor:
+    """What `method` makes of all `pairs`: (N, 3, S, S) in [-1, 1] on 256 levels."""
     made = []
     for first in tqdm(range(0, len(pairs), _BATCH), desc=name, disable=True if quiet else None, leave=False):
         batch = pairs[first : first + _BATCH]
@@ -169,7 +189,7 @@ def _restored(name: str, method: Method, pairs: Sequence[Pair], quiet: bool) -> 
 def write_rows(
     folder: Path, pairs: Sequence[Pair], restored: Mapping[str, Tensor], *, low: bool = True
 ) -> None:
-    """Sheets of eight scenes, a row each: degraded, its pixels enlarged (unless `low` is false) | by every method | clean."""
+    """Sheets of eight scenes, a row each: degraded, pixels repeated (if `low`) | by every method | clean."""
     shown = []
     for number, pair in enumerate(pairs):
         row = [images[number] for images in restored.values()]

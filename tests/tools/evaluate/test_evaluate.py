@@ -1,6 +1,7 @@
 """`python -m tools.evaluate`: what it asks for, what it measures, and that it goes on where it stopped."""
 
 import json
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,13 +14,23 @@ from msbd.edit.plan import plan_edit
 from msbd.pixels.masks import dilate
 from tests.helpers.tiny import ALPHAS
 from tests.helpers.tiny_bundle import write_tiny_bundle
+from tools._cli import version
+from tools._report import code_state, write_json
 from tools.evaluate import edit
-from tools.evaluate.__main__ import build_parser, main
-from tools.evaluate.edit import Ledger, Task, Trial, background_record, fitting_kinds, make_task, make_trials
+from tools.evaluate.__main__ import JOBS, OLD_FLAGS, build_parser, main, today
+from tools.evaluate.edit import (
+    EditTask,
+    EditTrial,
+    Ledger,
+    background_record,
+    fitting_kinds,
+    make_task,
+    make_trials,
+)
 from tools.scenes.judge import Judge, JudgeNet, nearest_colour
 from tools.scenes.scenes import HELD_OUT
 
-TINY = ("--scenes", "2", "--size", "96", "--num-steps", "2", "--repaint-steps", "1", "--device", "cpu")
+TINY = ("--scenes", "2", "--size", "96", "--steps", "2", "--repaint-steps", "1", "--device", "cpu")
 
 
 @pytest.fixture(autouse=True)
@@ -78,7 +89,7 @@ def test_trials_are_the_modes_with_their_candidates() -> None:
     assert off.key != on.key
 
 
-def background_of(task: Task, decoded: torch.Tensor, pasted: torch.Tensor) -> dict[str, float]:
+def background_of(task: EditTask, decoded: torch.Tensor, pasted: torch.Tensor) -> dict[str, float]:
     """The record of an edit whose last stage decoded to `decoded`, cut to the crop, and that ended as `pasted`."""
     plan = plan_edit(task.mask, EditConfig(), ModelSpec(native=32, multiple=16), ALPHAS)
     crop, stage = plan.crop, plan.stages[-1]
@@ -108,12 +119,105 @@ def test_edge_step_is_what_the_edit_adds() -> None:
 
 
 def test_ledger_remembers_and_forgets() -> None:
-    trial, other = Trial("a", EditConfig()), Trial("a", EditConfig(num_steps=7))
+    trial, other = EditTrial("a", EditConfig()), EditTrial("a", EditConfig(num_steps=7))
     Ledger("words").add(3, trial, {"psnr": 1.5})
     again = Ledger("words")
     assert again.get(3, trial) == {"scene": 3, "trial": trial.key, "psnr": 1.5}
     assert again.get(2, trial) is None and again.get(3, other) is None
     assert Ledger("words", fresh=True).get(3, trial) is None
+
+
+def test_ledger_forgets_what_other_code_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    trial = EditTrial("a", EditConfig())
+    Ledger("words").add(3, trial, {"psnr": 1.5})
+    monkeypatch.setattr(edit, "code_state", lambda: "of another commit")
+    assert Ledger("words").get(3, trial) is None
+    monkeypatch.undo()
+    assert edit.code_state() in Ledger("words").path.name
+
+
+def test_code_state_is_another_after_every_change_of_code(tmp_path: Path) -> None:
+    def git(*words: str) -> None:
+        said = ("-c", "user.name=a", "-c", "user.email=a@b.c")
+        subprocess.run(["git", "-C", str(tmp_path), *said, *words], check=True, capture_output=True)
+
+    assert code_state(tmp_path) == version()  # no git there
+    git("init", "--quiet")
+    (tmp_path / "a.py").write_text("a = 1\n")
+    git("add", "a.py")
+    git("commit", "--quiet", "-m", "a")
+    clean = code_state(tmp_path)
+    assert len(clean) == 12 and int(clean, 16) >= 0
+    (tmp_path / "picture.png").write_text("what a run writes is no code")
+    (tmp_path / "folder").mkdir()
+    assert code_state(tmp_path) == clean
+    assert code_state(tmp_path / "folder") == version()  # somebody else's checkout around it
+    states = [clean]
+    for name, text in (("a.py", "a = 2\n"), ("a.py", "a = 3\n"), ("b.py", "b = 1\n"), ("b.py", "b = 2\n")):
+        (tmp_path / name).write_text(text)
+        states.append(code_state(tmp_path))
+        assert states[-1].startswith(f"{clean}-dirty-")
+    git("add", "a.py", "b.py")
+    git("commit", "--quiet", "-m", "b")
+    states.append(code_state(tmp_path))
+    assert len(set(states)) == 6 and "dirty" not in states[-1]
+
+
+def test_figures_say_which_code_measured_them(tmp_path: Path) -> None:
+    write_json(tmp_path / "f.json", [])
+    assert json.loads((tmp_path / "f.json").read_text())["code"] == code_state()
+
+
+# ---- the command line ------------------------------------------------------------------------------------
+
+
+def test_every_measurement_can_run_elsewhere() -> None:
+    needed = {"photos": ["-i", "x"]}
+    for job in sorted(JOBS.keys() - {"degrade"}):
+        words = [job, *needed.get(job, []), "--device", "cuda", "--dtype", "bfloat16", "--seed", "3"]
+        args = build_parser().parse_args([*words, "--json", "f.json", "--pictures", "p", "--steps", "4"])
+        assert (args.device, args.dtype, args.seed, args.steps) == ("cuda", "bfloat16", 3, 4)
+
+
+BEFORE = {
+    "edit --modes msbd naive --num-steps=3": "edit --methods msbd naive --steps=3",
+    "decoder-opt --num-steps 3": "decoder-opt --steps 3",
+    "decoder-opt --num-steps 3 --steps=9": "decoder-opt --steps 3 --decoderopt-steps=9",
+    "restore --guidance 2 --negative blurry": "restore --guidance-scale 2 --negative-prompt blurry",
+    "colorize --guidance 1 2 --negative x": "colorize --guidance-scale 1 2 --negative-prompt x",
+    "photos --input a b": "photos --image a b",
+    "tiles --input=a": "tiles --image=a",
+    "degrade --input a --out b": "degrade --image a --output b",
+}
+
+
+@pytest.mark.parametrize("before", BEFORE)
+def test_flags_of_before_go_on_working(before: str, capsys: pytest.CaptureFixture[str]) -> None:
+    words, after = before.split(), BEFORE[before].split()
+    assert today(words) == after
+    build_parser().parse_args(after)
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == sum(word not in after for word in words)
+    for line in said:
+        note, old, *_, new, now = line.split()
+        assert (note, now) == ("note:", "now") and old in before and new in BEFORE[before]
+
+
+def test_every_flag_of_before_is_tried() -> None:
+    for job, flags in OLD_FLAGS.items():
+        mine = " ".join(before for before in BEFORE if before.startswith(job))
+        assert all(old in mine for old in flags), job
+
+
+def test_steps_of_adam_have_a_name_of_their_own(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["decoder-opt", "--steps", "7"]
+    assert today(words) == words
+    assert "Adam's are --decoderopt-steps" in capsys.readouterr().err
+    off, _ = make_trials(build_parser().parse_args([*words, "--decoderopt-steps", "9"]), EditConfig())
+    assert off.config and off.config.decoderopt_steps == 9
+
+
+# ---- the measurements ------------------------------------------------------------------------------------
 
 
 def test_edit_is_measured_in_parts_that_add_up(
@@ -140,7 +244,7 @@ def test_edit_is_measured_in_parts_that_add_up(
 
 def test_decoder_opt_is_paired(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     written = ["--json", str(tmp_path / "d.json")]
-    assert main(["decoder-opt", "--model", model, *TINY, "--steps", "2", *written]) == 0
+    assert main(["decoder-opt", "--model", model, *TINY, "--decoderopt-steps", "2", *written]) == 0
     out = capsys.readouterr().out
     assert "of 2" in out and "on - off" in out
     records = json.loads((tmp_path / "d.json").read_text())["records"]
@@ -149,6 +253,6 @@ def test_decoder_opt_is_paired(model: str, tmp_path: Path, capsys: pytest.Captur
 
 
 def test_impossible_options_are_one_line(model: str, capsys: pytest.CaptureFixture[str]) -> None:
-    for options in (["--scenes", "0"], ["--num-steps", "0"], ["--start", "-1"]):
+    for options in (["--scenes", "0"], ["--steps", "0"], ["--start", "-1"]):
         assert main(["edit", "--model", model, *options]) == 1
         assert capsys.readouterr().err.count("\n") == 1

@@ -14,7 +14,7 @@ from msbd.restore.config import ModelSpec, RestoreConfig
 from msbd.restore.pipeline import RestorePipeline
 from msbd.restore.plan import RestorePlan, plan_restore
 from tests.helpers.tiny_bundle import write_pasd_folder, write_tiny_bundle
-from tools.evaluate.__main__ import main
+from tools.evaluate.__main__ import build_parser, main
 from tools.evaluate.photos import (
     Restored,
     border_lines,
@@ -23,6 +23,7 @@ from tools.evaluate.photos import (
     make_cases,
     make_sheet,
     photo_table,
+    tiles_in_cells,
 )
 
 SMALL = ModelSpec(native=32, guidance_scale=1, uses_prompts=False)
@@ -46,7 +47,7 @@ def pipe(tmp_path_factory: pytest.TempPathFactory) -> RestorePipeline:
 @pytest.fixture
 def tiny(pipe: RestorePipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the commands load it."""
-    monkeypatch.setattr("tools.evaluate.photos.load_restore_pipeline", lambda model: pipe)
+    monkeypatch.setattr("tools.evaluate.photos.load_restore_pipeline", lambda model, **_: pipe)
 
 
 # ---- borders -----------------------------------------------------------------------------------------------
@@ -144,15 +145,7 @@ def test_folders_without_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[
 def test_tiles(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Image.effect_noise((30, 30), 60).convert("RGB").save(tmp_path / "photo.png")
     words = ["tiles", "-i", str(tmp_path / "photo.png"), "--steps", "1", "--size", "112x64"]
-    words += [
-        "--latent-tiled-size",
-        "8",
-        "--latent-tiled-overlap",
-        "2",
-        "4",
-        "--json",
-        str(tmp_path / "t.json"),
-    ]
+    words += ["--tile", "64", "--tile-overlap", "16", "32", "--json", str(tmp_path / "t.json")]
     assert main([*words, "--pictures", str(tmp_path / "out"), "--debug"]) == 0
     assert "worst seam" in capsys.readouterr().out
     rows = json.loads((tmp_path / "t.json").read_text())["results"]
@@ -162,6 +155,19 @@ def test_tiles(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert row["seam"] == pytest.approx(row["step"] - row["untiled step"], abs=1e-6)
         assert 10 < row["PSNR"] < 100
     assert load_image(tmp_path / "out" / "flat, tiles of 8, overlap 4.png").size == (64, 112)
+
+
+def test_tiles_are_told_in_pixels_or_as_before_in_cells(capsys: pytest.CaptureFixture[str]) -> None:
+    parse = build_parser().parse_args
+    pixels = ["tiles", "--tile", "64", "--tile-overlap", "16", "32"]
+    assert tiles_in_cells(parse(pixels), 8) == (8, [2, 4])
+    assert tiles_in_cells(parse(["tiles"]), 8) == (None, None)
+    assert capsys.readouterr().err == ""
+    cells = ["tiles", "--latent-tiled-size", "8", "--latent-tiled-overlap", "2", "4"]
+    assert tiles_in_cells(parse(cells), 8) == (8, [2, 4])
+    assert capsys.readouterr().err.count("in pixels: 8 a cell") == 2
+    with pytest.raises(ValueError, match="--tile-overlap 12: expected a multiple of 8 pixels"):
+        tiles_in_cells(parse(["tiles", "--tile-overlap", "8", "12"]), 8)
 
 
 @pytest.mark.usefixtures("tiny")

@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from msbd.load import load_training_parts
 from msbd.train.config import TrainConfig
 from msbd.train.loop import World
 from tests.helpers.tiny_bundle import write_tiny_bundle
@@ -40,6 +39,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_table_has_every_method(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     full, alone = (write_untrained(tmp_path / v, bundle, v) for v in ("full", "none"))
     words = ["restore", "--model", str(bundle), "--scenes", "3", "--steps", "2", "--quiet", "--debug"]
+    words += ["--device", "cpu"]
     words += ["--pasd", f"full={full}", "--pasd", f"none={alone.parent}", "--baseline", "none"]
     assert main([*words, "--json", str(tmp_path / "r.json"), "--pictures", str(tmp_path / "pictures")]) == 0
     results = json.loads((tmp_path / "r.json").read_text())["results"]
@@ -53,8 +53,8 @@ def test_the_table_has_every_method(bundle: Path, tmp_path: Path, capsys: pytest
 
 def test_batches_do_not_matter(bundle: Path, tmp_path: Path) -> None:
     path = write_untrained(tmp_path, bundle, "full")
-    words = ["restore", "--model", str(bundle), "--steps", "2", "--captions", "--guidance", "2"]
-    method = pasd_method(load_training_parts(bundle), path, build_parser().parse_args(words))
+    words = ["restore", "--model", str(bundle), "--steps", "2", "--captions", "--guidance-scale", "2"]
+    method = pasd_method(path, build_parser().parse_args([*words, "--device", "cpu"]))
     pairs = make_pairs(3)
     low, captions = torch.cat([pair.low for pair in pairs]), [pair.caption for pair in pairs]
     with torch.no_grad():
@@ -76,9 +76,9 @@ def test_large_areas_take_the_degraded_pictures_colours(bundle: Path, tmp_path: 
     far = {}
     for fix in ("wavelet", "none"):
         args = build_parser().parse_args(
-            ["restore", "--steps", "2", "--color-fix", fix, "--model", str(bundle)]
+            ["restore", "--steps", "2", "--color-fix", fix, "--model", str(bundle), "--device", "cpu"]
         )
         with torch.no_grad():
-            made = pasd_method(load_training_parts(bundle), path, args)(low, captions, 0)
+            made = pasd_method(path, args)(low, captions, 0)
         far[fix] = (made - bicubic(low, captions, 0)).mean((2, 3)).abs().max().item()
     assert far["wavelet"] < 0.2 * far["none"]

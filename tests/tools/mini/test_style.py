@@ -11,7 +11,7 @@ from torch import Tensor
 from msbd.loading.parts import load_net, load_pasd_nets
 from msbd.restore.config import RestoreConfig
 from tools.evaluate import style as trials
-from tools.evaluate.restore import Pair, bicubic, make_pairs
+from tools.evaluate.restore import Pair, bicubic, make_pairs, restoring_method
 from tools.mini import __main__, style
 from tools.mini.style import StylizedPictures
 from tools.scenes import chalk
@@ -206,7 +206,7 @@ def test_another_base_takes_the_place_of_its_own(tmp_path: Path) -> None:
 def test_style_of_the_bundle_shows_and_the_picture_stays_what_it_was() -> None:
     config = RestoreConfig(mode="stylize", num_inference_steps=5)
     methods = {
-        name or "none": trials.styled_method(trials.styled_pipeline("mini", name, 1.25), config)
+        name or "none": restoring_method(trials.styled_pipeline("mini", name, 1.25), config)
         for name in (None, "mini-style")
     }
     results = trials.measure_styles(methods, make_pairs(4, start=2000), quiet=True)
