@@ -104,12 +104,28 @@ def test_the_two_pipelines_and_the_training_keep_apart(path: Path) -> None:
     imported = {target.split("/")[0] for target in relative_targets(path)}
     forbidden = {
         "edit": {"restore", "train"},
-        "restore": {"edit"},
+        "restore": {"edit", "train"},
         "train": {"edit"},
         "pixels": {"edit", "restore", "train"},
     }
     wrong = imported & forbidden.get(room, set())
     assert not wrong, f"{name_of(path)} may not import from {sorted(wrong)}"
+
+
+# Folder of tools/ -> the others that it may not import from: scenes <- train <- mini, and scenes <- evaluate.
+APART = {
+    "scenes": {"train", "mini", "evaluate"},
+    "train": {"mini", "evaluate"},
+    "evaluate": {"mini", "train"},
+    "mini": {"evaluate"},
+}
+
+
+@pytest.mark.parametrize("folder", APART)
+def test_the_folders_of_tools_have_no_circle(folder: str) -> None:
+    for path in sorted((ROOT / "tools" / folder).rglob("*.py")):
+        wrong = {target.split("/")[0] for target in relative_targets(path)} & APART[folder]
+        assert not wrong, f"{name_of(path)} may not import from {sorted(wrong)}"
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=name_of)

@@ -94,6 +94,14 @@ def write_json(path: Path, figures: Sequence[Figure], **more: Any) -> None:
         unfinished.write_text(json.dumps({"code": code_state(), **more, "figures": entries}, indent=1) + "\n")
 
 
+def make_folders(args: argparse.Namespace) -> None:
+    """Make the folders that --pictures, --json and --plot need; a command may have any of them."""
+    files = (getattr(args, name, None) for name in ("json", "plot"))
+    for folder in (getattr(args, "pictures", None), *(file and file.parent for file in files)):
+        if folder:
+            folder.mkdir(parents=True, exist_ok=True)
+
+
 def settings_of(args: argparse.Namespace) -> dict[str, Any]:
     """The options that a figure depends on, as JSON can hold them; not where it goes and who is told."""
     left_out = ("job", "json", "pictures", "plot", "quiet", "debug", "fresh", "start", "count")

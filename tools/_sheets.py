@@ -1,4 +1,7 @@
-"""Pictures about pictures: an edit before and after, its candidates beside each other, its stages. Sheets are (H, W, 3) uint8."""
+"""Pictures about pictures: an edit before and after, its candidates beside each other, its stages.
+
+Sheets are (H, W, 3) uint8.
+"""
 
 import re
 from pathlib import Path
@@ -11,13 +14,13 @@ from torch import Tensor
 from msbd.pixels.files import save_image, to_pixels
 from msbd.pixels.masks import dilate, resize_mask
 
-WIDEST = 1600  # pixels, of a comparison
+WIDEST = 1600  # pixels, the width of a comparison
 GAP = 8  # pixels between panels
 PAPER, FRAME = (255, 255, 255), (220, 30, 30)
 
 
 def comparison(before: np.ndarray, after: np.ndarray, mask: Tensor) -> np.ndarray:
-    """Before, before with the outline of `mask` (1, 1, H, W), after: side by side, at most about 1600 pixels wide."""
+    """Before, before with the outline of `mask` (1, 1, H, W), after, side by side, about WIDEST at most."""
     height, width = before.shape[:2]
     scale = min(1.0, (WIDEST - 2 * GAP) / (3 * width))
     size = (max(1, round(height * scale)), max(1, round(width * scale)))
@@ -31,7 +34,7 @@ def comparison(before: np.ndarray, after: np.ndarray, mask: Tensor) -> np.ndarra
 
 
 def before_and_after(before: np.ndarray, after: np.ndarray) -> np.ndarray:
-    """A degraded picture enlarged to the size of what it became, and that, side by side, at most about 1600 pixels wide."""
+    """A degraded picture at the size of what it became, and that, side by side, about WIDEST at most."""
     height, width = after.shape[:2]
     scale = min(1.0, (WIDEST - GAP) / (2 * width))
     size = (max(1, round(height * scale)), max(1, round(width * scale)))
@@ -39,7 +42,7 @@ def before_and_after(before: np.ndarray, after: np.ndarray) -> np.ndarray:
 
 
 def contact_sheet(candidates: Tensor, scores: Tensor | None, chosen: int, *, columns: int = 5) -> np.ndarray:
-    """`candidates` (B, 3, h, w) in [-1, 1], at most `columns` in a row, numbered, with their scores; the chosen one framed."""
+    """`candidates` (B, 3, h, w) in [-1, 1], `columns` in a row, numbered, with scores; the chosen framed."""
     panels = []
     for number, candidate in enumerate(candidates):
         label = f"{number}" if scores is None else f"{number}: {float(scores[number]):.2f}"

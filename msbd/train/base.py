@@ -1,10 +1,12 @@
-"""Fine-tune a base: the U-Net that PASD's parts are put on, whole or by a low-rank change; the LoRA between two bases.
+"""Fine-tune a base, the U-Net below PASD's parts, whole or by a low-rank change; the LoRA between two bases.
 
-Paper    Yang et al. 2023 (PASD), arXiv:2308.14469, section 3.5 (a personalised base); Hu et al. 2021 (LoRA), arXiv:2106.09685
+Paper    Yang et al. 2023 (PASD), arXiv:2308.14469, section 3.5 (a personalised base); Hu et al. 2021 (LoRA),
+         arXiv:2106.09685
 Tensors  up (out, r), down (r, in * kh * kw): W (out, in[, kh, kw]) + alpha / r * up @ down
-Weights  LoRA files in kohya's names, lora_unet_<path with _>.lora_down.weight, .lora_up.weight and .alpha, in which kohya's
-         programs, diffusers and weights/lora.py agree on the scale alpha / r
-Copying  needs train_objective.py and what that needs; the U-Net comes as an argument, its layers are known by diffusers' names
+Weights  LoRA files in kohya's names, lora_unet_<path with _>.lora_down.weight, .lora_up.weight and .alpha, in
+         which kohya's programs, diffusers and weights/lora.py agree on the scale alpha / r
+Copying  needs objective.py and what that needs; the U-Net comes as an argument, its layers are known by
+         diffusers' names
 """
 
 import re
@@ -27,15 +29,19 @@ _TARGETS = re.compile(
 
 
 class LowRankChange(nn.Module):
-    """A frozen weight's trained change, for torch's `parametrize`: the layer's `weight` is W + alpha / r * up @ down.
+    """A frozen weight's trained change for torch's `parametrize`: `weight` is W + alpha / r * up @ down.
 
-    The whole W is formed in each forward: a step of SD 1.x at batch 1 and r = 16 takes 13 % more operations than one that
-    adds up @ (down @ x) to the layer's output. In return nothing in the net has to know, not even what reads `weight`
-    without calling the layer, and under autocast the sum is rounded as a merged file's will be.
+    The whole W is formed in each forward: a step of SD 1.x at batch 1 and r = 16 takes 13 % more operations
+    than one that adds up @ (down @ x) to the layer's output. In return nothing in the net has to know, not
+    even code that reads `weight` without calling the layer, and under autocast the sum is rounded as a merged
+    file's will be.
     """
 
     def __init__(self, weight: Tensor, rank: int, alpha: float, generator: torch.Generator) -> None:
-        """`weight` (out, in[, 1, 1]); `up` starts at zero, `down` uniform in +-1 / sqrt(in), Kaiming's as for nn.Linear."""
+        """`weight` is (out, in[, 1, 1]).
+
+        `up` starts at zero, `down` uniform in +-1 / sqrt(in), Kaiming's as for nn.Linear.
+        """
         super().__init__()
         fan_in = weight[0].numel()
         down = torch.rand(rank, fan_in, generator=generator).mul(2).sub(1) / fan_in**0.5
@@ -50,10 +56,13 @@ class LowRankChange(nn.Module):
 
 
 class BaseObjective(nn.Module):
-    """The noise prediction loss of a U-Net alone. With a `rank`, only low-rank changes of its transformers are trained.
+    """The noise prediction loss of a U-Net alone.
 
-    `unet` itself is changed: all of it is trained, or its targets get a `LowRankChange`, drawn from config.seed, which adds
-    to the names of its tensors. `alpha` is `rank` unless given. ValueError for a rank below 1 or above a layer's width.
+    With a `rank`, only low-rank changes of its transformers are trained.
+
+    `unet` itself is changed: all of it is trained, or its targets get a `LowRankChange`, drawn from
+    config.seed, which adds to the names of its tensors. `alpha` is `rank` unless given. ValueError for a rank
+    below 1 or above a layer's width.
     """
 
     def __init__(
@@ -95,14 +104,20 @@ class BaseObjective(nn.Module):
 
 
 def unet_state(objective: BaseObjective, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The U-Net trained whole, under its own names; `weights` as `Trainer.kept` gives them. ValueError for a LoRA's."""
+    """The U-Net trained whole, under its own names; `weights` as `Trainer.kept` gives them.
+
+    ValueError for a LoRA's.
+    """
     if objective.changed:
         raise ValueError("only low-rank changes were trained; expected rank None, or take lora_state")
     return {name: weights[f"unet.{name}"] for name in objective.unet.state_dict()}
 
 
 def lora_state(objective: BaseObjective, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The trained changes as a LoRA file's tensors; `weights` as `Trainer.kept` gives them. ValueError without a rank."""
+    """The trained changes as a LoRA file's tensors; `weights` as `Trainer.kept` gives them.
+
+    ValueError without a rank.
+    """
     if objective.alpha is None:
         raise ValueError("the whole U-Net was trained; expected a rank, or take unet_state")
     state = {}
@@ -115,18 +130,19 @@ def lora_state(objective: BaseObjective, weights: Mapping[str, Tensor]) -> dict[
 
 
 def low_rank(difference: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """The best approximation of `difference` (out, in[, kh, kw]) of that rank: up (out, rank), down (rank, in * kh * kw).
+    """The best approximation of `difference` (out, in[, kh, kw]) of that rank.
 
-    It is the singular value decomposition cut off (Eckart & Young 1936), the values' roots on either side, and zeros
-    where the layer has fewer values. From the eigenvectors of the smaller Gram matrix in float64: the same to rounding, in
-    a tenth of the time for SD's widest layers. Float32, or float64 for float64. ValueError for a rank below 1.
+    Returns up (out, rank) and down (rank, in * kh * kw). It is the singular value decomposition cut off
+    (Eckart & Young 1936), the values' roots on either side, and zeros where the layer has fewer values. From
+    the eigenvectors of the smaller Gram matrix in float64: the same to rounding, in a tenth of the time for
+    SD's widest layers. Float32, or float64 for float64. ValueError for a rank below 1.
     """
     if rank < 1:
         raise ValueError(f"rank is {rank}; expected at least 1")
     matrix = difference.detach().flatten(1).double()
     tall = len(matrix) > matrix.shape[1]
     wide = matrix.T if tall else matrix
-    up = torch.linalg.eigh(wide @ wide.T).eigenvectors.flip(1)[:, :rank]  # of the largest values first
+    up = torch.linalg.eigh(wide @ wide.T).eigenvectors.flip(1)[:, :rank]  # the largest values' come first
     down = up.T @ wide  # its rows are as long as the singular values
     root = torch.linalg.vector_norm(down, dim=1).sqrt().clamp(min=1e-30)
     up, down = up * root, down / root[:, None]
@@ -139,11 +155,11 @@ def low_rank(difference: Tensor, rank: int) -> tuple[Tensor, Tensor]:
 def extract_lora(
     base_state: Mapping[str, Tensor], tuned_state: Mapping[str, Tensor], rank: int
 ) -> tuple[dict[str, Tensor], float]:
-    """A LoRA file's tensors for what `tuned_state` has over `base_state`, two U-Nets, and the share of it that they keep.
+    """A LoRA file's tensors for what one U-Net has over another, and the share of it that they keep.
 
-    Each dense layer and convolution that differs gets the best change of `rank`, narrow ones too: diffusers mistakes the
-    scale where ranks differ. Alpha is `rank`. Biases and norms cannot be in a LoRA. The share is of the squared difference,
-    over all tensors. ValueError for nets that do not match or do not differ.
+    Each dense layer and convolution that differs gets the best change of `rank`, narrow ones too: diffusers
+    mistakes the scale where ranks differ. Alpha is `rank`. Biases and norms cannot be in a LoRA. The share is
+    of the squared difference, over all tensors. ValueError for nets that do not match or do not differ.
     """
     if {k: v.shape for k, v in base_state.items()} != {k: v.shape for k, v in tuned_state.items()}:
         raise ValueError("the two U-Nets have other names or shapes; expected one tuned from the other")

@@ -1,6 +1,7 @@
 """The options of a training run, and the two published recipes.
 
-Paper    Yang et al. 2023 (PASD), arXiv:2308.14469, sections 3.4 and 4.1
+Paper    Yang et al. 2023 (PASD), arXiv:2308.14469: gamma and the null prompts are section 3.6's; Adam, its
+         rate, the batch and the number of updates section 4.1's
 Copying  needs ../options.py: the standard library only, so that a command line can show every default
          without torch
 """
@@ -66,9 +67,9 @@ _RANGES: dict[str, tuple[float, float]] = {
 
 PAPER = TrainConfig()
 
-# What the official script does where it differs. It means to accumulate 2 batches, but does not (reference bug 18: it
-# updates after each, with halved gradients); here it does. The colour term, of weight 0.001, it adds up over a batch of 4
-# and counts once a level, so three times.
+# What the official script does where it differs. It means to accumulate 2 batches, but does not (it updates
+# after each, with halved gradients: reference bug 18); here it does. Its colour term, of weight 0.001, is
+# added up over a batch of 4 and counted once a level, so three times.
 OFFICIAL = TrainConfig(
     optimizer="adamw",
     weight_decay=1e-2,
@@ -79,9 +80,9 @@ OFFICIAL = TrainConfig(
     save_every=10_000,
 )
 
-# The bundle's own: `tools.mini train --part pasd`, on scenes of 128 pixels.
-# The rate is ten times the paper's (at twenty times the full variant diverged, docs/log.md), and as there it does not fall:
-# so a run can be prolonged, and its first steps are the run of a shorter one. The averaged weights are kept.
+# The bundle's own: `tools.mini train --part pasd`, on scenes of 128 pixels. The rate is ten times the paper's
+# (at twenty times the full variant diverged, docs/log.md), and as there it does not fall: so a run can be
+# prolonged, and its first steps are the run of a shorter one. The averaged weights are kept.
 MINI = TrainConfig(
     steps=9_000,
     batch=16,
@@ -94,4 +95,5 @@ MINI = TrainConfig(
     validate_every=200,
     save_every=200,
 )
-HINT_WIDTHS = (16, 32, 64, 96)  # of its degradation removal, half of the full net's where it is widest
+# The channels of its degradation removal, at the widest fewer than half of the full net's.
+HINT_WIDTHS = (16, 32, 64, 96)

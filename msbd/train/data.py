@@ -1,16 +1,17 @@
 """The data of PASD's training: pictures cropped, flipped and degraded.
 
-Paper    Yang et al. 2024 (PASD), arXiv:2308.14469, section 4.1: Real-ESRGAN's degradations of clean pictures
+Paper    Yang et al. 2023 (PASD), arXiv:2308.14469, section 4.1: Real-ESRGAN's degradations of clean pictures
 Tensors  clean (3, S, S) float32 in [-1, 1]; control (3, S, S) float32 in [0, 1] on 256 levels: what the
          ControlNet sees
-Copying  needs train_pictures.py, degrade.py, blur_kernels.py, jpeg.py, images.py, resize.py and crops.py; numpy,
-         torch and Pillow
+Copying  needs pictures.py, degrade.py, blur_kernels.py, jpeg.py, pixels/files.py, resize.py and box.py;
+         numpy, torch and Pillow
 
 `TrainingData(pictures)[n]` is example number n of a run without end, a pure function of n and the seed. So a
 run goes on exactly from the number of examples it has seen, each rank takes numbers of its own, and neither
 the order of access nor the number of DataLoader workers changes anything:
 
-    DataLoader(data, sampler=range(seen + rank, 10**9, ranks), batch_size=4, num_workers=8, collate_fn=collate)
+    DataLoader(data, sampler=range(seen + rank, 10**9, ranks), batch_size=4, num_workers=8,
+    collate_fn=collate)
 """
 
 import warnings
@@ -66,7 +67,10 @@ def collate(examples: Sequence[Example]) -> Batch:
 
 
 class UnreadableError(ValueError):
-    """Too many pictures in a row could not be read; one line, though a DataLoader puts a worker's traceback before it."""
+    """Too many pictures in a row could not be read.
+
+    The message is one line, though a DataLoader puts a worker's traceback before it.
+    """
 
     def __init__(self, message: str) -> None:
         super().__init__(message.rpartition(f"{type(self).__name__}: ")[2].strip())
@@ -76,10 +80,10 @@ class TrainingData(Dataset[Example]):
     """Examples 0, 1, 2, ... without end: every picture once an epoch, in another order and crop each time.
 
     A random crop of `size` pixels a side, of the picture or, if that is smaller, of its enlargement; flipped
-    or not; degraded by `ranges` to 1/`scale` and enlarged again. Degrading starts from the finished target, so
-    that both are always flipped alike (the official code at HEAD can flip the degraded one only). `grayscale`:
-    the control is the target's luma instead, not degraded (colourisation). ValueError if there are no pictures
-    or `size` < `scale`.
+    or not; degraded by `ranges` to 1/`scale` and enlarged again. Degrading starts from the finished target,
+    so that both are always flipped alike (the official code at HEAD can flip the degraded one only).
+    `grayscale`: the control is the target's luma instead, not degraded (colourisation). ValueError if there
+    are no pictures or `size` < `scale`.
 
     A picture that cannot be read is replaced by the next of the epoch's order, with one warning per picture;
     after MANY in a row: UnreadableError.
@@ -98,12 +102,8 @@ class TrainingData(Dataset[Example]):
         self.pictures, self.size, self.ranges, self.scale = pictures, size, ranges, scale
         self.grayscale, self.seed = grayscale, seed
         self._order = (-1, torch.empty(0, dtype=torch.int64))  # the last epoch asked for
-        self._unreadable = torch.zeros(len(pictures), dtype=torch.bool).share_memory_()  # by all workers
-
-    @property
-    def unreadable(self) -> int:
-        """How many pictures could not be read so far, by all DataLoader workers together."""
-        return int(self._unreadable.sum())
+        # Shared by all DataLoader workers, so that each picture is warned of once.
+        self._unreadable = torch.zeros(len(pictures), dtype=torch.bool).share_memory_()
 
     def __getitem__(self, n: int) -> Example:
         """Example `n`, from 0 up, without an upper end. IndexError below 0."""
@@ -175,8 +175,8 @@ def degrade_pair(
 ) -> tuple[Tensor, Tensor, Degradation]:
     """The target, its degraded version, and what was drawn.
 
-    `clean` (B, 3, H, W) in [0, 1] on 256 levels, as both results are. The target is `clean`, sharpened if `ranges.usm`; the
-    degraded version, of 1/`scale` of its size, is made from the target.
+    `clean` (B, 3, H, W) in [0, 1] on 256 levels, as both results are. The target is `clean`, sharpened if
+    `ranges.usm`; the degraded version, of 1/`scale` of its size, is made from the target.
     """
     target = round_to_8_bits(usm_sharpen(clean)) if ranges.usm else clean
     parameters = sample_parameters(generator, ranges=ranges, scale=scale)

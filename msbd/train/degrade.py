@@ -4,7 +4,7 @@ Paper    Wang et al. 2021 (Real-ESRGAN), arXiv:2107.10833, section 3: the second
          on it (Yang et al. 2023, arXiv:2308.14469, section 4), with milder ranges in its published parameters
 Tensors  image (B, 3, H, W) in [0, 1], Real-ESRGAN's range, NOT the [-1, 1] of the rest of msbd/; any H, W
          from 1 up
-Copying  needs blur_kernels.py, jpeg.py, resize.py and crops.py (for their reflection padding)
+Copying  needs blur_kernels.py, jpeg.py, resize.py and box.py (for their reflection padding)
 
 Two halves, so that a degradation can be stored, shown and repeated: `sample_parameters` draws everything from
 one generator, `apply` follows it and draws nothing but the noise fields, whose seeds are among the
@@ -134,12 +134,12 @@ class Ranges:
 
     first: StageRanges
     second: StageRanges
-    usm: bool  # the clean picture is the target of training after `usm_sharpen`
+    usm: bool  # whether the target of training is the clean picture after `usm_sharpen`
     kernel_sizes: tuple[int, ...] = (7, 9, 11, 13, 15, 17, 19, 21)
     family_probabilities: tuple[float, ...] = (0.45, 0.25, 0.12, 0.03, 0.12, 0.03)  # in the order of FAMILIES
     generalized_beta: Range = (0.5, 4)
     plateau_beta: Range = (1, 2)
-    sinc_probability: float = 0.1  # of either stage's blur being a sinc
+    sinc_probability: float = 0.1  # that a stage's blur is a sinc
     final_sinc_probability: float = 0.8
 
 
@@ -205,7 +205,7 @@ def sample_parameters(generator: torch.Generator, *, ranges: Ranges = PASD, scal
 def apply(
     image: Tensor, parameters: Degradation, *, jpeg: Callable[[Tensor, int], Tensor] = pillow_jpeg
 ) -> Tensor:
-    """Degrade `image` (B, 3, H, W) in [0, 1], float32 or float64; all pictures of the batch get the same steps and seeds.
+    """Degrade `image` (B, 3, H, W) in [0, 1], float32 or float64: all by the same steps and seeds.
 
     Returns (B, 3, max(1, H // scale), max(1, W // scale)) for the `scale` given to `sample_parameters`, in
     [0, 1] and rounded to 8 bits as a file would be. Deterministic: `parameters` has the seeds of its noise.
@@ -214,7 +214,8 @@ def apply(
     """
     if image.ndim != 4 or image.shape[1] != 3 or image.dtype not in (torch.float32, torch.float64):
         raise ValueError(
-            f"degrade.apply wants a (B, 3, H, W) picture in [0, 1] as float32 or float64, got {tuple(image.shape)} {image.dtype}"
+            f"degrade.apply wants a (B, 3, H, W) picture in [0, 1] as float32 or float64, got "
+            f"{tuple(image.shape)} {image.dtype}"
         )
     original_size = (image.shape[-2], image.shape[-1])
     for step in parameters.steps:
@@ -275,9 +276,8 @@ def add_gaussian_noise(image: Tensor, sigma: float, *, gray: bool, generator: to
 def add_poisson_noise(image: Tensor, scale: float, *, gray: bool, generator: torch.Generator) -> Tensor:
     """`image` (B, 3, H, W) in [0, 1] plus `scale` times its shot noise, not clamped.
 
-    `gray`: that of its luma, on all channels.
-    The photon count at white is the number of 8-bit levels a picture uses, rounded up to a power of two, as
-    in Real-ESRGAN's code.
+    With `gray` it is the noise of its luma, on all channels. The photon count at white is the number of 8-bit
+    levels a picture uses, rounded up to a power of two, as in Real-ESRGAN's code.
     """
     signal = round_to_8_bits(_luma(image) if gray else image).cpu().float()
     used = [(255 * x).round().int().flatten().bincount().count_nonzero().item() for x in signal]
@@ -303,7 +303,7 @@ def usm_sharpen(image: Tensor, weight: float = 0.5, radius: int = 50, threshold:
 def _draw_stage(
     generator: torch.Generator, ranges: Ranges, stage: StageRanges, of_original: float = 1.0
 ) -> list[Step]:
-    """Blur or not, resize (around `of_original` of the original size), noise."""
+    """Blur or not, resize to about `of_original` times the original size, noise."""
     steps: list[Step] = []
     if chance(generator, stage.blur_probability):
         steps.append(_draw_blur(generator, ranges, stage))

@@ -1,9 +1,11 @@
 """The training loop: several processes, accumulation, mixed precision, averaged weights, exact continuation.
 
-Copying  needs train_config.py, train_objective.py, train_state.py and what those need; the objective comes as an argument
+Paper    Yang et al. 2023 (PASD), arXiv:2308.14469, section 3.6
+Copying  needs config.py, objective.py, state.py and what those need; the objective comes as an argument
 
-Sample number n of a run draws its timestep, noise and null prompt from a generator of its own (`draw_samples`), so the
-run is the same however its samples are spread over processes, accumulated batches and interruptions.
+Sample number n of a run draws its timestep, noise and null prompt from a generator of its own
+(`draw_samples`), so the run is the same however its samples are spread over processes, accumulated batches
+and interruptions.
 """
 
 import copy
@@ -38,7 +40,7 @@ def trainable(module: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def checkpoint_activations(net: nn.Module, kinds: tuple[type[nn.Module], ...]) -> None:
-    """Let every module of `kinds` in `net` compute its activations again in the backward pass instead of keeping them."""
+    """Let every module of `kinds` in `net` compute its activations twice instead of keeping them."""
     for module in net.modules():
         if isinstance(module, kinds):
             forward = partial(checkpoint, module.forward, use_reentrant=False, preserve_rng_state=False)
@@ -67,7 +69,7 @@ class World:
 
 
 class _WideAttention(TorchFunctionMode):
-    """Attention in float32 under bfloat16 autocast, on a CPU: torch's backward pass takes 4.5 times as long in bfloat16."""
+    """Attention in float32 under bfloat16 autocast on a CPU, whose backward pass takes 4.5 times as long."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is not F.scaled_dot_product_attention:
@@ -137,7 +139,7 @@ class Trainer:
             yield
 
     def step(self, inputs: Iterator[Inputs]) -> Figures:
-        """One update, from the next `accumulate` of this process's batches; the losses, averaged over all processes."""
+        """One update, from this process's next `accumulate` batches; the losses, averaged over processes."""
         config, started = self.config, time.perf_counter()
         rate = config.learning_rate * learning_rate_factor(self.done, config)
         for group in self.optimizer.param_groups:
@@ -170,7 +172,7 @@ class Trainer:
         return nullcontext()
 
     def _update(self) -> float:
-        """Change the weights, unless a gradient is not finite (in any process: they are summed by now); the norm."""
+        """Change the weights unless a gradient, summed over all processes by now, is not finite; its norm."""
         self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self.parameters.values(), self.config.clip).item()
         if math.isfinite(norm):
@@ -181,12 +183,12 @@ class Trainer:
         else:
             self.skipped += 1
             self._in_a_row += 1
-        # In float16 the scaler starts too high on purpose, and halves itself at each overflow: those are no sign of trouble.
+        # In float16 the scaler starts too high on purpose and halves itself at overflows: no sign of trouble.
         self.scaler.update()
         if self._in_a_row > self.config.nan_limit:
             raise DivergedError(
-                f"step {self.done + 1}: the gradients of {self._in_a_row} updates in a row were not finite; continue from the last "
-                "checkpoint with a lower learning rate, or in bf16 or fp32"
+                f"step {self.done + 1}: the gradients of {self._in_a_row} updates in a row were not finite; "
+                "continue from the last checkpoint with a lower learning rate, or in bf16 or fp32"
             )
         return norm
 
@@ -212,8 +214,8 @@ class Trainer:
         found = {name: tensor.shape for name, tensor in state["weights"].items()}
         if differing := [name for name in shapes | found if shapes.get(name) != found.get(name)]:
             raise ValueError(
-                f"the checkpoint is of another net: {len(differing)} parameters differ, first {differing[0]}; expected the options "
-                "that its run began with"
+                f"the checkpoint is of another net: {len(differing)} parameters differ, first "
+                f"{differing[0]}; expected the options that its run began with"
             )
         for name, parameter in self.parameters.items():
             parameter.copy_(state["weights"][name])
@@ -225,7 +227,7 @@ class Trainer:
         for group in optimizer["param_groups"]:
             group["fused"] = fused
         self.optimizer.load_state_dict(optimizer)
-        if state["scaler"]:  # of a run in float16
+        if state["scaler"]:  # the run was in float16
             self.scaler.load_state_dict(state["scaler"])
         self.done, self.skipped = int(state["step"]), int(state["skipped"])
 
@@ -253,9 +255,12 @@ def train(
     on_step: Callable[[int, Figures], None] | None = None,
     stop: Callable[[], bool] | None = None,
 ) -> None:
-    """Run `trainer` to its last step: log, validate, save, as its config says. `batches` belong to `trainer.batches()`.
+    """Run `trainer` to its last step: log, validate, save, as its config says.
 
-    After the step in which `stop()` is first true, in any process, the run is saved and left; `trainer.done` tells.
+    `batches` belong to `trainer.batches()`.
+
+    After the step in which `stop()` is first true, in any process, the run is saved and left; `trainer.done`
+    tells.
     """
     config = trainer.config
     timesteps = len(_unwrapped(trainer.objective).alphas_cumprod)

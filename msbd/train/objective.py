@@ -1,9 +1,9 @@
 """What PASD's training descends: Eq. 5 and the degradation removal loss, and what each sample of them draws.
 
-Paper    Yang et al. 2023 (PASD), arXiv:2308.14469, Eq. 5 and sections 3.1, 3.4
+Paper    Yang et al. 2023 (PASD), arXiv:2308.14469, section 3.6 (Eq. 5, gamma, null prompts) and 3.1 (L_DR)
 Tensors  clean pictures (B, 3, H, W) in [-1, 1], control pictures (B, 3, H, W) in [0, 1], latents
          (B, 4, H / 8, W / 8) times the VAE's scaling_factor, text states (B, 77, D)
-Copying  needs train_config.py, latents.py, samplers/schedule.py; nets come as arguments
+Copying  needs config.py, latents.py, samplers/schedule.py; nets come as arguments
 """
 
 import math
@@ -22,13 +22,13 @@ from .config import TrainConfig
 GOLDEN = (math.sqrt(5) - 1) / 2
 
 
-# ---- losses -----------------------------------------------------------------------------------------------------------------
+# ---- losses ------------------------------------------------------------------------------------------------
 
 
 def denoising_loss(
     prediction: Tensor, inputs: "Inputs", alphas_cumprod: Tensor, *, v_prediction: bool
 ) -> Tensor:
-    """Eq. 5: the mean squared error of `prediction` (B, 4, h, w) against the noise, or the velocity."""
+    """Eq. 5, section 3.6: the mean squared error of `prediction` (B, 4, h, w) from the noise or velocity."""
     z, t, noise = inputs[:3]
     target = velocity(z, noise, t, alphas_cumprod) if v_prediction else noise
     return F.mse_loss(prediction.to(target), target)
@@ -37,9 +37,9 @@ def denoising_loss(
 def removal_loss(to_rgbs: Sequence[Tensor], clean: Tensor, *, antialias: bool = True) -> Tensor:
     """L_DR of section 3.1: over the levels s, the sum of the mean |I_hq^s - I_sr^s|.
 
-    `to_rgbs` (B, 3, h_s, w_s) are the heads' pictures, `clean` (B, 3, H, W) the one they stand for, in [-1, 1], which is
-    resized to each. The paper writes a norm: a mean, as in the official code, does not grow with the picture. That code
-    resizes without antialiasing, which is no pyramid: `antialias=False`.
+    `to_rgbs` (B, 3, h_s, w_s) are the heads' pictures, `clean` (B, 3, H, W) the one they stand for, in [-1,
+    1], which is resized to each. The paper writes a norm: a mean, as in the official code, does not grow with
+    the picture. That code resizes without antialiasing, which is no pyramid: `antialias=False`.
     """
     total = clean.new_zeros(())
     for picture in to_rgbs:
@@ -51,10 +51,11 @@ def removal_loss(to_rgbs: Sequence[Tensor], clean: Tensor, *, antialias: bool = 
 
 
 def colourfulness_loss(pictures: Tensor) -> Tensor:
-    """1 - colourfulness, the mean over `pictures` (B, 3, H, W) in [-1, 1]: low for vivid colours (Hasler & Suesstrunk 2003).
+    """1 - colourfulness, the mean over `pictures` (B, 3, H, W) in [-1, 1]: low for vivid colours.
 
-    Colourfulness is sqrt(var(rg) + var(yb)) + 0.3 sqrt(mean(rg)^2 + mean(yb)^2), of the opponents rg = |R - G| and
-    yb = |(R + G) / 2 - B|; the official code's form, whose opponents are magnitudes, but it adds up over a batch.
+    Colourfulness (Hasler & Suesstrunk 2003) is sqrt(var(rg) + var(yb)) + 0.3 sqrt(mean(rg)^2 + mean(yb)^2),
+    of the opponents rg = |R - G| and yb = |(R + G) / 2 - B|; the official code's form, whose opponents are
+    magnitudes, but it adds up over a batch.
     """
     r, g, b = pictures.float().unbind(1)
     rg, yb = (r - g).abs().flatten(1), ((r + g) / 2 - b).abs().flatten(1)  # (B, H * W)
@@ -62,7 +63,7 @@ def colourfulness_loss(pictures: Tensor) -> Tensor:
     return (1 - (spread.sqrt() + 0.3 * offset.sqrt())).mean()
 
 
-# ---- what one sample draws ----------------------------------------------------------------------------------------------------
+# ---- what one sample draws ---------------------------------------------------------------------------------
 
 
 class Draws(NamedTuple):
@@ -77,10 +78,11 @@ class Draws(NamedTuple):
 def draw_samples(
     seed: int, indices: Iterable[int], shape: tuple[int, ...], *, null_prompts: float, timesteps: int = 1000
 ) -> Draws:
-    """What the samples `indices` of a run draw, for latents of `shape` (C, h, w): each from (seed, index) alone.
+    """What a run's samples `indices` draw for latents of `shape` (C, h, w), each from (seed, index) alone.
 
-    Timesteps are uniform, and evenly spread over any consecutive samples (steps of the golden ratio): a batch without
-    chance's clusters has a gradient with less noise (cf. Kingma et al. 2021, "Variational Diffusion Models", appendix I.1).
+    Timesteps are uniform, and evenly spread over any consecutive samples (steps of the golden ratio): a batch
+    without chance's clusters has a gradient with less noise (cf. Kingma et al. 2021, "Variational Diffusion
+    Models", appendix I.1).
     """
     offset = torch.rand((), dtype=torch.float64, generator=torch.Generator().manual_seed(seed % 2**63)).item()
     rows = []
@@ -106,7 +108,7 @@ class Inputs(NamedTuple):
 
 
 class Encoder:
-    """Pictures and captions to what the nets are trained on, by a frozen autoencoder and a frozen text encoder."""
+    """From pictures and captions to what is trained on, by a frozen autoencoder and a frozen text encoder."""
 
     def __init__(
         self, vae: Any, text_encoder: nn.Module, tokenizer: Callable[[Sequence[str]], Tensor]
@@ -115,7 +117,7 @@ class Encoder:
 
     @torch.no_grad()
     def __call__(self, batch: Any, draw: Callable[[Sequence[int], tuple[int, ...]], Draws]) -> Inputs:
-        """`batch` has clean, control, captions and index, as train_data.Batch; `draw` gives its samples' draws."""
+        """`batch` has clean, control, captions and index, as data.Batch; `draw` gives its samples' draws."""
         device = next(self.vae.parameters()).device
         clean = batch.clean.to(device, non_blocking=True)
         posterior = self.vae.encode(clean.to(dtype_of(self.vae)))
@@ -127,14 +129,14 @@ class Encoder:
         return Inputs(z, t.to(device), noise.to(device), context, clean.float(), control.float())
 
 
-# ---- objectives -----------------------------------------------------------------------------------------------------------------
+# ---- objectives --------------------------------------------------------------------------------------------
 
 
 class PASDObjective(nn.Module):
-    """Eq. 5 + gamma L_DR as one module, so that DistributedDataParallel wraps U-Net and ControlNet once, together.
+    """Eq. 5 + gamma L_DR as one module, so that DistributedDataParallel wraps both nets once, together.
 
-    (The official code wraps each and lets neither synchronise when it should: reference bug 18.) Only the ControlNet and
-    what PASD adds to the U-Net, told by the parameters' names in `added`, are trained.
+    (The official code wraps each and lets neither synchronise when it should: reference bug 18.) Only the
+    ControlNet and what PASD adds to the U-Net, told by the parameters' names in `added`, are trained.
     """
 
     def __init__(

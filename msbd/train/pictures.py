@@ -1,7 +1,8 @@
 """Where the pictures of a training come from: folders, tar shards.
 
-Layout   a folder: pictures, the caption of NAME.png in NAME.txt. Shards: uncompressed tar files as webdataset writes them
-Copying  needs images.py, which needs resize.py and crops.py; numpy and Pillow
+Layout   a folder: pictures, the caption of NAME.png in NAME.txt. Shards: uncompressed tar files as webdataset
+         writes them
+Copying  needs pixels/files.py, which needs resize.py and box.py; numpy and Pillow
 """
 
 import glob
@@ -21,12 +22,15 @@ from ..pixels.files import first_frame
 
 FILE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
 CAPTION_ENDINGS = (".txt", ".caption")
-MEMBER_ENDINGS = ("jpg", "png", "jpeg", "webp")  # of a picture in a shard; webdataset's names
+MEMBER_ENDINGS = ("jpg", "png", "jpeg", "webp")  # how pictures in a shard end; webdataset's names
 MEMBER_CAPTIONS = ("text", "txt", "caption")
 
 
 class Pictures(Protocol):
-    """Clean pictures with captions, numbered from 0. Pickled into DataLoader workers: it holds no open files."""
+    """Clean pictures with captions, numbered from 0.
+
+    Pickled into DataLoader workers: it holds no open files.
+    """
 
     def __len__(self) -> int:
         """How many there are."""
@@ -167,7 +171,7 @@ def _index_shard(file: Path) -> tuple[list[str], NDArray[np.int64]]:
     places: list[tuple[int, int, int, int]] = []
     for members in samples.values():
         picture = _first(members, MEMBER_ENDINGS)
-        caption = _first(members, MEMBER_CAPTIONS) or tarfile.TarInfo()  # of size 0
+        caption = _first(members, MEMBER_CAPTIONS) or tarfile.TarInfo()  # which has size 0
         if picture:
             names.append(picture.name)
             places.append((picture.offset_data, picture.size, caption.offset_data, caption.size))
@@ -184,12 +188,12 @@ def _first(members: dict[str, tarfile.TarInfo], endings: Sequence[str]) -> tarfi
 
 
 def _decode(file: Path | BinaryIO, name: str) -> Image.Image:
-    """The first frame, upright, 8-bit RGB in the file's own colours, transparency over white; else ValueError."""
+    """The first frame: upright, 8-bit RGB in the file's own colours, transparency over white. ValueError."""
     try:
         picture = first_frame(file)
     except UnidentifiedImageError as error:  # whose text would repeat the name
         raise ValueError(f"{name}: empty, or no picture of a known format") from error
-    except Exception as error:  # of broken files plugins raise OSError, SyntaxError, struct.error, ...
+    except Exception as error:  # plugins raise OSError, SyntaxError, struct.error, ... for broken files
         raise ValueError(f"{name}: not a readable picture ({' '.join(str(error).split())})") from error
     if picture.mode.startswith("I;16"):
         picture = Image.fromarray((np.asarray(picture) / 257).round().astype(np.uint8))

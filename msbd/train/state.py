@@ -20,8 +20,9 @@ from torch import Tensor
 class Average:
     """An exponential moving average of weights, in their own dtype.
 
-    After n updates it is the mean of theta_1 ... theta_n weighted by decay^(n - i), so that where training began does not
-    count: w <- w + (1 - decay) / (1 - decay^n) (theta - w), which is Adam's bias correction (Kingma & Ba 2015, section 3).
+    After n updates it is the mean of theta_1 ... theta_n weighted by decay^(n - i), so that where training
+    began does not count: w <- w + (1 - decay) / (1 - decay^n) (theta - w), which is Adam's bias correction
+    (Kingma & Ba 2015, section 3).
     """
 
     def __init__(self, parameters: Mapping[str, Tensor], decay: float) -> None:
@@ -55,18 +56,25 @@ class RunFolder:
         self.checkpoint, self.log_file = path / "last.pt", path / "log.jsonl"
 
     def save(self, state: dict[str, Any]) -> None:
-        """Replace the checkpoint, at once and whole: a run that is killed while saving has its last one. OSError."""
+        """Replace the checkpoint, at once and whole: a run that is killed while saving has its last one.
+
+        OSError.
+        """
         self.path.mkdir(parents=True, exist_ok=True)
         try:
             with _replacing(self.checkpoint) as unfinished:
                 torch.save(state, unfinished)
         except RuntimeError as error:  # what torch makes of a full disk
             raise OSError(
-                f"{self.checkpoint}: could not be written; is the disk full? The one before is kept. ({str(error):.80})"
+                f"{self.checkpoint}: could not be written; is the disk full? The one before is kept. "
+                f"({str(error):.80})"
             ) from error
 
     def load(self, *, cut_log: bool = True) -> dict[str, Any] | None:
-        """The checkpoint, or None. With `cut_log` (one process of a run) the log loses what was written after it was saved."""
+        """The checkpoint, or None.
+
+        With `cut_log` (one process of a run) the log loses what was written after it was saved.
+        """
         state = None
         if self.checkpoint.exists():
             try:

@@ -1,28 +1,26 @@
 """Look at a training run: its losses on fixed samples, and what its nets restore.
 
-Paper    Song et al. 2021 (DDIM), arXiv:2010.02502; Yang et al. 2023 (PASD), arXiv:2308.14469, Eq. 3 (the start)
-Tensors  as in train.py
-Copying  needs train.py and what that needs, samplers/ddim.py and guidance.py
+Paper    Yang et al. 2023 (PASD), arXiv:2308.14469, Eq. 3 (the start)
+Tensors  as in loop.py
+Copying  needs loop.py, restore/pipeline.py, restore/config.py and what those need
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from samplers.ddim import ddim_sample
-from samplers.guidance import classifier_free_guidance
-from samplers.schedule import q_sample, trailing_timesteps, v_prediction
-
-from ..latents import decode, encode
+from ..restore.config import RestoreConfig
+from ..restore.pipeline import RestorePipeline
 from .loop import Figures, Trainer
 from .objective import Draws, Inputs, draw_samples
 
 
 def validation_draws(seed: int, count: int, *, timesteps: int = 1000) -> Callable[..., Draws]:
-    """`draw` for an Encoder: the timesteps of the samples 0 to `count` - 1 spread evenly, so that few samples tell much."""
+    """`draw` for an Encoder: samples 0 to `count` - 1 at evenly spread timesteps, so that few tell much."""
 
     def draw(index: Sequence[int], shape: tuple[int, ...]) -> Draws:
         draws = draw_samples(seed + 1_000_003, index, shape, null_prompts=0.0, timesteps=timesteps)
@@ -58,28 +56,35 @@ def validation_losses(trainer: Trainer, objective: Any, batches: Sequence[Inputs
     return totals
 
 
-@torch.no_grad()
+# How a run is looked at: from Eq. 3, without guidance or added words, at its own size, colours not mended.
+LOOK = RestoreConfig(
+    sampler="ddim",
+    alpha_a=1.0,
+    guidance_scale=1.0,
+    added_prompt="",
+    negative_prompt="",
+    conditioning_scale=1.0,
+    process_size=8,
+    color_fix="none",
+)
+
+
 def restore_pictures(
-    unet: Any, controlnet: Any, vae: Any, control: Tensor, context: Tensor, alphas_cumprod: Tensor, *,
-    noise: Tensor, steps: int = 20, prediction_type: str = "epsilon", conditioning_scale: float = 1.0,
-    negative: Tensor | None = None, guidance_scale: float = 1.0,
-) -> Tensor:  # fmt: skip
-    """Pictures (B, 3, H, W) in [-1, 1] restored from `control` (B, 3, H, W) in [0, 1].
+    pipe: RestorePipeline,
+    images: Tensor,
+    captions: Sequence[str],
+    size: tuple[int, int],
+    config: RestoreConfig = LOOK,
+    *,
+    first_seed: int = 0,
+) -> Tensor:
+    """What `pipe` makes of each of `images` (B, 3, h, w) in [0, 1] at `size` (H, W): (B, 3, H, W) in [-1, 1].
 
-    DDIM over `steps` trailing timesteps, started from the noised latent of the control picture (Eq. 3); `noise` (B, 4, h, w).
-    Guided by eps(negative) + guidance_scale (eps(context) - eps(negative)), text states (B, 77, D); without `negative` not.
+    Picture i is told `captions[i]`, and all that is random in it comes from seed first_seed + i, not
+    `config`'s: so it does not matter how pictures are put into batches.
     """
-    timesteps = trailing_timesteps(steps, num_train_timesteps=len(alphas_cumprod))
-    z, hint = encode(vae, control * 2 - 1), controlnet.embed(control)
-
-    def predict(x: Tensor, t: Tensor, text: Tensor) -> Tensor:
-        seen = hint.repeat(len(x) // len(hint), 1, 1, 1)  # guidance asks for both texts at once
-        residuals = controlnet(x, t, text, scale=conditioning_scale, hint=seen)
-        return unet(x, t, text, residuals).float()
-
-    negative = context if negative is None else negative
-    denoise = classifier_free_guidance(predict, context, negative, guidance_scale)
-    if prediction_type == "v_prediction":
-        denoise = v_prediction(denoise, alphas_cumprod)
-    start = q_sample(z, int(timesteps[0]), alphas_cumprod, noise.to(z))
-    return decode(vae, ddim_sample(denoise, start, timesteps, alphas_cumprod))
+    made = []
+    for number, (image, caption) in enumerate(zip(images.split(1), captions, strict=True), first_seed):
+        own = replace(config, seed=number)
+        made.append(pipe(image * 2 - 1, caption, output_size=size, config=own).image)
+    return torch.cat(made)

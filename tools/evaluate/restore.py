@@ -5,7 +5,7 @@ captions. What it makes of them is rounded to 8 bits, as in a file, and compared
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -21,6 +21,7 @@ from msbd.restore.config import RestoreConfig
 from msbd.restore.pipeline import RestorePipeline
 from msbd.train.data import degrade_pair
 from msbd.train.degrade import PASD, Ranges
+from msbd.train.validate import restore_pictures
 
 from .._report import Figure, mean, table, write_sheet
 from ..scenes.data import held_out_scenes, picture, to_8_bits
@@ -121,11 +122,8 @@ def restoring_method(
 
     def method(low: Tensor, texts: list[str], first_seed: int) -> Tensor:
         size = (SCALE * low.shape[-2], SCALE * low.shape[-1])
-        made = []
-        for number, (image, text) in enumerate(zip(low.split(1), texts, strict=True), first_seed):
-            prompt, own = text if captions else "", replace(config, seed=seed * SEEDS + number)
-            made.append(pipe(image * 2 - 1, prompt, output_size=size, config=own).image)
-        return torch.cat(made)
+        told = texts if captions else [""] * len(texts)
+        return restore_pictures(pipe, low, told, size, config, first_seed=seed * SEEDS + first_seed)
 
     return method
 

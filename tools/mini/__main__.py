@@ -1,9 +1,9 @@
 """The mini bundle: train it, write its files, measure it, look at its scenes.
 
-python -m tools.mini train --part vae          resumes from its last checkpoint; then clip, unet, rrdb, pasd, pasd-color, style
-python -m tools.mini export                    the trained parts -> weights/mini/*.safetensors
-python -m tools.mini evaluate                  held-out figures of the bundle
-python -m tools.mini scenes -o scenes.png      a page of scenes
+python -m tools.mini train --part vae     from its last checkpoint on; so clip, unet, rrdb, pasd, ...
+python -m tools.mini export               the trained parts -> weights/mini/*.safetensors
+python -m tools.mini evaluate             held-out figures of the bundle
+python -m tools.mini scenes -o scenes.png a page of scenes
 """
 
 import argparse

@@ -23,12 +23,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--samples", type=int, default=96, metavar="N", help="text-to-image samples (default: 96)"
     )
-    parser.add_argument("--steps", type=int, default=50, metavar="N", help="of DDIM (default: 50)")
+    parser.add_argument("--steps", type=int, default=50, metavar="N", help="DDIM's steps (default: 50)")
     add_shared_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure, print one table; exit code 0, or 1 if it could not be done. A figure not reached is no failure."""
+    """Measure, print one table; exit code 0, or 1 if it could not be done.
+
+    A figure not reached is no failure.
+    """
     with report_errors(debug=args.debug) as outcome:
         started = time.perf_counter()
         text = evaluate(args)
@@ -41,14 +44,13 @@ def evaluate(args: argparse.Namespace) -> str:
     """All measurements with the options of `add_arguments`; the table. Writes what was asked for besides."""
     from msbd.load import load_edit_pipeline, model_hash
 
-    from .._report import figures_table, write_json
+    from .._report import figures_table, make_folders, write_json
     from ..scenes.judge import load_judge
     from . import figures
 
     device, dtype = choose_device(args.device, args.dtype)
     pipe = load_edit_pipeline(args.model, device=device, dtype=dtype)
-    if args.pictures:
-        args.pictures.mkdir(parents=True, exist_ok=True)
+    make_folders(args)
     judge = load_judge()
     samples = figures.text_to_image(
         pipe, judge, count=args.samples, steps=args.steps, seed=args.seed, quiet=args.quiet

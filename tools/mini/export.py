@@ -16,7 +16,8 @@ from .pasd import VARIANTS
 from .style import write_style_lora
 from .train import trained
 
-# What restoring takes: guidance makes the first worse and the second, which is told a caption, better; words about quality help neither.
+# What restoring takes: guidance makes the first worse and the second, which is told a caption, better; words
+# about quality help neither.
 RESTORING: dict[str, dict[str, Any]] = {
     "pasd": {"guidance_scale": 1.0, "conditioning_scale": 1.5, "prompts": False},
     "pasd-color": {"guidance_scale": 2.0, "prompts": False},
@@ -25,7 +26,7 @@ GUIDANCE = 4.0  # what `python -m tools.mini evaluate` is run with
 
 
 def export(names: list[str], folder: Path = MINI) -> list[Path]:
-    """Write the parts `names` from their last checkpoints into `folder`, and the tokenizer; the paths written."""
+    """Write the parts `names`, from their last checkpoints, and the tokenizer into `folder`; the paths."""
     folder.mkdir(parents=True, exist_ok=True)
     mini_tokenizer().save(folder / "tokenizer.json")
     written = [folder / "tokenizer.json"]
@@ -49,7 +50,7 @@ def export(names: list[str], folder: Path = MINI) -> list[Path]:
 
 
 def _export_pasd(run: Path, path: Path, restoring: dict[str, Any]) -> None:
-    """The file of a run of PASD, with what `restoring` with it takes beside the sizes."""
+    """Write the file of a run of PASD to `path`, with the `restoring` settings beside the sizes."""
     config = json.loads(read_metadata(run)["config"])
     config["controlnet"] |= restoring
     write_safetensors(path, read_state_dict(run), {"config": json.dumps(config)})

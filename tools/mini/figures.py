@@ -1,4 +1,4 @@
-"""The measurements behind `python -m tools.mini evaluate`, each on pictures and captions held out from training.
+"""The measurements of `python -m tools.mini evaluate`, all on pictures and captions held out from training.
 
 Pictures are rounded to 8 bits before they are compared, as they would be in a file.
 """
@@ -36,7 +36,7 @@ from .parts import RRDB_STRENGTH
 _RETRIEVAL = HELD_OUT + 10_000  # first seed of the pictures that CLIP is asked about
 
 
-# ---- reconstruction ---------------------------------------------------------------------------------------------------------
+# ---- reconstruction ----------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
@@ -55,7 +55,7 @@ def vae_figures(pipe: EditPipeline, count: int = 64, sheet: Path | None = None) 
 
 @torch.no_grad()
 def rrdb_figures(pipe: EditPipeline, count: int = 64, sheet: Path | None = None) -> list[Figure]:
-    """PSNR of degraded held-out scenes enlarged x4, by the upscaler and by bicubic interpolation, and the paired gain.
+    """PSNR of degraded held-out scenes enlarged x4 by the upscaler and by interpolation, and the paired gain.
 
     Degraded as the upscaler's training pictures are (`parts.RRDB_STRENGTH`).
     """
@@ -83,14 +83,15 @@ def rrdb_figures(pipe: EditPipeline, count: int = 64, sheet: Path | None = None)
     ]
 
 
-# ---- CLIP -------------------------------------------------------------------------------------------------------------------
+# ---- CLIP --------------------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
 def clip_figure(pipe: EditPipeline, captions: int = 100, pictures_each: int = 2) -> Figure:
-    """How often a held-out picture's own caption is the nearest of `captions` distinct ones; chance is 1 in `captions`.
+    """How often a held-out picture's own caption is the nearest of `captions` distinct ones.
 
-    The captions are full ones, "a red house on snow at night", many differing in a single word.
+    Chance is 1 in `captions`. The captions are full ones, "a red house on snow at night", many differing in a
+    single word.
     """
     assert pipe.clip is not None, "the bundle has a CLIP"
     found = scenes_by_caption(captions, pictures_each)
@@ -106,7 +107,7 @@ def clip_figure(pipe: EditPipeline, captions: int = 100, pictures_each: int = 2)
 
 
 def scenes_by_caption(captions: int, each: int) -> dict[str, list[Scene]]:
-    """The first `captions` distinct captions of held-out scenes, with the first `each` scenes that have it."""
+    """The first `captions` distinct captions of held-out scenes, each with the first `each` such scenes."""
     found: dict[str, list[Scene]] = {}
     for seed in count_up(_RETRIEVAL):
         scene = random_scene(seed)
@@ -118,7 +119,7 @@ def scenes_by_caption(captions: int, each: int) -> dict[str, list[Scene]]:
     raise AssertionError("the seeds do not end")
 
 
-# ---- text to image ----------------------------------------------------------------------------------------------------------
+# ---- text to image -----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -173,7 +174,10 @@ def text_to_image(
 
 @torch.no_grad()
 def draw_captions(pipe: EditPipeline, captions: Sequence[str], *, steps: int, seed: int) -> Tensor:
-    """A picture (B, 3, native, native) in [-1, 1] of each caption. Picture i starts from the noise of seed + i."""
+    """A picture (B, 3, native, native) in [-1, 1] of each caption.
+
+    Picture i starts from the noise of seed + i.
+    """
     weight = next(pipe.unet.parameters())
     context = pipe.text_encoder(pipe.tokenizer([*captions, ""]).to(weight.device)).to(weight.dtype)
     side = pipe.spec.native // pipe.vae.downscale
@@ -205,7 +209,7 @@ def sample_figures(samples: Sequence[Sample], sheet: Path | None = None) -> list
 
 
 def judge_figures(judge: Judge, count: int = 200) -> list[Figure]:
-    """What the judge gets right where the answer is known: pictures of held-out scenes, as large as the samples."""
+    """What the judge gets right where the answer is known: held-out scenes, as large as the samples."""
     scenes = held_out_scenes(count, start=5_000)
     images = torch.cat([picture(scene, 128) for scene in scenes])
     colours = judge.colours(images, [scene.time for scene in scenes])

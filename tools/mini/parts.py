@@ -19,7 +19,14 @@ from samplers.schedule import make_alphas_cumprod, make_betas, q_sample
 from weights.files import whole_file
 from weights.tokenizer import PromptTokenizer, train_tokenizer
 
-from ..scenes.data import NATIVE, Pictures, abstract_pictures, runs_folder, stage_pictures, training_pictures
+from ..scenes.data import (
+    NATIVE,
+    StoredPictures,
+    abstract_pictures,
+    runs_folder,
+    stage_pictures,
+    training_pictures,
+)
 from ..scenes.mild import Strength, sample_mild
 from ..scenes.scenes import CLOSE_UP, DEGRADED, all_captions
 from .train import Recipe, trained
@@ -173,18 +180,18 @@ class CLIPPart:
 
 
 class UNetPart:
-    """Text to picture on the trained VAE's latents and the trained CLIP's text states: epsilon, mean squared error.
+    """Text to picture on the trained VAE's latents and CLIP's text states: epsilon, mean squared error.
 
-    Three batches in four are of the native size and all timesteps. The fourth is what the later stages of an edit evaluate: 24 x 24
-    latents, whole views and parts of the object, at the lower timesteps they start from, under the plain caption. A part of the
-    object says "close up" in its caption only at the higher timesteps, where the layout is decided: there the plain caption
-    means a whole view, below it either.
+    Three batches in four are of the native size and all timesteps. The fourth is what the later stages of an
+    edit evaluate: 24 x 24 latents, whole views and parts of the object, at the lower timesteps they start
+    from, under the plain caption. A part of the object says "close up" in its caption only at the higher
+    timesteps, where the layout is decided: there the plain caption means a whole view, below it either.
     """
 
     name = "unet"
     recipe = Recipe(steps=9000, batch=32, learning_rate=8e-4, weight_decay=0.01, ema=0.999, bfloat16=False)
-    dropped = 0.1  # of the captions are empty, for classifier-free guidance
-    stage_batch = 14  # of 24 x 24 latents: as many cells as 32 of 16 x 16
+    dropped = 0.1  # the share of captions that are left out, for classifier-free guidance
+    stage_batch = 14  # latents of 24 x 24: they have as many cells as 32 of 16 x 16
     stage_timesteps = 450  # the later stages start at 381 (T' = 0.4) or 241 (0.25)
     layout_timestep = 400  # from here on the caption says "close up"
 
@@ -197,7 +204,7 @@ class UNetPart:
         self.alphas_cumprod = make_alphas_cumprod(make_betas())
 
     def loss(self, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        """|eps - eps_theta|^2 (Ho et al. 2020, eq. 14) at uniform timesteps, half of the pictures mirrored."""
+        """|eps - eps_theta|^2 (Ho et al. 2020, eq. 14) at uniform timesteps; half the pictures mirrored."""
         device = next(self.net.parameters()).device
         later = float(torch.rand((), generator=generator)) < 0.25
         stored, captions = (self.stage_latents, self.stage) if later else (self.native_latents, self.native)
@@ -222,13 +229,16 @@ class UNetPart:
 
 
 def latents() -> tuple[Any, float]:
-    """The training pictures' latents (2, N, 4, 16, 16) float16, unscaled, as they are and mirrored; and 1 / their deviation."""
+    """The training pictures' latents (2, N, 4, 16, 16), as they are and mirrored, and 1 / their deviation.
+
+    They are float16, unscaled.
+    """
     stored = encoded("latents", training_pictures)
     return stored, float(1 / stored.astype(np.float32).std())
 
 
-def encoded(name: str, pictures: Callable[[], Pictures]) -> Any:
-    """Latents (2, N, 4, h, w) float16, unscaled, of pictures as they are and mirrored, encoded on first use."""
+def encoded(name: str, pictures: Callable[[], StoredPictures]) -> Any:
+    """Latents (2, N, 4, h, w) in float16, unscaled, of pictures as they are and mirrored; made once."""
     stored = runs_folder() / "data" / f"{name}.npy"
     if not stored.exists():
         vae, found = trained(VAEPart(), device=torch.device("cpu")), pictures()

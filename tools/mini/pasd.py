@@ -8,12 +8,8 @@ import torch
 from msbd.train.config import HINT_WIDTHS, MINI
 from msbd.train.loop import World
 
-from ..scenes.data import (
-    ScenePictures,
-    held_out_pictures,
-    runs_folder,
-)
-from ..train.run import Job, PASDRun
+from ..scenes.data import ScenePictures, held_out_pictures, runs_folder
+from ..train.run import PASDRun, TrainingJob
 
 SHORT = 4000  # steps of the ablations
 
@@ -31,7 +27,7 @@ class Variant:
 VARIANTS = {
     "pasd": Variant(),
     "pasd-color": Variant("light", grayscale=True),
-    # For the ablations: figures only. All for as many steps, the full one too
+    # For the ablations: figures only. All have as many steps, the full one too.
     "pasd-short": Variant(steps=SHORT),
     "pasd-none": Variant("none", steps=SHORT),  # Fig. 9 b of the paper
     "pasd-no-rgb": Variant(to_rgb=False, steps=SHORT),  # Table 4 a
@@ -41,7 +37,7 @@ VARIANTS = {
 def train_variant(name: str, device: torch.device) -> Path:
     """Train `name` of VARIANTS under the runs folder, from its last checkpoint on; the file it is in then."""
     one = VARIANTS[name]
-    job = Job(
+    job = TrainingJob(
         ScenePictures(),
         held_out_pictures(),
         runs_folder() / name,

@@ -1,9 +1,4 @@
-"""A style for the mini bundle, red chalk: broad contours and flat washes from dark red to cream. And a base that has it.
-
-Restored with such a base, a picture must look as the bundle's own never would, and in a way that the bundle's VAE can hold. So
-every colour goes to the line between the two inks, texture becomes washes in five tones, and contours are drawn where colours
-change, as wide as they have to be for an f8 VAE at 128 pixels.
-"""
+"""A base of another look for the mini bundle: its U-Net tuned on scenes in red chalk (scenes/chalk.py)."""
 
 from pathlib import Path
 
@@ -21,9 +16,9 @@ from weights.registry import MINI
 
 from ..scenes.chalk import stylized
 from ..scenes.data import NATIVE, ScenePictures, held_out_pictures, runs_folder, to_bytes
-from ..train.run import BaseRun, Job
+from ..train.run import BaseRun, TrainingJob
 
-RANK = 8  # of the LoRA that the difference comes to
+RANK = 8  # the rank of the LoRA that stands for the difference
 
 STYLE = TrainConfig(
     steps=1400,
@@ -40,7 +35,7 @@ STYLE = TrainConfig(
 
 
 class StylizedPictures:
-    """A source of training pictures, each of which is stylised when it is read; contours as wide as in one of NATIVE pixels."""
+    """A source of training pictures, stylised when they are read; contours as wide as in NATIVE pixels."""
 
     def __init__(self, pictures: Pictures) -> None:
         self._pictures = pictures
@@ -55,18 +50,19 @@ class StylizedPictures:
 
 
 def train_style(device: torch.device) -> Path:
-    """Fine-tune the bundle's U-Net on stylised scenes, from the last checkpoint on; the folder where the model is then."""
+    """Tune the bundle's U-Net on stylised scenes, from the last checkpoint on; the folder of the model."""
     pictures, held_out = (StylizedPictures(each) for each in (ScenePictures(), held_out_pictures()))
     output = runs_folder() / "style"
-    # In grey: there is no use for a degraded picture
-    job = Job(pictures, held_out, output, data="stylized scenes", grayscale=True)
+    # In grey: a base has no use for a degraded picture.
+    job = TrainingJob(pictures, held_out, output, data="stylized scenes", grayscale=True)
     return BaseRun(job, STYLE, device, World()).run()
 
 
 def write_style_lora(path: Path, model: Path | None = None) -> float:
-    """Write to `path` the LoRA of RANK, in float16, of what a U-Net has over the bundle's; the share of it that the LoRA keeps.
+    """Write the LoRA of RANK, in float16, for what a U-Net has over the bundle's; the share that it keeps.
 
-    The U-Net is that of the folder `model`: of the run "style" unless given. The share is `extract_lora`'s. WeightsError.
+    The U-Net is that of the folder `model`, by default the run "style". The share is `extract_lora`'s.
+    WeightsError.
     """
     folder = runs_folder() / "style" / "model" if model is None else model
     base, tuned = (read_state_dict(place / "unet.safetensors") for place in (MINI, folder))

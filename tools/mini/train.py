@@ -1,6 +1,12 @@
-"""The training loop of the mini bundle's parts: falling learning rate, weight averaging, checkpoints, exact resume.
+"""The training loop of the mini bundle's parts: falling rate, averaged weights, checkpoints, exact resume.
 
-Step n draws everything from a generator seeded with (seed, n), so a run that was killed goes on as if it had not been.
+Step n draws everything from a generator seeded with (seed, n), so a run that was killed goes on as if it had
+not been.
+
+Why this is not msbd.train.loop's Trainer: the bundle's files were made by this loop, step by step, and its
+rate, average (with no correction for the first steps), autocast and order of draws are all others than the
+Trainer's, so that the published recipe would give other files. The Trainer also takes numbered samples of an
+encoder, which a contrastive batch or a crop of the VAE's is not.
 """
 
 import json
@@ -28,7 +34,7 @@ class Recipe:
     learning_rate: float  # at the end of the warm-up; falls to 0 as half a cosine
     weight_decay: float = 0.0
     warmup: int = 100  # steps of linear rise
-    ema: float = 0.995  # of the averaged weights, which are the ones that are kept
+    ema: float = 0.995  # decay of the averaged weights, which are the ones that are kept
     clip: float = 1.0  # largest gradient norm
     seed: int = 0
     bfloat16: bool = True  # autocast where that is fast; the narrow U-Net gains nothing from it
@@ -47,7 +53,7 @@ class Part(Protocol):
 
 
 def train(part: Part, *, device: torch.device, folder: Path | None = None) -> Any:
-    """Train `part.net` to the end of its recipe, from the last checkpoint in `folder` if there is one; return it averaged.
+    """Train `part.net` to the end of its recipe, from the last checkpoint in `folder` on; return it averaged.
 
     Writes `<name>.pt` (every minute and at the end) and `<name>.jsonl` (a line every 50 steps).
     """

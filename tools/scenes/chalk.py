@@ -1,4 +1,10 @@
-"""Red chalk: a scene drawn in broad contours and flat washes from dark red to cream."""
+"""A style, red chalk: a scene drawn in broad contours and flat washes from dark red to cream.
+
+Restored with a base of that style, a picture must look as the mini bundle's own never would, and in a way
+that the bundle's VAE can hold. So every colour goes to the line between the two inks, texture becomes washes
+in five tones, and contours are drawn where colours change, as wide as they have to be for an f8 VAE at 128
+pixels.
+"""
 
 import math
 
@@ -8,23 +14,15 @@ import torch.nn.functional as F
 
 from .shapes import Array, smoothstep
 
-RED = np.array((0.42, 0.05, 0.04), np.float32)  # of contours
-
-
-CREAM = np.array((1.00, 0.92, 0.78), np.float32)  # of the lightest wash
-
-
+RED = np.array((0.42, 0.05, 0.04), np.float32)  # the contours' ink
+CREAM = np.array((1.00, 0.92, 0.78), np.float32)  # the lightest wash
 LUMA = np.array((0.299, 0.587, 0.114), np.float32)  # ITU-R BT.601
-
-
-TONES = 5  # of the washes
-
-
+TONES = 5  # how many tones the washes have
 CONTOUR, WASH, NEIGHBOURHOOD = 0.016, 0.024, 0.05  # sigmas of the smoothing for each, as shares of the side
 
 
 def stylized(picture: Array, side: float | None = None) -> Array:
-    """`picture` (H, W, 3) in [0, 1] in red chalk, the same shape and range: at any resolution the same drawing.
+    """`picture` (H, W, 3) in [0, 1] in red chalk, in its shape and range: the same drawing at any resolution.
 
     `side`, in pixels, is what the widths of contours and washes are shares of: the shorter side unless given.
     """
@@ -38,9 +36,10 @@ def stylized(picture: Array, side: float | None = None) -> Array:
 
 
 def edge_height(x: Array, sigma: float) -> Array:
-    """How high the step in `x` (H, W, C) is that a pixel lies on: (H, W), the root mean square of the channels.
+    """How high the step in `x` (H, W, C) is that a pixel lies on: (H, W), the channels' root mean square.
 
-    From the gradient after smoothing by `sigma`: in the middle of a step of height h that is h / (sigma sqrt(2 pi)).
+    From the gradient after smoothing by `sigma`: in the middle of a step of height h that is h / (sigma
+    sqrt(2 pi)).
     """
     padded = np.pad(smooth(x, sigma), ((1, 1), (1, 1), (0, 0)), mode="edge")
     across = (padded[1:-1, 2:] - padded[1:-1, :-2]) / 2

@@ -1,8 +1,8 @@
 """Training pictures for the mini bundle: rendered once, kept under the run folder, read back memory-mapped.
 
-Every picture has a caption. Seven in ten show the whole object, two in ten a part of it ("..., close up"), one in ten is
-degraded ("..., blurry, noisy, low resolution"), so that a negative prompt means something. A third of the captions leave
-things out, so that "a red ball" alone is understood.
+Every picture has a caption. Seven in ten show the whole object, two in ten a part of it ("..., close up"),
+one in ten is degraded ("..., blurry, noisy, low resolution"), so that a negative prompt means something. A
+third of the captions leave things out, so that "a red ball" alone is understood.
 """
 
 import json
@@ -37,7 +37,7 @@ def runs_folder() -> Path:
 
 
 @dataclass(frozen=True)
-class Pictures:
+class StoredPictures:
     """Pictures (N, H, W, 3) uint8, memory-mapped, and the caption of each."""
 
     images: NDArray[np.uint8]
@@ -63,7 +63,10 @@ def captioned_picture(seed: int, size: int = NATIVE) -> tuple[NDArray[np.uint8],
 
 
 def stage_picture(seed: int) -> tuple[NDArray[np.uint8], str]:
-    """Picture number `seed` (192, 192, 3) of a later stage: a whole view or, two times in three, a part. Never "close up"."""
+    """Picture number `seed` (192, 192, 3) of a later stage: a whole view or, two times in three, a part.
+
+    Never "close up".
+    """
     rng = np.random.default_rng([seed, 6])
     scene = random_scene(seed)
     view = scene if seed % 3 == 0 else closer(scene, rng)
@@ -90,17 +93,17 @@ def abstract_picture(seed: int, size: int = NATIVE) -> NDArray[np.uint8]:
     return to_bytes(image * (1 + rng.uniform(0, 0.2) * grain[..., None]))
 
 
-def training_pictures() -> Pictures:
+def training_pictures() -> StoredPictures:
     """The captioned training set, rendered on first use (about two minutes on two cores)."""
     return _cached("scenes", SCENES, captioned_picture)
 
 
-def stage_pictures() -> Pictures:
+def stage_pictures() -> StoredPictures:
     """What the later stages of an edit look like: whole and partial views at 192 px, captioned alike."""
     return _cached("stages", STAGES, stage_picture)
 
 
-def abstract_pictures() -> Pictures:
+def abstract_pictures() -> StoredPictures:
     """The uncaptioned training set, rendered on first use."""
     return _cached("abstracts", ABSTRACTS, _uncaptioned)
 
@@ -111,7 +114,7 @@ def held_out_scenes(count: int, start: int = 0) -> list[Scene]:
 
 
 class RenderedScenes:
-    """`count` held-out scenes from number `start` on, captioned, at `size` pixels a side: a source of training pictures."""
+    """A source of training pictures: `count` held-out scenes from number `start` on, at `size` pixels."""
 
     def __init__(self, count: int, size: int, start: int = 0) -> None:
         self.scenes, self.size = held_out_scenes(count, start), size
@@ -129,7 +132,7 @@ def _uncaptioned(seed: int) -> tuple[NDArray[np.uint8], str]:
     return abstract_picture(seed), ""
 
 
-def _cached(name: str, count: int, make: Callable[[int], tuple[NDArray[np.uint8], str]]) -> Pictures:
+def _cached(name: str, count: int, make: Callable[[int], tuple[NDArray[np.uint8], str]]) -> StoredPictures:
     folder = runs_folder() / "data"
     stored, captions = folder / f"{name}-{count}.npy", folder / f"{name}-{count}.json"
     if not captions.exists():
@@ -139,7 +142,7 @@ def _cached(name: str, count: int, make: Callable[[int], tuple[NDArray[np.uint8]
         np.save(stored, np.stack([image for image, _ in made]))
         # Last: its presence says the set is whole.
         captions.write_text(json.dumps([caption for _, caption in made]))
-    return Pictures(np.load(stored, mmap_mode="r"), json.loads(captions.read_text()))
+    return StoredPictures(np.load(stored, mmap_mode="r"), json.loads(captions.read_text()))
 
 
 def _shortened(scene: Scene, rng: np.random.Generator) -> str:
@@ -173,7 +176,7 @@ def to_8_bits(image: Tensor) -> Tensor:
 
 
 class ScenePictures:
-    """Captioned scenes, whole and in part, and abstract pictures, none of them degraded, as a source of training data."""
+    """A source of training pictures: captioned scenes, whole and in part, and abstract ones; not degraded."""
 
     def __init__(self) -> None:
         sources = (training_pictures(), stage_pictures(), abstract_pictures())

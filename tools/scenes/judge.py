@@ -1,13 +1,15 @@
 """An independent judge of pictures of scenes: which object is in there, and in which colour?
 
-It measures the mini bundle and serves nothing else: no net of the bundle is trained on it, and nothing is chosen by it.
+It measures the mini bundle and serves nothing else: no net of the bundle is trained on it, and nothing is
+chosen by it.
 
-Object  A small convolutional net, trained here on scenes of its own (other seeds than the bundle's and than every test's):
-        random views, softened as a VAE or an upscaler would, noisy, with colours shifted and swapped so that it goes by form.
-Colour  No net: the entry of the scene's palette, under that time of day's light, nearest (CIE 1976 Lab) to the median colour of
-        the object. Where the object is comes from the caller's mask, or, for a picture without one, from the net's second head,
-        which draws the object's outline; the median is over its core (one of 32 x 32 cells eroded away). No outline, no colour:
-        that counts as wrong.
+Object  A small convolutional net, trained here on scenes of its own (other seeds than the bundle's and than
+        every test's): random views, softened as a VAE or an upscaler would, noisy, with colours shifted and
+        swapped so that it goes by form.
+Colour  No net: the entry of the scene's palette, under that time of day's light, nearest (CIE 1976 Lab) to
+        the median colour of the object. Where the object is comes from the caller's mask, or, for a picture
+        without one, from the net's second head, which draws the object's outline; the median is over its core
+        (one of 32 x 32 cells eroded away). No outline, no colour: that counts as wrong.
 
 Its own errors are measured on held-out pictures and stand beside every figure it gives.
 """
@@ -32,13 +34,16 @@ from .shapes import OBJECTS, Array
 KINDS = tuple(OBJECTS)
 SIDE = 64  # pixels; what the net looks at
 CELLS = 32  # side of the outline it draws
-_SEED = 2_000_000  # of the first training scene; the held-out ones are below
+_SEED = 2_000_000  # the first training scene's seed; the bundle's held-out ones are below
 _SCENES, _STEPS, _BATCH, _RATE = 4000, 500, 64, 4e-3
-_VERSION = 1  # of all of the above: counted up, judges kept by earlier versions are not found any more
+_VERSION = 1  # counts changes of the above: judges that earlier versions kept are not found any more
 
 
 class JudgeNet(nn.Module):
-    """A U-shaped net of 0.5 M parameters: (B, 3, 64, 64) in [-1, 1] -> kinds (B, 6), outline (B, 1, 32, 32), both logits."""
+    """A U-shaped net of 0.5 M parameters.
+
+    (B, 3, 64, 64) in [-1, 1] -> kinds (B, 6), outline (B, 1, 32, 32), both logits.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -81,7 +86,10 @@ class Judge:
         return [KINDS[i] for i in self._look(images)[0].argmax(1).tolist()]
 
     def colours(self, images: Tensor, times: Sequence[str]) -> list[str | None]:
-        """The colour of the object in each of `images` (B, 3, H, W) in [-1, 1], taken at `times`; None where there is no object."""
+        """The colour of the object in each of `images` (B, 3, H, W) in [-1, 1], taken at `times`.
+
+        None where there is no object.
+        """
         cores = [_core(outline) for outline in self._look(images)[1].sigmoid()]
         size = (images.shape[-2], images.shape[-1])
         masks = [F.interpolate(core[None], size=size)[0] for core in cores]
@@ -95,7 +103,7 @@ class Judge:
 
 
 def nearest_colour(image: Tensor, mask: Tensor, time: str) -> str | None:
-    """The name in `COLOURS` nearest, in Lab, to the median of `image` (3, H, W) in [-1, 1] where `mask` (1, H, W) is set.
+    """The name in `COLOURS` nearest in Lab to the median of `image` (3, H, W) in [-1, 1] in `mask` (1, H, W).
 
     The palette is that of the light at `time`. None if the mask is empty.
     """
@@ -108,7 +116,7 @@ def nearest_colour(image: Tensor, mask: Tensor, time: str) -> str | None:
 
 
 def srgb_to_lab(colour: Array) -> Array:
-    """CIE 1976 L*a*b* (..., 3) of sRGB colours (..., 3) in [0, 1]: IEC 61966-2-1, then CIE 15, white point D65."""
+    """CIE 1976 L*a*b* (..., 3) of sRGB colours (..., 3) in [0, 1]: IEC 61966-2-1, then CIE 15, white D65."""
     linear = np.where(colour <= 0.04045, colour / 12.92, ((np.maximum(colour, 0) + 0.055) / 1.055) ** 2.4)
     to_xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
     xyz = linear @ to_xyz.T / to_xyz.sum(1)  # white is (1, 1, 1)
@@ -118,7 +126,7 @@ def srgb_to_lab(colour: Array) -> Array:
 
 
 def load_judge(folder: Path | None = None) -> Judge:
-    """The judge, from `folder` (the runs folder by default), or trained now (two minutes on one core) and kept there."""
+    """The judge from `folder` (default: the runs folder), or trained now (two minutes on a core) and kept."""
     path = (runs_folder() if folder is None else folder) / f"judge-{_VERSION}.pt"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -166,7 +174,7 @@ def _fit(net: JudgeNet, scenes: int, steps: int) -> None:
 
 
 def _examine(net: JudgeNet, count: int) -> dict[str, float]:
-    """Percentages right on scenes of its own that it was not trained on; "soft": shrunk to a third and enlarged again."""
+    """Percentages right on scenes it was not trained on; "soft": shrunk to a third and enlarged again."""
     judge = Judge(net, {})
     images, _, kinds, scenes = _rendered(_SEED + 500_000, count)
     soft = resize(resize(images, (SIDE // 3, SIDE // 3)), (SIDE, SIDE))
@@ -180,7 +188,7 @@ def _examine(net: JudgeNet, count: int) -> dict[str, float]:
 
 
 def _rendered(first: int, count: int) -> tuple[Tensor, Tensor, Tensor, list]:
-    """Images (n, 3, 64, 64) in [-1, 1], masks (n, 1, 64, 64), kinds (n,) and the scenes from seed `first` on."""
+    """Images (n, 3, 64, 64) in [-1, 1], masks (n, 1, 64, 64), kinds (n,), the scenes from seed `first` on."""
     scenes = [random_scene(first + i) for i in range(count)]
     pictures = [render(scene, SIDE) for scene in scenes]
     images = torch.from_numpy(np.stack([p.image for p in pictures])).permute(0, 3, 1, 2).contiguous() * 2 - 1
@@ -189,7 +197,7 @@ def _rendered(first: int, count: int) -> tuple[Tensor, Tensor, Tensor, list]:
 
 
 def _moved(images: Tensor, masks: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Pictures and masks (B, ., 64, 64) zoomed to 0.75 .. 1.25, shifted, turned by up to 6 degrees, half of them mirrored."""
+    """Pictures and masks (B, ., 64, 64) zoomed by 0.75 to 1.25, shifted, turned up to 6 degrees, flipped."""
 
     def spread(reach: float) -> Tensor:
         return (torch.rand(len(images), generator=generator) * 2 - 1) * reach
@@ -205,7 +213,7 @@ def _moved(images: Tensor, masks: Tensor, generator: torch.Generator) -> tuple[T
 
 
 def _disturbed(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Pictures (B, 3, 64, 64): the batch softened by one factor of 1 .. 4, each with its own noise, gains and swapped channels."""
+    """Pictures (B, 3, 64, 64) softened by one factor, 1 to 4, each with noise, gains, swapped channels."""
 
     def draw(*shape: int) -> Tensor:
         return torch.rand(shape, generator=generator)
@@ -222,7 +230,7 @@ def _disturbed(images: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _core(probability: Tensor) -> Tensor:
-    """The inner cells {0, 1} of an outline (1, 32, 32): more likely object than not, and so are their eight neighbours."""
+    """The inner cells {0, 1} of an outline (1, 32, 32): likely the object, like their eight neighbours."""
     outline = (probability > 0.5).float()
     inner = -F.max_pool2d(-F.pad(outline, (1, 1, 1, 1), value=1.0), 3, stride=1)
     return inner if inner.any() else outline  # an object too thin to have a core

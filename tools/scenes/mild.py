@@ -1,6 +1,7 @@
 """Mild first-order degradations for the mini bundle: what its RRDB learns to undo, its degraded pictures.
 
-They have the steps of msbd/degrade.py, fewer and weaker: two full rounds would leave nothing of a 64-px crop.
+They have the steps of msbd/train/degrade.py, fewer and weaker: two full rounds would leave nothing of a 64-px
+crop.
 """
 
 import math
@@ -30,14 +31,14 @@ class Strength:
     """The ranges that are drawn from uniformly; the defaults suit x4 at 64 to 128 pixels."""
 
     blur_probability: float = 0.8
-    anisotropic_probability: float = 0.4  # of the blurs
+    anisotropic_probability: float = 0.4  # that a blur is anisotropic
     blur_sizes: tuple[int, ...] = (7, 9, 11, 13)
     blur_sigma: Range = (0.2, 1.5)  # pixels of the clean picture
     resize_probability: float = 0.3
     resize_factor: Range = (0.7, 1.2)
     noise_probability: float = 0.5
-    poisson_probability: float = 0.5  # of the noises
-    gray_noise_probability: float = 0.4  # of the noises
+    poisson_probability: float = 0.5  # that noise is Poisson's
+    gray_noise_probability: float = 0.4  # that noise is one field for the three channels
     gaussian_sigma: Range = (1 / 255, 10 / 255)
     poisson_scale: Range = (0.05, 1.0)
     jpeg_probability: float = 0.5

@@ -1,9 +1,9 @@
 """Scenes: captioned pictures with an exact mask, at any resolution; what the mini bundle is trained on.
 
-A scene is a handful of numbers (what stands where, its colour, the ground, the time of day, a seed for the textures), and
-`render` evaluates it at any pixel grid: shapes are signed distances, textures are sums of noise octaves that stop at the
-pixel size. So one scene is a 128-px training picture and a 3000-px "photograph" to edit, and the same scene with another
-colour or object is the ground truth of that edit.
+A scene is a handful of numbers (what stands where, its colour, the ground, the time of day, a seed for the
+textures), and `render` evaluates it at any pixel grid: shapes are signed distances, textures are sums of
+noise octaves that stop at the pixel size. So one scene is a 128-px training picture and a 3000-px
+"photograph" to edit, and the same scene with another colour or object is the ground truth of that edit.
 
 World coordinates: x to the right, y up, the object's foot at (0, 0), its larger side about 1.
 """
@@ -49,7 +49,7 @@ _BAND = 1 << 20  # pixels rendered at once, so that memory does not grow with th
 
 @dataclass(frozen=True)
 class View:
-    """The window of the world a picture shows: its centre and the length of its shorter side, in world units."""
+    """The window of the world that a picture shows: its centre and its shorter side, in world units."""
 
     x: float
     y: float
@@ -82,7 +82,7 @@ class Scene:
 
 @dataclass(frozen=True)
 class Rendered:
-    """A picture (H, W, 3) float32 in [0, 1], and how much of each pixel the object covers (H, W) in [0, 1]."""
+    """A picture (H, W, 3) float32 in [0, 1], and how much the object covers each pixel (H, W) in [0, 1]."""
 
     image: Array
     mask: Array
@@ -159,7 +159,7 @@ def _render_band(scene: Scene, x: Array, y: Array, pixel: float) -> Rendered:
 
 
 def _paint(scene: Scene, surface: Surface, x: Array, y: Array, pixel: float) -> Array:
-    """Colour of the object, (H, W, 3): its own where `tint` is 1, that of its parts elsewhere, shaded, faintly textured."""
+    """The object's colour (H, W, 3): its own where `tint` is 1, its parts' elsewhere; shaded and textured."""
     own = np.array(COLOURS[scene.colour], np.float32)
     texture = 1 + 0.10 * fbm(x, y, pixel, 3.0, scene.seed + 4, octaves=8, persistence=0.7)
     albedo = surface.other + surface.tint[..., None] * own

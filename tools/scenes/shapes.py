@@ -36,10 +36,11 @@ def _value_noise(x: Array, y: Array) -> Array:
 def fbm(
     x: Array, y: Array, pixel: float, frequency: float, seed: int, *, octaves: int, persistence: float
 ) -> Array:
-    """Sum of noise octaves at `frequency`, 2x, 4x, ... cells per unit, each `persistence` times the one before.
+    """Sum of noise octaves at `frequency`, 2x, 4x, ... cells a unit, each `persistence` times the one before.
 
-    Octaves finer than two pixels (`pixel` is a pixel's size in units of x) fade out: more detail shows at a higher
-    resolution, and none of it aliases. With persistence near 0.7 the spectrum is close to a photograph's 1/f.
+    Octaves finer than two pixels (`pixel` is a pixel's size in units of x) fade out: more detail shows at a
+    higher resolution, and none of it aliases. With persistence near 0.7 the spectrum is close to a
+    photograph's 1/f.
     """
     rng = np.random.default_rng([seed, octaves])
     total, amplitude = np.zeros(np.broadcast(x, y).shape, np.float32), 1.0
@@ -56,7 +57,7 @@ def fbm(
 
 @dataclass(frozen=True)
 class Surface:
-    """An object over a pixel grid (H, W): coverage, brightness, where it has its own colour, and the colour elsewhere."""
+    """An object over a pixel grid (H, W): coverage, brightness, where it has its own colour, the other."""
 
     cover: Array  # 0..1
     shade: Array  # about 0.6..1.2, median near 1

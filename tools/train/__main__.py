@@ -1,10 +1,10 @@
 """Train PASD on a frozen base, or fine-tune a base.
 
-  python -m tools.train pasd --data PHOTOS --base sd-v1-5 -o runs/pasd                 the paper's recipe, one GPU
+  python -m tools.train pasd --data PHOTOS --base sd-v1-5 -o runs/pasd             the paper's recipe, one GPU
   torchrun --nproc-per-node 8 -m tools.train pasd --data "train-{000..031}.tar" --base sd-v1-5 -o runs/pasd
-  python -m tools.train pasd --preset mini --data scenes -o runs/mini                  the bundle's own, on a CPU
+  python -m tools.train pasd --preset mini --data scenes -o runs/mini              the bundle's own, on a CPU
   python -m tools.train base --data STYLE --base sd-v1-5 --rank 8 --lr 1e-4 --steps 2000 -o runs/style
-  python -m tools.train curves runs/pasd -o curves.png                                 what the log says
+  python -m tools.train curves runs/pasd -o curves.png                             what the log says
 
 The same command goes on from the last checkpoint in the folder of -o. docs/training.md has the recipes.
 """
@@ -65,17 +65,19 @@ def build_parser() -> argparse.ArgumentParser:
     _add_data(pasd)
     add = pasd.add_argument_group("the nets").add_argument
     add("--variant", choices=("full", "light", "eq2", "none"), default="full",
-        help="of the pixel-aware attention: full, a transformer beside each of the U-Net's on its way up; light, one attention in "
-        "each of those; eq2, the paper's equation alone; none, a ControlNet alone (default: full)")  # fmt: skip
+        help="of the pixel-aware attention: full, a transformer beside each of the U-Net's on its way up; "
+        "light, one attention in each of those; eq2, the paper's equation alone; none, a ControlNet alone "
+        "(default: full)")  # fmt: skip
     add("--mode", choices=("sr", "colorize"), default="sr", help="what to learn (default: sr)")
     add("--rrdb", action="store_true", help="two RRDBs in the degradation removal")
     add("--no-to-rgb", dest="to_rgb", action="store_false",
         help="without toRGB heads and their loss (Table 4 a of the paper)")  # fmt: skip
     add("--init", choices=("zero", "random"),
-        help="of the new attention; random, as in the official code, disturbs the base (default: zero; official: random)")  # fmt: skip
+        help="of the new attention; random, as in the official code, disturbs the base "
+        "(default: zero; official: random)")  # fmt: skip
     add("--start", type=Path, metavar="PATH", help="PASD's weights to start from: a file or folder")
     add("--degradation", choices=("real-esrgan", "pasd"),
-        help="whose ranges (default: real-esrgan with --preset paper, the milder pasd with the others)")  # fmt: skip
+        help="whose ranges (default: real-esrgan with --preset paper, else the milder pasd)")  # fmt: skip
     add("--scale", type=int, metavar="N", help="of the degradation's downscale (default: 4)")
     _add_running(pasd, GROUPS)
     base = jobs.add_parser("base", help="fine-tune a base: the U-Net whole, or a LoRA of it")
@@ -92,16 +94,16 @@ def build_parser() -> argparse.ArgumentParser:
 def _add_data(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("what to do").add_argument
     add("--data", nargs="+", required=True, metavar="DATA",
-        help='a folder of pictures with captions in .txt files beside them, tar shards ("train-{000..031}.tar"), or scenes: '
-        "those of the mini bundle")  # fmt: skip
+        help="a folder of pictures with captions in .txt files beside them, tar shards "
+        '("train-{000..031}.tar"), or scenes: those of the mini bundle')  # fmt: skip
     add("--validation", nargs="+", metavar="DATA",
-        help=f"the same, for validation (default: a twentieth of --data, {HELD_OUT} at most, which is then not trained on; of fewer "
-        "than 20 pictures none is kept, and training pictures are shown)")  # fmt: skip
+        help=f"the same, for validation (default: a twentieth of --data, {HELD_OUT} at most, which is then "
+        "not trained on; of fewer than 20 pictures none is kept, training pictures are shown)")  # fmt: skip
     add("-o", "--output", type=Path, required=True, metavar="FOLDER", help="where the run is kept")
     add("--base", default="mini", metavar="MODEL", help="a name, folder or file (default: mini)")
     add("--preset", choices=("paper", "official", "mini"), default="paper",
-        help="whose options, which any other flag overrules (default: paper); mini: the bundle's, whose degradation removal is "
-        "half as wide too")  # fmt: skip
+        help="whose options, which any other flag overrules (default: paper); mini: the bundle's, whose "
+        "degradation removal is half as wide too")  # fmt: skip
     add("--size", type=int, metavar="PIXELS", help="of a training picture (default: the base's own)")
     add("--workers", type=int, default=0, metavar="N",
         help="processes that prepare the data (default: 0: the training process itself)")  # fmt: skip
@@ -135,7 +137,7 @@ def _pasd(args: argparse.Namespace) -> None:
 
     from .run import PASDRun
 
-    # Real-ESRGAN sharpens its targets; PASD, whose paper does not speak of it and whose code does not, learns photographs.
+    # Real-ESRGAN sharpens its targets; PASD, whose paper is silent and whose code does not, learns photos.
     ranges = {"pasd": PASD, "real-esrgan": replace(REAL_ESRGAN, usm=False)}
     refuse_useless(args)
     settings: dict[str, Any] = {"hint_widths": HINT_WIDTHS} if args.preset == "mini" else {}
@@ -182,15 +184,16 @@ def _base(args: argparse.Namespace) -> None:
 
 def _train(args: argparse.Namespace, kind: Any, **settings: Any) -> None:
     from .processes import end_world, start_world
-    from .run import Job
+    from .run import TrainingJob
 
     config = config_of(args)
     if args.output.exists() and not args.output.is_dir():
         raise ValueError(f"--output {args.output}: a file; expected a folder, or a new name")
     device, _ = choose_device(args.device, "float32")
     data, held_out = read_data(args.data, args.validation)
-    job = Job(
-        data, held_out, args.output, data=" ".join(args.data), base=args.base, size=args.size, workers=args.workers, **settings
+    job = TrainingJob(
+        data, held_out, args.output, data=" ".join(args.data), base=args.base, size=args.size,
+        workers=args.workers, **settings,
     )  # fmt: skip
     world, device = start_world(device.type)
     run = kind(job, config, device, world)
@@ -217,8 +220,8 @@ def read_data(data: list[str], validation: list[str] | None) -> "tuple[Pictures,
     count = min(HELD_OUT, len(pictures) // 20)
     if count == 0:
         warnings.warn(
-            f"{len(pictures)} pictures are too few to keep some back: the validation losses are of training pictures, unless "
-            "--validation names others",
+            f"{len(pictures)} pictures are too few to keep some back: the validation losses are of training "
+            "pictures, unless --validation names others",
             stacklevel=2,
         )
         return pictures, pictures

@@ -24,7 +24,8 @@ def start_world(device: str) -> tuple[World, torch.device]:
     if device == "cuda":
         if local >= torch.cuda.device_count():
             raise ValueError(
-                f"process {local} of this machine has no GPU, there are {torch.cuda.device_count()}; start as many processes"
+                f"process {local} of this machine has no GPU, there are {torch.cuda.device_count()}; start "
+                "as many processes"
             )
         torch.cuda.set_device(local)
     dist.init_process_group("nccl" if device == "cuda" else "gloo")
@@ -40,7 +41,10 @@ def end_world() -> None:
 
 @contextmanager
 def stop_signals() -> Iterator[Callable[[], bool]]:
-    """Within it Ctrl-C, SIGTERM and SIGHUP only ask to stop; a second one stops at once. Yields whether one came."""
+    """Within it Ctrl-C, SIGTERM and SIGHUP only ask to stop; a second one stops at once.
+
+    Yields whether one came.
+    """
     came: list[float] = []
 
     def handle(number: int, frame: object) -> None:
@@ -66,8 +70,8 @@ def stop_signals() -> Iterator[Callable[[], bool]]:
         restore()
 
 
-def deaf(worker: int) -> None:
-    """A data worker's start: it is left to the training process to stop it, which needs it to the end of the step."""
+def ignore_signals(worker: int) -> None:
+    """How a data worker starts: the training process stops it, and needs it to the end of the step."""
     for number in _SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
@@ -80,7 +84,8 @@ def plain_failures() -> Iterator[None]:
     except RuntimeError as error:
         if "DataLoader worker" in str(error):
             raise OSError(
-                f"a process that prepares data died ({str(error):.100}); take fewer --workers, and in a container a larger /dev/shm"
+                f"a process that prepares data died ({str(error):.100}); take fewer --workers, and in a "
+                "container a larger /dev/shm"
             ) from error
         if isinstance(error, dist.DistError) or "closed by peer" in str(error):
             raise ValueError("another process of this run ended; its own line says why") from error

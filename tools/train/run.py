@@ -1,7 +1,10 @@
-"""A run of training: nets, data, validation, files. What `tools.train` and `tools.mini train` have in common."""
+"""A run of training: nets, data, validation, files.
+
+What `tools.train` and `tools.mini train` have in common.
+"""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +18,7 @@ from msbd.latents import decode
 from msbd.load import load_training_parts
 from msbd.loading.nets import start_pasd_nets
 from msbd.loading.parts import put_pasd_tensors
+from msbd.restore.pipeline import RestorePipeline
 from msbd.train.base import BaseObjective, lora_state, unet_state
 from msbd.train.config import HELD_OUT, TrainConfig
 from msbd.train.data import TrainingData, collate
@@ -33,19 +37,20 @@ from weights.merge import PASD_KEYS, narrow, pack_delta
 from .._report import write_sheet
 from ..models.convert import convert, copying
 from .curves import tenths_table
-from .processes import deaf, plain_failures, stop_signals
+from .processes import ignore_signals, plain_failures, stop_signals
 
-SHOWN = 8  # of them at most that are drawn
-FREE = (  # what may change in mid-run
+SHOWN = 8  # pictures of a validation's sheet, at most
+# What may change in mid-run.
+FREE = (
     *("steps", "learning_rate", "precision", "clip"),  # at the price of another curve
     *("batch", "accumulate"),  # as long as a step has as many samples
-    "data",  # may have moved: its pictures are counted
+    "data",  # the pictures may have moved: they are counted
     *("checkpointing", "zero", "nan_limit", "log_every", "validate_every", "save_every"),
 )
 
 
 @dataclass(frozen=True)
-class Job:
+class TrainingJob:
     """What is trained, on what, and where it goes."""
 
     pictures: Pictures
@@ -53,10 +58,10 @@ class Job:
     output: Path
     data: str = "scenes"  # the words that `pictures` were named by
     base: str = "mini"
-    size: int | None = None  # of the crops; None: the base's own
+    size: int | None = None  # pixels, the crops' side; None: the base's own
     scale: int = 4
     workers: int = 0
-    # Of PASD
+    # For PASD
     variant: str = "full"
     use_rrdb: bool = False
     to_rgb: bool = True
@@ -65,8 +70,8 @@ class Job:
     start: Path | None = None  # PASD's weights to start from
     grayscale: bool = False
     ranges: Ranges = PASD
-    # Of a base
-    rank: int | None = None  # of a LoRA; None: the whole U-Net
+    # For a base
+    rank: int | None = None  # the LoRA's; None: the whole U-Net is trained
 
     @property
     def choices(self) -> dict[str, Any]:
@@ -86,9 +91,9 @@ class Job:
 class Run:
     """One run, ready to go on from where its folder is."""
 
-    def __init__(self, job: Job, config: TrainConfig, device: torch.device, world: World) -> None:
+    def __init__(self, job: TrainingJob, config: TrainConfig, device: torch.device, world: World) -> None:
         self.parts = load_training_parts(job.base)
-        # Pixels, of a side of the crops
+        # Pixels, the crops' side.
         self.size = self.parts.spec.native if job.size is None else job.size
         self.job = replace(job, size=self.size)
         self.config, self.device, self.folder = config, device, RunFolder(job.output)
@@ -108,14 +113,17 @@ class Run:
         self._resume(world)
 
     def _resume(self, world: World) -> None:
-        """Go on from the folder's checkpoint, if it has one. ValueError where that is of a run with other options."""
+        """Go on from the folder's checkpoint, if it has one.
+
+        ValueError where that is of a run with other options.
+        """
         path, first = self.folder.path / "run.json", world.rank == 0
         batch = self.trainer.samples_per_step
         options = json.loads(json.dumps(asdict(self.config) | self.job.choices | {"samples_per_step": batch}))
         if self.folder.checkpoint.exists():
             if not path.exists():
                 raise ValueError(
-                    f"{path}: missing beside a checkpoint, so that its options are unknown; take another folder"
+                    f"{path}: missing beside a checkpoint, whose options are so unknown; take another folder"
                 )
             try:
                 before = json.loads(path.read_text())
@@ -128,14 +136,15 @@ class Run:
             ]:
                 name = changed[0]
                 raise ValueError(
-                    f"{self.folder.path}: holds a run with {name} = {before[name]}, now {options[name]}; go on with the options "
-                    "it began with, or take another folder"
+                    f"{self.folder.path}: holds a run with {name} = {before[name]}, now {options[name]}; "
+                    "go on with the options it began with, or take another folder"
                 )
         if state := self.folder.load(cut_log=first):
             self.trainer.load_state(state)
         if len(set(world.all(self.trainer.done))) > 1:
             raise ValueError(
-                f"{self.folder.path}: not the same for all processes; take a folder on a disk that all machines share"
+                f"{self.folder.path}: not the same for all processes; take a folder on a disk that all "
+                "machines share"
             )
         if first:
             self.folder.path.mkdir(parents=True, exist_ok=True)
@@ -143,7 +152,7 @@ class Run:
                 unfinished.write_text(json.dumps(options, indent=1) + "\n")
 
     def placed(self, net: Any) -> Any:
-        """`net` on the run's device; for work in 16 bits channels last, which is faster on CPUs (a GPU was not measured)."""
+        """`net` on the run's device; for work in 16 bits channels last, faster on CPUs (GPUs: unmeasured)."""
         wide = self.config.precision == "fp32"
         return net.to(self.device, memory_format=torch.preserve_format if wide else torch.channels_last)
 
@@ -155,18 +164,21 @@ class Run:
         """Write what was trained as a file that loads."""
         raise NotImplementedError
 
-    def draw(self, inputs: Inputs) -> list[Tensor]:
-        """Rows of pictures (B, 3, H, W) in [-1, 1] that show the state of the run."""
+    def draw(self, inputs: Inputs, captions: Sequence[str]) -> list[Tensor]:
+        """Columns of pictures (B, 3, H, W) in [-1, 1] that show the state of the run."""
         raise NotImplementedError
 
     def run(self, *, quiet: bool = False) -> Path:
-        """Train to the last step; where the result is. KeyboardInterrupt where it was stopped, and is saved."""
+        """Train to the last step; where the result is.
+
+        KeyboardInterrupt where it was stopped, and is saved.
+        """
         batches = DataLoader(
             self._data(self.job.pictures, self.config.seed),
             batch_sampler=self.trainer.batches(),
             num_workers=self.job.workers,
             collate_fn=collate,
-            worker_init_fn=deaf,
+            worker_init_fn=ignore_signals,
             pin_memory=self.device.type == "cuda",
         )
         first = self.trainer.world.rank == 0
@@ -187,7 +199,8 @@ class Run:
                 self.trainer, self.encoder, batches, self.folder, validate=validate, on_step=show, stop=stop
             )
         if self.trainer.done < self.config.steps:
-            saved = f"interrupted after step {self.trainer.done}, which is saved: the same command goes on from there"
+            step = self.trainer.done
+            saved = f"interrupted after step {step}, which is saved: the same command goes on from there"
             raise KeyboardInterrupt(saved if first else "")
         return self.export() if first else self.job.output
 
@@ -207,14 +220,15 @@ class Run:
         count = min(HELD_OUT, len(self.job.held_out))
         draw = validation_draws(self.config.seed, count, timesteps=len(self.parts.alphas_cumprod))
         groups = [range(i, min(i + size, count)) for i in range(0, count, size)]
-        batches = [self.encoder(collate([data[n] for n in group]), draw) for group in groups]
+        read = [collate([data[n] for n in group]) for group in groups]
+        batches = [self.encoder(batch, draw) for batch in read]
+        captions = [caption for batch in read for caption in batch.captions][:SHOWN]
         folder = self.job.output / "pictures"
 
         def validate(step: int) -> Figures:
             with kept_weights(self.trainer), torch.no_grad():  # in float32: the VAE could not bear float16
-                rows = self.draw(
-                    Inputs(*(torch.cat(fields)[:SHOWN] for fields in zip(*batches, strict=True)))
-                )
+                shown = Inputs(*(torch.cat(fields)[:SHOWN] for fields in zip(*batches, strict=True)))
+                rows = self.draw(shown, captions)
             folder.mkdir(exist_ok=True, parents=True)
             pictures = [picture.cpu() for row in rows for picture in row]
             write_sheet(folder / f"{step:07d}.png", pictures, len(rows[0]))
@@ -252,7 +266,7 @@ class PASDRun(Run):
         )
 
     def export(self) -> Path:
-        """The ControlNet and what was added to the U-Net, which load on a base; a ControlNet alone as such."""
+        """The ControlNet and what was added to the U-Net, to load on a base; or a ControlNet alone."""
         with kept_weights(self.trainer):
             unet, controlnet = _on_cpu(self.unet), _on_cpu(self.controlnet)
         sizes: dict[str, Any] = {
@@ -267,12 +281,20 @@ class PASDRun(Run):
         write_safetensors(path, tensors, {"config": json.dumps(sizes)})
         return path
 
-    def draw(self, inputs: Inputs) -> list[Tensor]:
+    def draw(self, inputs: Inputs, captions: Sequence[str]) -> list[Tensor]:
         """What the ControlNet sees, what is restored of it, the clean picture."""
-        restored = restore_pictures(
-            self.unet, self.controlnet, self.parts.vae, inputs.control, inputs.context,
-            self.parts.alphas_cumprod, noise=inputs.noise, prediction_type=self.parts.prediction_type,
-        )  # fmt: skip
+        parts = self.parts
+        pipe = RestorePipeline(
+            unet=self.unet,
+            controlnet=self.controlnet,
+            vae=parts.vae,
+            text_encoder=parts.text_encoder,
+            tokenizer=parts.tokenizer,
+            alphas_cumprod=parts.alphas_cumprod,
+            prediction_type=parts.prediction_type,
+        )
+        size = (inputs.control.shape[-2], inputs.control.shape[-1])
+        restored = restore_pictures(pipe, inputs.control, captions, size)
         return [inputs.control * 2 - 1, restored, inputs.clean]
 
 
@@ -305,7 +327,7 @@ class BaseRun(Run):
         write_safetensors(path, _halved(unet_state(self.objective, kept)), read_metadata(path))
         return folder
 
-    def draw(self, inputs: Inputs) -> list[Tensor]:
+    def draw(self, inputs: Inputs, captions: Sequence[str]) -> list[Tensor]:
         """What the captions give, and the pictures that they belong to."""
         alphas = self.parts.alphas_cumprod
         timesteps = trailing_timesteps(20, num_train_timesteps=len(alphas))
@@ -322,5 +344,5 @@ def _on_cpu(net: nn.Module) -> dict[str, Tensor]:
 
 
 def _halved(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """In float16, for a file. WeightsError where that cannot hold a number."""
+    """`state` in float16, for a file. WeightsError for a number that float16 cannot hold."""
     return {key: narrow(tensor, torch.float16, key).contiguous() for key, tensor in state.items()}

@@ -14,14 +14,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
+from msbd.restore.pipeline import RestorePipeline
 from msbd.train import state as train_state
 from msbd.train.config import TrainConfig
 from msbd.train.loop import DivergedError, Trainer
 from msbd.train.objective import draw_samples
 from msbd.train.state import Average, RunFolder
-from msbd.train.validate import kept_weights, restore_pictures, validation_draws, validation_losses
+from msbd.train.validate import LOOK, kept_weights, restore_pictures, validation_draws, validation_losses
 from nets.controlnet import ControlOutput
 from nets.vae import IdentityAutoencoder
 from tests.helpers.tiny import ALPHAS
@@ -434,35 +435,38 @@ def test_validation_draws_cover_the_timesteps_and_are_none_of_training() -> None
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
 def test_restoring_with_nets_that_know_the_picture_gives_the_picture(prediction_type: str) -> None:
     """Whatever the noise; the ControlNet is asked at every step, with the hint of the picture."""
-    target, asked = torch.tensor([0.3, -0.2, 0.5]).view(1, 3, 1, 1), []
+    target = torch.tensor([0.3, -0.2, 0.5]).view(1, 3, 1, 1)
+    asked: list[tuple[Tensor, float]] = []
 
-    class Control:
+    class Control(nn.Module):
         def embed(self, image: Tensor) -> Tensor:
-            return image.mean(dim=(2, 3), keepdim=True)
+            return image.mean(dim=(2, 3), keepdim=True).expand(-1, -1, *image.shape[2:])
 
-        def __call__(self, x: Tensor, t: Tensor, context: Tensor, *, scale: float, hint: Tensor) -> Any:
+        def forward(self, x: Tensor, t: Tensor, context: Any, *, scale: float, hint: Tensor) -> ControlOutput:
             asked.append((hint, scale))
             return ControlOutput((), x)
 
-    def unet(x: Tensor, t: Tensor, context: Tensor, control: ControlOutput) -> Tensor:
-        assert torch.equal(control.mid, x)
-        a = ALPHAS[int(t)].float()
-        eps = (x - a.sqrt() * target) / (1 - a).sqrt()
-        return eps if prediction_type == "epsilon" else a.sqrt() * eps - (1 - a).sqrt() * target
+    class Knowing(nn.Module):
+        def forward(self, x: Tensor, t: Tensor, context: Any, control: ControlOutput) -> Tensor:
+            assert torch.equal(control.mid, x)
+            a = ALPHAS[int(t)].float()
+            eps = (x - a.sqrt() * target) / (1 - a).sqrt()
+            return eps if prediction_type == "epsilon" else a.sqrt() * eps - (1 - a).sqrt() * target
 
-    control = torch.rand(2, 3, 8, 8)
-    found = restore_pictures(
-        unet,
-        Control(),
-        IdentityAutoencoder(),
-        control,
-        torch.zeros(2, 5, 12),
-        ALPHAS,
-        noise=torch.randn(2, 3, 8, 8),
-        steps=5,
+    pipe = RestorePipeline(
+        unet=Knowing(),
+        controlnet=Control(),
+        vae=IdentityAutoencoder(),
+        text_encoder=lambda ids: torch.zeros(len(ids), 5, 12),
+        tokenizer=lambda prompts: torch.zeros(len(prompts), 5, dtype=torch.int64),
+        alphas_cumprod=ALPHAS,
         prediction_type=prediction_type,
-        conditioning_scale=0.5,
     )
-    assert torch.allclose(found, target.expand(2, 3, 8, 8), atol=1e-5)
-    hint = control.mean(dim=(2, 3), keepdim=True)
-    assert len(asked) == 5 and all(torch.equal(seen, hint) and scale == 0.5 for seen, scale in asked)
+    control = torch.randint(256, (2, 3, 64, 64)) / 255
+    config = dataclasses.replace(LOOK, num_inference_steps=5, conditioning_scale=0.5)
+    found = restore_pictures(pipe, control, ["", "a house"], (64, 64), config, first_seed=3)
+    assert torch.allclose(found, target.expand(2, 3, 64, 64), atol=1e-5)
+    assert len(asked) == 10 and all(scale == 0.5 for _, scale in asked)
+    for picture, calls in zip(control.split(1), (asked[:5], asked[5:]), strict=True):
+        hint = picture.mean(dim=(2, 3), keepdim=True).expand_as(picture)
+        assert all(torch.allclose(seen, hint, atol=1e-6) for seen, _ in calls)

@@ -12,7 +12,7 @@ from tests.helpers.tiny_bundle import write_tiny_bundle
 from tools.evaluate.__main__ import build_parser, main
 from tools.evaluate.methods import pasd_method
 from tools.evaluate.restore import bicubic, make_pairs
-from tools.train.run import Job, PASDRun
+from tools.train.run import PASDRun, TrainingJob
 
 
 class Gray:
@@ -27,7 +27,7 @@ class Gray:
 
 def write_untrained(folder: Path, bundle: Path, variant: str) -> Path:
     """PASD as training begins: the base itself, whatever it is given to see."""
-    job = Job(Gray(), Gray(), folder, base=str(bundle), variant=variant)  # pyright: ignore[reportArgumentType]
+    job = TrainingJob(Gray(), Gray(), folder, base=str(bundle), variant=variant)  # pyright: ignore[reportArgumentType]
     return PASDRun(job, TrainConfig(), torch.device("cpu"), World()).export()
 
 

@@ -1,12 +1,13 @@
 """The bundle's PASD at work: what it makes of degraded and of grey scenes that it has not seen."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
 
-from msbd.load import load_edit_pipeline, load_training_parts
-from msbd.loading.parts import load_pasd_nets
-from msbd.train.validate import restore_pictures
+from msbd.load import load_edit_pipeline, load_restore_pipeline
+from msbd.train.validate import LOOK, restore_pictures
 from tools.evaluate.__main__ import build_parser
 from tools.evaluate.methods import pasd_method
 from tools.evaluate.restore import Results, bicubic, clip_features, make_pairs, measure
@@ -16,8 +17,9 @@ SCENES, START = 8, 2000  # none of those that the README's table is made of
 
 @pytest.fixture(scope="module")
 def results() -> Results:
-    args = build_parser().parse_args(["restore", "--steps", "10", "--conditioning-scale", "1.5"])
-    method = pasd_method(load_training_parts("mini"), "mini-pasd", args)
+    words = ["restore", "--steps", "10", "--conditioning-scale", "1.5", "--device", "cpu"]
+    words += ["--sampler", "ddim", "--alpha-a", "1", "--process-size", "128"]
+    method = pasd_method("mini-pasd", build_parser().parse_args(words))
     pairs = make_pairs(SCENES, start=START)
     features = clip_features(load_edit_pipeline("mini"))
     return measure({"bicubic": bicubic, "PASD": method}, pairs, features, quiet=True)
@@ -38,17 +40,11 @@ def chroma(images: Tensor) -> Tensor:
 
 @torch.no_grad()
 def test_grey_pictures_get_their_colours_back() -> None:
-    parts = load_training_parts("mini")
-    unet, controlnet = load_pasd_nets("mini-pasd-color")
+    pipe = load_restore_pipeline("mini-pasd-color")
     pairs = make_pairs(SCENES, start=START)
     clean = torch.cat([pair.clean for pair in pairs])
     grey = clean - chroma(clean)
-    context = parts.text_encoder(parts.tokenizer([pair.caption for pair in pairs]))
-    noise = torch.randn(SCENES, 4, 16, 16, generator=torch.Generator().manual_seed(0))
-    colored = restore_pictures(
-        unet.float(), controlnet.float(), parts.vae, grey / 2 + 0.5, context, parts.alphas_cumprod,
-        noise=noise, steps=10,
-    )  # fmt: skip
-
+    captions, config = [pair.caption for pair in pairs], replace(LOOK, num_inference_steps=10)
+    colored = restore_pictures(pipe, grey / 2 + 0.5, captions, (128, 128), config)
     error, without = (chroma(images - clean).square().mean().item() for images in (colored, grey))
     assert error < 0.5 * without
