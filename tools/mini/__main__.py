@@ -40,7 +40,7 @@ def build_parser() -> argparse.ArgumentParser:
     scenes.add_argument("-o", "--output", type=Path, required=True)
     scenes.add_argument("--count", type=int, default=60, help="how many, ten in a row (default: 60)")
     scenes.add_argument("--size", type=int, default=128, help="pixels (default: 128)")
-    scenes.add_argument("--seed", type=int, default=0, help="of the first scene (default: 0)")
+    scenes.add_argument("--seed", type=int, default=0, help="the first scene's seed (default: 0)")
     evaluate.add_arguments(jobs.add_parser("evaluate", help="held-out figures of the bundle"))
     return parser
 

@@ -65,7 +65,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_data(pasd)
     add = pasd.add_argument_group("the nets").add_argument
     add("--variant", choices=("full", "light", "eq2", "none"), default="full",
-        help="of the pixel-aware attention: full, a transformer beside each of the U-Net's on its way up; "
+        help="kind of pixel-aware attention: full, a transformer beside each of the U-Net's on its way up; "
         "light, one attention in each of those; eq2, the paper's equation alone; none, a ControlNet alone "
         "(default: full)")  # fmt: skip
     add("--mode", choices=("sr", "colorize"), default="sr", help="what to learn (default: sr)")
@@ -73,16 +73,18 @@ def build_parser() -> argparse.ArgumentParser:
     add("--no-to-rgb", dest="to_rgb", action="store_false",
         help="without toRGB heads and their loss (Table 4 a of the paper)")  # fmt: skip
     add("--init", choices=("zero", "random"),
-        help="of the new attention; random, as in the official code, disturbs the base "
+        help="how the new attention starts; random, as in the official code, disturbs the base "
         "(default: zero; official: random)")  # fmt: skip
     add("--start", type=Path, metavar="PATH", help="PASD's weights to start from: a file or folder")
     add("--degradation", choices=("real-esrgan", "pasd"),
         help="whose ranges (default: real-esrgan with --preset paper, else the milder pasd)")  # fmt: skip
-    add("--scale", type=int, metavar="N", help="of the degradation's downscale (default: 4)")
+    add("--scale", type=int, metavar="N", help="how many times smaller a degraded picture is (default: 4)")
     _add_running(pasd, GROUPS)
     base = jobs.add_parser("base", help="fine-tune a base: the U-Net whole, or a LoRA of it")
     _add_data(base)
-    base.add_argument("--rank", type=int, metavar="N", help="of a LoRA (default: the whole U-Net)")
+    base.add_argument(
+        "--rank", type=int, metavar="N", help="rank of a LoRA (default: the whole U-Net is trained)"
+    )
     _add_running(base, GROUPS | {"the losses": ("null_prompts",)})
     curves = jobs.add_parser("curves", help="draw the losses of runs")
     curves.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folders of runs")
@@ -104,7 +106,7 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
     add("--preset", choices=("paper", "official", "mini"), default="paper",
         help="whose options, which any other flag overrules (default: paper); mini: the bundle's, whose "
         "degradation removal is half as wide too")  # fmt: skip
-    add("--size", type=int, metavar="PIXELS", help="of a training picture (default: the base's own)")
+    add("--size", type=int, metavar="PIXELS", help="side of a training picture (default: the base's own)")
     add("--workers", type=int, default=0, metavar="N",
         help="processes that prepare the data (default: 0: the training process itself)")  # fmt: skip
 
