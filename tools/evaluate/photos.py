@@ -4,7 +4,6 @@ A tile's border is a line of the result, in its pixels, where a tile of the late
 """
 
 import argparse
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -244,24 +243,14 @@ def tiles(args: argparse.Namespace) -> str:
 
 
 def tiles_in_cells(args: argparse.Namespace, cell: int) -> tuple[int | None, list[int] | None]:
-    """--tile and --tile-overlap in latent cells of `cell` pixels, or the flags of before, which are in cells.
-
-    ValueError for pixels that are no whole cells.
-    """
-    tile, overlaps = args.latent_tiled_size, args.latent_tiled_overlap
-    for flag, value in (("--latent-tiled-size", tile), ("--latent-tiled-overlap", overlaps)):
-        if value is not None:
-            new = flag.replace("--latent-tiled-size", "--tile").replace(
-                "--latent-tiled-overlap", "--tile-overlap"
-            )
-            print(f"note: {flag} is called {new} now, in pixels: {cell} a cell", file=sys.stderr)
+    """--tile and --tile-overlap in latent cells of `cell` pixels. ValueError where these are no whole cells."""
     for flag, value in (("--tile", args.tile), *(("--tile-overlap", one) for one in args.tile_overlap or ())):
         if value is not None and value % cell:
             raise ValueError(
                 f"{flag} {value}: expected a multiple of {cell} pixels, the side of a latent cell"
             )
-    tile = tile if args.tile is None else args.tile // cell
-    return tile, overlaps if args.tile_overlap is None else [pixels // cell for pixels in args.tile_overlap]
+    tile = None if args.tile is None else args.tile // cell
+    return tile, None if args.tile_overlap is None else [pixels // cell for pixels in args.tile_overlap]
 
 
 def make_cases(size: tuple[int, int], photo: Path | None) -> Iterator[tuple[str, Tensor]]:

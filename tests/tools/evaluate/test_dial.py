@@ -9,18 +9,16 @@ import torch
 from msbd.load import load_restore_pipeline
 from msbd.restore.config import RestoreConfig
 from msbd.restore.pipeline import RestorePipeline
-from tests.helpers.tiny_bundle import write_pasd_folder, write_tiny_bundle
 from tools.evaluate import dial
 from tools.evaluate.__main__ import main
 from tools.evaluate.dial import start_and_scale
 
 
 @pytest.fixture(scope="module")
-def pipe(tmp_path_factory: pytest.TempPathFactory) -> RestorePipeline:
-    """A tiny PASD on the schedule of Stable Diffusion 1.x."""
+def pipe() -> RestorePipeline:
+    """The mini bundle's PASD, whose schedule is that of Stable Diffusion 1.x."""
     torch.set_num_threads(1)
-    folder = tmp_path_factory.mktemp("model")
-    return load_restore_pipeline(write_pasd_folder(folder / "pasd"), base=write_tiny_bundle(folder / "base"))
+    return load_restore_pipeline("mini")
 
 
 @pytest.mark.parametrize(("steps", "misread"), [(8, 0.862), (10, 0.894), (20, 0.952), (50, 0.981)])

@@ -165,7 +165,7 @@ def test_tiles_are_told_in_pixels_or_as_before_in_cells(capsys: pytest.CaptureFi
     assert capsys.readouterr().err == ""
     cells = ["tiles", "--latent-tiled-size", "8", "--latent-tiled-overlap", "2", "4"]
     assert tiles_in_cells(parse(cells), 8) == (8, [2, 4])
-    assert capsys.readouterr().err.count("in pixels: 8 a cell") == 2
+    assert capsys.readouterr().err.count("in pixels: 8 times the number of latent cells") == 2
     with pytest.raises(ValueError, match="--tile-overlap 12: expected a multiple of 8 pixels"):
         tiles_in_cells(parse(["tiles", "--tile-overlap", "8", "12"]), 8)
 
