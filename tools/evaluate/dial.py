@@ -11,11 +11,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from msbd.load import load_restore_pipeline
+from msbd.pixels.luma import luma
 from msbd.pixels.metrics import colourfulness, hue_error, psnr, sharpness
 from msbd.pixels.resize import resize
-from msbd.restore.color import luma, to_gray
+from msbd.restore.color import to_gray
 from msbd.restore.config import RestoreConfig
-from msbd.restore.official import start_level
 from msbd.restore.pipeline import RestorePipeline
 
 from .._cli import choose_device
@@ -99,13 +99,7 @@ def fidelity(args: argparse.Namespace) -> str:
 def start_and_scale(pipe: RestorePipeline, config: RestoreConfig) -> tuple[float, float]:
     """(alpha_a, conditioning_scale) with which `pipe` restores a scene under `config`."""
     plan = pipe.plan((1, 1), (SCALE, SCALE), config)
-    full = plan.config
-    alpha_a, scale = full.alpha_a, full.conditioning_scale
-    if alpha_a is None:
-        fallback = full.ans == "fallback"
-        alpha_a = start_level(full.added_noise_level or 0, plan.timesteps, pipe.alphas_cumprod, fallback)
-    assert scale is not None, "a plan's config is complete"
-    return alpha_a, scale
+    return plan.a_a, plan.config.conditioning_scale
 
 
 def _against_truth_and_input(pair: Pair, image: Tensor) -> dict[str, float]:

@@ -293,7 +293,7 @@ def compare_tiles(
         start = perf_counter()
         result = pipe(low, output_size=size, config=config)
         seconds, image, plan = perf_counter() - start, result.image.cpu(), result.plan
-        tile, overlap = plan.config.latent_tiled_size or 0, plan.config.latent_tiled_overlap or 0
+        tile, overlap = plan.config.latent_tiled_size, plan.config.latent_tiled_overlap
         if folder:
             save_image(image, folder / f"{name}, tiles of {tile}, overlap {overlap}.png")
         steps, reference = border_steps(image, plan), border_steps(whole, plan)

@@ -12,11 +12,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from msbd.pixels.luma import BT601
+
 from .shapes import Array, smoothstep
 
 RED = np.array((0.42, 0.05, 0.04), np.float32)  # the contours' ink
 CREAM = np.array((1.00, 0.92, 0.78), np.float32)  # the lightest wash
-LUMA = np.array((0.299, 0.587, 0.114), np.float32)  # ITU-R BT.601
+LUMA = np.array(BT601, np.float32)
 TONES = 5  # how many tones the washes have
 CONTOUR, WASH, NEIGHBOURHOOD = 0.016, 0.024, 0.05  # sigmas of the smoothing for each, as shares of the side
 

@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from msbd.pixels.resize import round_to_8_bits
 from msbd.train.config import HELD_OUT as VALIDATED
 from msbd.train.degrade import apply
 
@@ -172,7 +173,7 @@ def picture(scene: Scene, size: int) -> Tensor:
 
 def to_8_bits(image: Tensor) -> Tensor:
     """`image` in [-1, 1], clamped, in float32 on 256 levels."""
-    return (image.float().clamp(-1, 1) * 127.5 + 127.5).round() / 127.5 - 1
+    return round_to_8_bits(image.float(), -1.0)
 
 
 class ScenePictures:
