@@ -20,7 +20,7 @@ define MAKE_VENV
 test -x $(PY) || $(PYTHON) -m venv $(VENV)
 endef
 
-.PHONY: demo test test-long test-large test-parity parity-table gpu lint
+.PHONY: demo test test-long test-portable test-large test-parity parity-table gpu lint
 
 # The runtime alone, without what the tests need.
 demo: $(VENV)/.installed-runtime
@@ -41,6 +41,18 @@ test-long: $(VENV)/.installed-test
 # The part of the second rung that needs gigabytes.
 test-large: $(VENV)/.installed-test
 	$(RUN) -m pytest -m large $(TEST_ARGS)
+
+# The numerical tests with the kernels of other processors and with other numbers of threads, one setting after the other.
+NUMERICAL := tests/nets tests/samplers tests/msbd -m "not full and not large and not long and not cuda"
+SETTINGS := ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 ATEN_CPU_CAPABILITY=default OMP_NUM_THREADS=1 OMP_NUM_THREADS=2
+
+test-portable: $(VENV)/.installed-test
+	@for setting in $(SETTINGS); do \
+		echo "== $$setting"; \
+		env $$setting $(RUN) -m pytest -q $(NUMERICAL) $(TEST_ARGS) || { \
+			echo "make test-portable: tests fail with $$setting; which comparisons hold: tests/helpers/rounding.py" >&2; exit 1; }; \
+	done; \
+	echo "== green with each of: $(SETTINGS)"
 
 # Our nets, samplers and tokenizer beside diffusers, transformers and spandrel.
 test-parity: $(VENV)/.installed-parity

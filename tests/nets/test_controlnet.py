@@ -91,6 +91,7 @@ def test_controlnet_built_on_meta_equals_controlnet_built_on_cpu() -> None:
     with torch.device("meta"):
         other = ControlNet(SMALL)
     other.load_state_dict(net.state_dict(), strict=True, assign=True)
+    other.requires_grad_(False)  # as `net` is: see tests/helpers/rounding.py
     assert not list(other.buffers())
     assert torch.equal(other(*small_inputs(), picture()).mid, net(*small_inputs(), picture()).mid)
 
@@ -183,6 +184,7 @@ def test_controlnet_refuses_a_picture_that_does_not_fit(given: dict[str, Any], m
 
 def test_start_from_unet_copies_the_way_down_and_the_middle() -> None:
     unet, net, (x, t, context) = UNet(SMALL_UNET), small_net(), small_inputs()
+    unet.requires_grad_(False)  # as `net` is: see tests/helpers/rounding.py
     before = net.state_dict()
     state = start_from_unet(before, unet.state_dict())
     net.load_state_dict(state, strict=True, assign=True)

@@ -155,6 +155,7 @@ def test_pasd_unet_built_on_meta_equals_pasd_unet_built_on_cpu(variant: str) -> 
     with torch.device("meta"):
         other = PASDUNet(small_config(variant, zero_init=True))
     other.load_state_dict(net.state_dict(), strict=True, assign=True)
+    other.requires_grad_(False)  # as `net` is: see tests/helpers/rounding.py
     assert not list(other.buffers())
     assert torch.equal(other(*small_inputs(), control_for()), net(*small_inputs(), control_for()))
 
@@ -203,6 +204,7 @@ def test_pasd_unet_with_zero_init_starts_as_the_unet_with_residuals(variant: str
     plain = plain_net()
     for zero_init in (True, False):
         net = PASDUNet(small_config(variant, zero_init=zero_init)).eval()
+        net.requires_grad_(False)  # as `plain` is: see tests/helpers/rounding.py
         assert not net.load_state_dict(plain.state_dict(), strict=False).unexpected_keys
         with torch.no_grad():
             assert torch.equal(net(*inputs), plain(*inputs)) == zero_init

@@ -31,6 +31,7 @@ from msbd.train.degrade import (
     Step,
 )
 from tests.helpers.goldens import relative_error
+from tests.helpers.rounding import assert_same_to_rounding
 
 PRESETS = pytest.mark.parametrize("ranges", [PASD, REAL_ESRGAN], ids=["PASD", "REAL_ESRGAN"])
 
@@ -193,7 +194,9 @@ def test_apply_is_deterministic_and_treats_a_batch_as_its_pictures(seed: int) ->
     together = degrade.apply(images, parameters)
     torch.randn(5)  # the global generator plays no part
     assert torch.equal(degrade.apply(images, parameters), together)
-    assert torch.equal(torch.cat([degrade.apply(image, parameters) for image in images.split(1)]), together)
+    alone = torch.cat([degrade.apply(image, parameters) for image in images.split(1)])
+    # Another batch rounds otherwise, and JPEG's coefficients may fall to the other side: a block of 16 x 16 or so.
+    assert_same_to_rounding(alone, together, flipped=0.1)
     assert torch.equal(images, before)
 
 
