@@ -158,6 +158,7 @@ def test_a_controlnet_alone(photos: Path, bundle: Path, tmp_path: Path) -> None:
 
 def test_a_run_goes_on_where_it_was(photos: Path, bundle: Path, tmp_path: Path) -> None:
     """In two goes, the second with a worker process: the same log and weights as in one."""
+    torch.set_num_threads(1)  # a worker process has one
     more = ("--ema", "0.5", "--accumulate", "2", "--lr", "1e-2")
     assert run("pasd", photos, bundle, tmp_path / "whole", *more) == 0
     assert run("pasd", photos, bundle, tmp_path / "parts", *more, steps=2) == 0
