@@ -31,6 +31,7 @@ from samplers.schedule import (
     trailing_timesteps,
 )
 from tests.helpers.edit_scene import picture
+from tests.helpers.rounding import assert_same_to_rounding
 from tests.helpers.tiny import ALPHAS
 from tests.helpers.tiny_restore import (
     SPEC,
@@ -157,7 +158,8 @@ def test_a_picture_of_one_tile_is_what_the_nets_say_of_it(
 
     x, t = torch.randn(1, 4, *result.plan.cells), result.plan.timesteps[1]
     with torch.inference_mode():
-        close(denoise(x, t), classifier_free_guidance(model, cond, uncond, 3.0)(x, t))
+        # The kept text and the joined halves are other batches: equal up to rounding, by the largest value.
+        assert_same_to_rounding(denoise(x, t), classifier_free_guidance(model, cond, uncond, 3.0)(x, t))
 
 
 @pytest.mark.parametrize("formulas", ["paper", "official"])
