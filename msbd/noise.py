@@ -4,7 +4,7 @@ Every normal field of an edit has an address: seed, stage, candidate, site, step
 generator seeded with that address, on the CPU in float32, and each tile takes its window of it. So neighbouring tiles agree
 where they overlap, a tile can be left out or computed alone, and device, dtype and batch size change nothing.
 
-Copying  needs crops.py (only for Box)
+Copying  needs pixels/box.py
 """
 
 import hashlib

@@ -179,6 +179,27 @@ def test_git_keeps_the_code_of_weights_and_drops_checkpoints() -> None:
         assert git("check-ignore", "-q", "--no-index", dropped).returncode == 0, dropped
 
 
+def direct_needs(path: Path) -> set[str]:
+    """What a file of msbd/ imports: of msbd/ from there on, of samplers/ with the folder's name."""
+    needs = {f"{target}.py" for target in relative_targets(path)}
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("samplers."):
+            needs.add(f"{(node.module or '').replace('.', '/')}.py")
+    return needs
+
+
+WITH_COPYING = [
+    path
+    for path in SOURCES
+    if path.is_relative_to(ROOT / "msbd") and re.search(r"^Copying ", path.read_text(), re.MULTILINE)
+]
+
+
+@pytest.mark.parametrize("path", WITH_COPYING, ids=name_of)
+def test_the_copying_lines_of_msbd_name_what_is_imported(path: Path) -> None:
+    assert set(re.findall(r"[\w/]+\.py", copying_line(path))) == direct_needs(path)
+
+
 # A tiny forward for every net: `m` is the copied module, alone with its siblings.
 TINY = {
     "unet": (

@@ -2,8 +2,8 @@
 
 Paper    Ackermann & Li 2022 (Multi-Stage Blended Diffusion), arXiv:2210.12965, appendix A.2, "Hyperparameters"
 Units    pixels unless a name says otherwise
-Copying  needs ../options.py: the standard library only, so that a command line can show every default
-         without torch
+Copying  needs options.py: the standard library only, so that a command line can show every default without
+         torch
 """
 
 from dataclasses import dataclass, fields

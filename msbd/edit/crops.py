@@ -3,7 +3,7 @@
 Paper    Ackermann & Li 2022 (Multi-Stage Blended Diffusion), arXiv:2210.12965, "Approach" and appendix A.2
 Units    pixels; sizes are (H, W); a box may lie partly outside its picture, which is then mirrored
          (resize.take)
-Copying  this file stands alone: numpy and torch (torch only to accept a mask tensor)
+Copying  needs pixels/box.py
 """
 
 import math

@@ -11,7 +11,6 @@ from typing import Any
 from torch import Tensor
 
 from ..latents import decode, encode
-from ..pixels.resize import take
 from . import official
 from .decoder_opt import Segment, optimize_decoder
 from .plan import Stage
@@ -32,7 +31,7 @@ def stage_picture(edit: Edit, stage: Stage, x_in: Tensor, latents: Sequence[Tens
     if config.decoder_optimization and config.decoderopt_steps > 0:
         if config.decoderopt_latents == "sampler":  # eq. 1: z_out is what the sampler left
             segments = [
-                Segment(latent, take(x_in, box), take(stage.mask, box))
+                Segment(latent, x_in[..., *box.window], stage.mask[..., *box.window])
                 for latent, box in zip(latents, stage.boxes, strict=True)
             ]
         else:
@@ -60,7 +59,7 @@ def _reencoded(
     plain = _blended(edit, stage, x_in, edit.vae, latents)
     tile = edit.plan.spec.native if len(stage.grid) > 1 else max(stage.size)
     segments = official.reencoded_segments(edit.vae, plain, x_in, stage.mask, tile)
-    return [encode(edit.vae, take(plain, box)) for box in stage.boxes], segments
+    return [encode(edit.vae, plain[..., *box.window]) for box in stage.boxes], segments
 
 
 def _blended(edit: Edit, stage: Stage, x_in: Tensor, vae: Any, latents: Sequence[Tensor]) -> Tensor:

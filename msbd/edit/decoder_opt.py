@@ -4,8 +4,7 @@ Paper    Avrahami et al. 2022 (Blended Latent Diffusion), arXiv:2206.02779, back
          Ackermann & Li 2022, arXiv:2210.12965, eq. 1
 Tensors  latent (1, 4, h, w), already x scaling_factor; images (1, 3, H, W) in [-1, 1]; masks (1, 1, H, W), 1
          = edit
-Copying  needs memory.py. The VAE is any module with `decode`, `config.scaling_factor` and
-         a part `decoder`
+Copying  needs memory.py. The VAE is any module with `decode`, `config.scaling_factor` and a part `decoder`
 """
 
 import copy
@@ -97,7 +96,10 @@ def _fit(
             total = 0.0
             for latent, x_out, reference, mask, weight in work:
                 decoded = tuned.decode(latent)
-                loss = _squared_error(decoded, x_out, reference, mask, weight, background_weight) / elements
+                edit = mask * (decoded - x_out) ** 2  # eq. 1: the sum of w m (D - x_out)^2
+                background = (1 - mask) * (decoded - reference) ** 2  # + lambda w (1 - m) (D - x_in)^2
+                error = edit + background_weight * background
+                loss = (error if weight is None else weight * error).sum() / elements
                 loss.backward()
                 total += loss.item()
             optimizer.step()
@@ -131,14 +133,11 @@ def _halves(segment: Segment) -> list[Segment]:
 def _prepared(vae: Any, segment: Segment) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
     """(unscaled latent, x_out, reference, mask, weight) of a segment, float32, fit for autograd."""
     device = next((p.device for p in vae.parameters()), segment.latent.device)
-
-    def own(x: Tensor) -> Tensor:
-        return x.detach().to(device, torch.float32).clone()
-
-    latent, reference, mask = (
-        own(x) for x in (segment.latent / vae.config.scaling_factor, segment.reference, segment.mask)
+    given = (segment.latent / vae.config.scaling_factor, segment.reference, segment.mask, segment.weight)
+    latent, reference, mask, weight = (
+        None if x is None else x.detach().to(device, torch.float32).clone() for x in given
     )
-    weight = None if segment.weight is None else own(segment.weight)
+    assert latent is not None and reference is not None and mask is not None
     with torch.no_grad():
         x_out = vae.decode(latent)
     if x_out.shape != reference.shape or mask.shape[-2:] != reference.shape[-2:]:
@@ -147,13 +146,3 @@ def _prepared(vae: Any, segment: Segment) -> tuple[Tensor, Tensor, Tensor, Tenso
             f"{tuple(reference.shape)} and its mask {tuple(mask.shape)}"
         )
     return latent, x_out, reference, mask, weight
-
-
-def _squared_error(
-    decoded: Tensor, x_out: Tensor, reference: Tensor, mask: Tensor, weight: Tensor | None, background_weight: float
-) -> Tensor:  # fmt: skip
-    """Eq. 1 without its normalisation: sum of w m (D - x_out)^2 + lambda w (1 - m) (D - x_in)^2."""
-    edit = mask * (decoded - x_out) ** 2
-    background = (1 - mask) * (decoded - reference) ** 2
-    error = edit + background_weight * background
-    return (error if weight is None else weight * error).sum()

@@ -103,11 +103,9 @@ class EditPipeline:
         x_tilde = resize(x_in, first.size)  # line 1: Downsample(Crop(x_in, m))
         edit.show("first stage, source", x_tilde)
         edit.show("first stage, mask", first.mask.expand_as(x_tilde) * 2 - 1)
-        latents = sample_stage(
-            edit, first, x_tilde, first.cells
-        )  # lines 2-16: B candidates, or the segments of a baseline
+        latents = sample_stage(edit, first, x_tilde, first.cells)  # lines 2-16: B candidates
         candidates, scores, chosen = x_tilde[:0], None, 0
-        if plan.config.method != "segments":
+        if plan.config.method != "segments":  # that baseline has no candidates, it repaints tile by tile
             candidates = self._candidates(edit, first, latents)
             scores, chosen = self._rerank(edit, candidates, prompt, mask)  # line 17: ClipReranking
             latents = [latents[chosen]]

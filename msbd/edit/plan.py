@@ -16,7 +16,7 @@ from samplers.repaint import Evaluation
 from ..pixels.box import Box
 from ..pixels.masks import latent_mask, resize_mask, sample_mask
 from ..pixels.resize import put_back, take
-from ..pixels.tiles import covered, tile_boxes, touches
+from ..pixels.tiles import covered, tile_boxes
 from . import official, paper
 from .config import EditConfig, ModelSpec, ResolvedEditConfig
 from .crops import first_stage_size
@@ -32,6 +32,7 @@ class Stage:
     number: int  # 0: the first stage, on noise or a noised source; later ones refine the picture of the one before
     size: tuple[int, int]  # (H, W) of the whole crop at this stage
     start: float  # fraction of the schedule its sampling starts from: T' / T
+    whole_run: bool  # whether that is its end, where nothing is left of the source
     repeats: int  # R, RePaint's repeats of each step
     num_steps: int  # T, the steps of a whole run
     candidates: int  # B: pictures sampled side by side; more than one in the first stage only
@@ -45,11 +46,6 @@ class Stage:
     def evaluations(self) -> int:
         """Evaluations of the U-Net: each candidate and tile counts, and both halves of the guidance as one."""
         return len(self.schedule) * self.candidates * len(self.boxes)
-
-    @property
-    def is_whole_run(self) -> bool:
-        """Whether sampling starts at the end of the schedule, where there is nothing left of the source."""
-        return self.number == 0 and self.start == 1
 
 
 @dataclass(frozen=True)
@@ -127,8 +123,9 @@ def plan_edit(
         # The nets see the picture and its mask mirrored there, but nobody sees the result: no tiles for its sake.
         picture = Box(-crop.top, -crop.left, mask.shape[-2], mask.shape[-1])
         visible = put_back(torch.zeros_like(masked), mask, picture)
-    planning = _Planning(full, spec, rules, masked, visible, alphas_cumprod, downscale)
-    stages = tuple(planning.stage(number, size) for number, size in enumerate(planning.sizes()))
+    planning = _Planning(full, spec, rules, crop.size, alphas_cumprod, downscale)
+    sizes = planning.sizes()
+    stages = tuple(planning.stage(number, size, masked, visible) for number, size in enumerate(sizes))
     grows = any(after.size != before.size for before, after in pairwise(stages))
     if grows and full.upscaling_mode == "rrdb" and not has_upscaler:
         raise ValueError(
@@ -170,14 +167,9 @@ class _Planning:
     config: ResolvedEditConfig
     spec: ModelSpec
     rules: ModuleType
-    masked: Tensor  # the crop's mask, (1, 1, H, W); mirrored where the crop leaves the picture
-    visible: Tensor  # the same, but 0 there
+    crop_size: tuple[int, int]
     alphas_cumprod: Tensor
     downscale: int
-
-    @property
-    def crop_size(self) -> tuple[int, int]:
-        return self.masked.shape[-2], self.masked.shape[-1]
 
     def sizes(self) -> list[tuple[int, int]]:
         """Of all stages; the baselines have one."""
@@ -192,13 +184,16 @@ class _Planning:
             return [first]
         return self.rules.sizes(crop, config, self.spec)
 
-    def stage(self, number: int, size: tuple[int, int]) -> Stage:
-        """The stage of that number and size."""
+    def stage(self, number: int, size: tuple[int, int], masked: Tensor, visible: Tensor) -> Stage:
+        """The stage of that number and size.
+
+        `masked` is the crop's mask, (1, 1, H, W), mirrored where the crop leaves the picture; in `visible` it is 0 there.
+        """
         config, first = self.config, number == 0
         tiled = not first and self.rules.is_tiled(size, self.crop_size, config, self.spec)
         grid = self._grid(size, tiled)
-        mask = stage_mask(self.masked, size, config)
-        visible = mask if self.visible is self.masked else stage_mask(self.visible, size, config)
+        mask = stage_mask(masked, size, config)
+        visible = mask if visible is masked else stage_mask(visible, size, config)
         num_steps = config.num_steps if first else config.upscale_num_steps
         later_start = config.grid_startstep if tiled else config.upscale_startstep
         start = config.start_timestep if first else later_start
@@ -217,6 +212,7 @@ class _Planning:
             number=number,
             size=size,
             start=start,
+            whole_run=first and start == 1,
             repeats=repeats,
             num_steps=num_steps,
             candidates=config.first_stage_batch if first and config.method != "segments" else 1,
@@ -224,7 +220,7 @@ class _Planning:
             boxes=_computed(grid, visible, number, config),
             schedule=schedule,
             mask=mask,
-            cells=stage_cells(self.masked, mask, number, config, self.downscale),
+            cells=stage_cells(masked, mask, number, config, self.downscale),
         )
 
     def _grid(self, size: tuple[int, int], tiled: bool) -> list[Box]:
@@ -240,4 +236,4 @@ def _computed(grid: list[Box], mask: Tensor, number: int, config: EditConfig) ->
     if number > 0 and not config.blended_upscale:  # plain SDEdit repaints everything
         return tuple(grid)
     # "center" may lose a thin mask altogether, where the official code does too
-    return tuple(box for box in grid if touches(box, mask)) or tuple(grid)
+    return tuple(box for box in grid if mask[..., *box.window].any()) or tuple(grid)

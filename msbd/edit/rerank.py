@@ -3,8 +3,8 @@
 Papers   Radford et al. 2021 (CLIP), arXiv:2103.00020; Ackermann & Li 2022, arXiv:2210.12965, "Approach"
          (ViT-L/14, best of five)
 Tensors  images (B, 3, H, W) in [-1, 1]; ids (1, 77); scores (B,), higher = better, logit_scale x cosine
-Copying  needs crops.py and resize.py; the CLIP is any module with `encode_image`, `encode_text` and
-         `logit_scale` (a logarithm)
+Copying  needs edit/crops.py, pixels/box.py, pixels/preprocess.py, pixels/resize.py; the CLIP is any module
+         with `encode_image`, `encode_text` and `logit_scale` (a logarithm)
 """
 
 import math

@@ -20,7 +20,6 @@ from ..memory import in_batches, tiles_at_once
 from ..noise import noise_windows
 from ..pixels.box import Box
 from ..pixels.masks import progressive_dilation
-from ..pixels.resize import take
 from .plan import EditPlan, Stage
 
 Window = tuple[int, Box]  # number of the candidate, place in the stage's picture
@@ -49,26 +48,27 @@ def sample_stage(edit: Edit, stage: Stage, x_tilde: Tensor, cells: Tensor) -> li
     As many at once as memory allows; what a window becomes does not depend on its batch. `cells` is what to repaint: the
     stage's own, or all of it.
     """
+    # lines 2-3: i = 1, ..., B
     windows = [(candidate, box) for candidate in range(stage.candidates) for box in stage.boxes]
     batch = edit.plan.config.tile_batch
     if stage.candidates > 1:
         batch = stage.candidates
     elif batch is None:
-        batch = tiles_at_once(
-            cells.device, stage.boxes[0].height * stage.boxes[0].width / edit.vae.downscale**2
-        )
+        height, width = stage.boxes[0].divided(edit.vae.downscale).size
+        batch = tiles_at_once(cells.device, height * width)
     latents: dict[Window, Tensor] = {}
 
     def sample(now: Sequence[Window]) -> Sequence[Tensor]:
-        return _blended_diffusion(
-            edit, stage, x_tilde, cells, now, done=len(latents), total=len(windows)
-        ).split(1)
+        done = len(latents)
+        # lines 4-14: `_blended_diffusion`
+        return _blended_diffusion(edit, stage, x_tilde, cells, now, done=done, total=len(windows)).split(1)
 
     def halved(before: int, after: int) -> None:
         edit.notes.append(f"{stage.name}: out of memory with {before} at once, went on with {after}")
 
     for window, latent in in_batches(windows, sample, batch, halved, alike=lambda window: window[1].size):
-        latents[window] = latent
+        latents[window] = latent  # line 15: x_0 joins the others
+    # line 16: the next i
     return [latents[window] for window in windows]
 
 
@@ -78,33 +78,32 @@ def _blended_diffusion(
     """Latents (n, 4, h, w) of n windows of one size, `done` of the stage's `total` being finished."""
     config, rules, factor = edit.plan.config, edit.plan.rules, edit.vae.downscale
     boxes = list(dict.fromkeys(box for _, box in windows))  # one where all windows are candidates
-
-    def cut(mask: Tensor) -> Tensor:
-        return torch.cat([take(mask, box.divided(factor)) for box in boxes])
-
-    known = encode(edit.vae, torch.cat([take(x_tilde, box) for box in boxes]))
+    in_cells = [box.divided(factor).window for box in boxes]
+    known = encode(edit.vae, torch.cat([x_tilde[..., *box.window] for box in boxes]))
     noise = noise_windows(
         config.seed,
         stage.number,
         (cells.shape[-2], cells.shape[-1]),
         [(candidate, box.divided(factor)) for candidate, box in windows],
-        shared=rules.shared_noise(stage.is_whole_run),
+        shared=rules.shared_noise(stage.whole_run),
     )
-    mask = cut(cells)
-    if config.dilate_mask:
-        mask = lambda k: cut(progressive_dilation(cells, k / len(stage.schedule)))  # noqa: E731
+
+    def mask_at(k: int) -> Tensor:
+        grown = progressive_dilation(cells, k / len(stage.schedule))
+        return torch.cat([grown[..., *window] for window in in_cells])
+
     # line 4: x_T ~ q(x_T | x~)
     n = noise("init", 0, (len(windows), *known.shape[1:])).to(known)
-    from_noise = stage.is_whole_run and config.start_from == "noise"
+    from_noise = stage.whole_run and config.start_from == "noise"
     start = known.expand(len(windows), -1, -1, -1)
     x = n if from_noise else rules.start_latent(start, stage.schedule[0], edit.alphas_cumprod, n)
-    # lines 5-14: samplers/repaint.py, `algorithm_1`
+    # lines 5-14: `algorithm_1` of samplers/repaint.py, which made the schedule
     return blended_sample(
-        _denoiser(edit, stage),
+        _denoiser(edit, with_prompt=stage.number == 0 or config.conditional_upscale),
         x,
         stage.schedule,
         known=known,
-        mask=mask,
+        mask=mask_at if config.dilate_mask else torch.cat([cells[..., *window] for window in in_cells]),
         noise=noise,
         eta=config.eta,
         on_step=lambda info: edit.report(
@@ -113,14 +112,13 @@ def _blended_diffusion(
     )
 
 
-def _denoiser(edit: Edit, stage: Stage) -> Denoiser:
-    """p_theta( . | c), lines 6, 11 and 23, with classifier-free guidance."""
-    dtype, config = dtype_of(edit.unet), edit.plan.config
+def _denoiser(edit: Edit, *, with_prompt: bool) -> Denoiser:
+    """p_theta( . | c), lines 6, 11 and 23, with classifier-free guidance; without the prompt, p_theta( . | "")."""
+    dtype, scale = dtype_of(edit.unet), edit.plan.config.guidance_scale if with_prompt else 1.0
 
     def model(x: Tensor, t: Tensor, context: Tensor) -> Tensor:
         return edit.unet(x.to(dtype), t, context.to(dtype)).float()
 
-    with_prompt = stage.number == 0 or config.conditional_upscale
     cond, uncond = (edit.cond, edit.uncond) if with_prompt else (edit.empty, edit.empty)
-    denoise = classifier_free_guidance(model, cond, uncond, config.guidance_scale if with_prompt else 1.0)
+    denoise = classifier_free_guidance(model, cond, uncond, scale)
     return v_prediction(denoise, edit.alphas_cumprod) if edit.prediction_type == "v_prediction" else denoise

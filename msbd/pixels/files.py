@@ -1,16 +1,14 @@
 """Picture files in and out: 8-bit pixels as they are in the file, masks, metadata.
 
 Tensors  image (1, 3, H, W) float in [-1, 1]; mask (1, 1, H, W) in {0, 1}, 1 = edit; pixels (H, W, 3) uint8
-Copying  needs crops.py; numpy, torch and Pillow
+Copying  needs files.py; numpy, torch and Pillow
 
 A picture's bytes are kept as they are, with their colour profile, so that an edit can return every byte
-outside its mask unchanged. 16-bit files are read at 8 bits (grey ones rounded, colour PNGs cut off by
-Pillow): our own 16-bit PNG reader is still to come.
+outside its mask unchanged. 16-bit files are read at 8 bits: grey ones rounded, colour PNGs cut off by Pillow.
 """
 
 import io
 import json
-import os
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,6 +20,8 @@ import torch
 from PIL import Image, ImageCms, ImageOps
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
+
+from ..files import whole_file
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")  # that are written
 LONGEST = {".webp": 16383, ".jpg": 65500, ".jpeg": 65500}  # pixels a side that a format can hold
@@ -131,12 +131,8 @@ def save_image(
             options |= {"format": "WEBP", "lossless": True, "exact": True}
         else:  # 4:4:4: halved colour would show at the edge of an edit
             options |= {"format": "JPEG", "quality": quality, "subsampling": 0}
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # same folder: the rename is then atomic
-    try:
+    with whole_file(path) as unfinished:
         picture.save(unfinished, **options)
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def check_output_path(path: str | Path, size: tuple[int, int] = (1, 1)) -> str:

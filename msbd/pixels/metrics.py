@@ -5,7 +5,7 @@ Papers   Wang et al. 2004 (SSIM), doi:10.1109/TIP.2003.819861; Xue et al. 2014 (
          Wilson 1927 (interval of a share); Efron & Tibshirani 1993, "An Introduction to the Bootstrap",
          section 13.3
 Tensors  images (B, 3, H, W) in [-1, 1]; masks (B, 1, H, W), weights of the pixels
-Copying  needs luma.py; torch and numpy
+Copying  needs pixels/luma.py; torch and numpy
 """
 
 import math

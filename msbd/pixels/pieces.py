@@ -1,7 +1,7 @@
 """Run a net that looks at a few pixels only over a large picture piece by piece, so that its memory does not grow.
 
 Tensors  image (1, C, H, W) in the net's own range -> (1, C', H', W'), H' / H = W' / W a whole number, or one over it
-Copying  needs box.py, resize.py and tiles.py
+Copying  needs pixels/box.py, pixels/resize.py, pixels/tiles.py
 
 A piece of the result equals the same piece of a run on the whole picture, but for rounding, where the context around
 it is at least as wide as the net looks.

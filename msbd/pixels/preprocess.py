@@ -1,7 +1,7 @@
 """Pictures as CLIP, ImageNet's classifiers and BLIP want to see them.
 
 Tensors  images (B, 3, H, W) in [-1, 1] -> (B, 3, S, S), normalised
-Copying  needs resize.py and box.py
+Copying  needs pixels/resize.py
 """
 
 from collections.abc import Sequence

@@ -1,7 +1,7 @@
 """Change the size of pictures, and cut and pad them, as tensors.
 
 Tensors  image (B, C, H, W) float in any range (the pipelines use [-1, 1]); sizes are (H, W) in pixels
-Copying  needs box.py
+Copying  needs pixels/box.py
 """
 
 import torch

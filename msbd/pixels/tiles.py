@@ -2,7 +2,7 @@
 
 Paper    Ackermann & Li 2022, arXiv:2210.12965, appendix A.2: segments of 768 pixels overlapping by 128
 Tensors  patches (B, C, h, w) float; weights (1, 1, h, w) in (0, 1]; masks (1, 1, H, W)
-Copying  needs box.py
+Copying  needs pixels/box.py
 
 The official code fades over half the overlap, on the later tile's side only, in 8 bits, and its grid has
 redundant tiles and settings for which it never ends (official.py has both). Here the fade is symmetric, over

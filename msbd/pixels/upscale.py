@@ -2,7 +2,7 @@
 
 Paper    Ackermann & Li 2022, arXiv:2210.12965, appendix A.2: Real-ESRGAN x4, then bilinear down; its ablation has the others
 Tensors  image (1, 3, H, W) in [-1, 1] -> (1, 3, H', W') in [-1, 1]; the upscaler net takes and gives [0, 1]
-Copying  needs masks.py, pieces.py, resize.py and tiles.py, and what those need
+Copying  needs pixels/masks.py, pixels/pieces.py, pixels/resize.py, pixels/tiles.py
 """
 
 from collections.abc import Callable

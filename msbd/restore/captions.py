@@ -4,7 +4,7 @@ Paper    Yang et al. 2023 (PASD), arXiv:2308.14469, section 3.4: ResNet, YOLO an
          U-Net reads what they say. The official code uses one of them at a time; here any combination
 Tensors  image (1, 3, H, W) in [-1, 1], any size from 1 x 1; pixels as each net wants them
 Weights  none here: loading/captions.py makes the models. A torchvision Faster R-CNN takes YOLO's place (why: there)
-Copying  needs pixels/preprocess.py and pixels/resize.py, and what those need
+Copying  needs pixels/preprocess.py, pixels/resize.py
 """
 
 import math

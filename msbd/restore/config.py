@@ -2,8 +2,8 @@
 
 Paper    Yang et al. 2023 (PASD), arXiv:2308.14469; names and values as in its official code, where that has them
 Units    pixels, or latent cells of 8 x 8 pixels, as each field says
-Copying  needs prompts.py and ../options.py: the standard library only, so that a command line can show every default
-         without torch
+Copying  needs options.py, restore/prompts.py: the standard library only, so that a command line can show
+         every default without torch
 """
 
 from dataclasses import dataclass, fields

@@ -5,7 +5,8 @@ Source   what yangxy/PASD at 396f9ac and the libraries it calls compute; written
          ours, there, does instead and why. Its crashes are not imitated: where it fails or never ends, a ValueError
          says so
 Units    images (1, 3, H, W) in [-1, 1], worked on in 8 bits as there; control pictures in [0, 1]; sizes (H, W)
-Copying  needs color.py, paper.py, samplers/ans.py, pixels/box.py, files.py, resize.py and tiles.py, and what they need
+Copying  needs pixels/box.py, pixels/files.py, pixels/resize.py, pixels/tiles.py, restore/color.py,
+         restore/paper.py, samplers/ans.py, samplers/schedule.py
 """
 
 import math

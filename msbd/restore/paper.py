@@ -3,7 +3,8 @@
 Paper    Yang et al. 2023 (PASD), arXiv:2308.14469, section 3
 Units    images (1, 3, H, W) in [-1, 1]; control pictures in [0, 1]; latents (1, 4, h, w), scaled; sizes (H, W);
          tiles in latent cells, everything else in pixels
-Copying  needs color.py, samplers/ans.py, pixels/box.py, resize.py and tiles.py, and what those need
+Copying  needs pixels/box.py, pixels/resize.py, pixels/tiles.py, restore/color.py, samplers/ans.py,
+         samplers/schedule.py
 
 official.py has the same functions as the official code computes them; rules.py lists both, and a plan carries one.
 """

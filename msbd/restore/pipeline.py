@@ -4,7 +4,9 @@ Paper    Yang et al. 2023, arXiv:2308.14469, section 3 and figure 2; sections an
 Tensors  image (1, 3, H, W) in [-1, 1]; control (1, 3, h, w) in [0, 1], h and w multiples of 8;
          latents (1, 4, h / 8, w / 8), scaled
 Nets     arrive loaded, in evaluation mode, on one device
-Copying  needs paper.py, official.py and the other files of this folder, and what those need
+Copying  needs latents.py, memory.py, noise.py, pixels/box.py, pixels/pieces.py, pixels/resize.py,
+         pixels/upscale.py, progress.py, restore/config.py, restore/plan.py, restore/prompts.py,
+         restore/solvers.py, samplers/guidance.py, samplers/schedule.py
 
 Large pictures are sampled in overlapping tiles: at every step the tiles' predictions are faded into one for the whole
 latent (MultiDiffusion, arXiv:2302.08113), so that there is one latent, one noise field and one step. What `plan.rules`

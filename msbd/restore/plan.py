@@ -2,7 +2,7 @@
 
 Paper    Yang et al. 2023 (PASD), arXiv:2308.14469
 Units    pixels unless a name says otherwise; sizes are (H, W)
-Copying  needs config.py, rules.py, solvers.py, samplers/schedule.py and pixels/box.py, and what those need
+Copying  needs pixels/box.py, restore/config.py, restore/rules.py, restore/solvers.py, samplers/schedule.py
 """
 
 from collections.abc import Sequence

@@ -1,6 +1,6 @@
 """Where `formulas` is decided: the paper's functions and the official code's, side by side under the same names.
 
-Copying  needs paper.py and official.py, and what those need
+Copying  needs pixels/box.py, pixels/tiles.py, restore/official.py, restore/paper.py, samplers/schedule.py
 
 A plan carries the chosen ones as `plan.rules`, and nothing else asks for `formulas`. What each computes, and why they
 differ, stands in official.py.

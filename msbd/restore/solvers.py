@@ -1,7 +1,8 @@
 """The samplers of samplers/ by name, each with the timesteps that it is usually run over.
 
 Tensors  as in the samplers: x (B, C, h, w); timesteps (N,)
-Copying  needs samplers/ddim.py, dpmpp.py, euler.py, lcm.py, pndm.py, unipc.py and schedule.py
+Copying  needs samplers/ddim.py, samplers/dpmpp.py, samplers/euler.py, samplers/lcm.py, samplers/pndm.py,
+         samplers/schedule.py, samplers/unipc.py
 """
 
 from collections.abc import Callable

@@ -5,8 +5,8 @@ Paper    Yang et al. 2023 (PASD), arXiv:2308.14469, section 3.5 (a personalised 
 Tensors  up (out, r), down (r, in * kh * kw): W (out, in[, kh, kw]) + alpha / r * up @ down
 Weights  LoRA files in kohya's names, lora_unet_<path with _>.lora_down.weight, .lora_up.weight and .alpha, in
          which kohya's programs, diffusers and weights/lora.py agree on the scale alpha / r
-Copying  needs objective.py and what that needs; the U-Net comes as an argument, its layers are known by
-         diffusers' names
+Copying  needs samplers/schedule.py, train/config.py, train/objective.py; the U-Net comes as an argument, its
+         layers are known by diffusers' names
 """
 
 import re

@@ -3,7 +3,7 @@
 Paper    Wang et al. 2021 (Real-ESRGAN), arXiv:2107.10833, sections 3.1 and 3.3; Liu et al. 2020 (plateau and
          generalised Gaussian kernels)
 Tensors  kernel (k, k) float64 of sum 1, k odd; image (B, C, H, W) float32 or float64 in any range
-Copying  needs resize.py and box.py (for their reflection padding)
+Copying  needs pixels/resize.py
 """
 
 import math

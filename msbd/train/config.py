@@ -2,8 +2,8 @@
 
 Paper    Yang et al. 2023 (PASD), arXiv:2308.14469: gamma and the null prompts are section 3.6's; Adam, its
          rate, the batch and the number of updates section 4.1's
-Copying  needs ../options.py: the standard library only, so that a command line can show every default
-         without torch
+Copying  needs options.py: the standard library only, so that a command line can show every default without
+         torch
 """
 
 from dataclasses import dataclass

@@ -3,8 +3,7 @@
 Paper    Yang et al. 2023 (PASD), arXiv:2308.14469, section 4.1: Real-ESRGAN's degradations of clean pictures
 Tensors  clean (3, S, S) float32 in [-1, 1]; control (3, S, S) float32 in [0, 1] on 256 levels: what the
          ControlNet sees
-Copying  needs pictures.py, degrade.py, blur_kernels.py, jpeg.py, pixels/files.py, resize.py and box.py;
-         numpy, torch and Pillow
+Copying  needs pixels/resize.py, train/degrade.py, train/pictures.py; numpy, torch and Pillow
 
 `TrainingData(pictures)[n]` is example number n of a run without end, a pure function of n and the seed. So a
 run goes on exactly from the number of examples it has seen, each rank takes numbers of its own, and neither

@@ -4,7 +4,7 @@ Paper    Wang et al. 2021 (Real-ESRGAN), arXiv:2107.10833, section 3: the second
          on it (Yang et al. 2023, arXiv:2308.14469, section 4), with milder ranges in its published parameters
 Tensors  image (B, 3, H, W) in [0, 1], Real-ESRGAN's range, NOT the [-1, 1] of the rest of msbd/; any H, W
          from 1 up
-Copying  needs blur_kernels.py, jpeg.py, resize.py and box.py (for their reflection padding)
+Copying  needs pixels/resize.py, train/blur_kernels.py, train/jpeg.py
 
 Two halves, so that a degradation can be stored, shown and repeated: `sample_parameters` draws everything from
 one generator, `apply` follows it and draws nothing but the noise fields, whose seeds are among the

@@ -1,7 +1,7 @@
 """The training loop: several processes, accumulation, mixed precision, averaged weights, exact continuation.
 
 Paper    Yang et al. 2023 (PASD), arXiv:2308.14469, section 3.6
-Copying  needs config.py, objective.py, state.py and what those need; the objective comes as an argument
+Copying  needs train/config.py, train/objective.py, train/state.py; the objective comes as an argument
 
 Sample number n of a run draws its timestep, noise and null prompt from a generator of its own
 (`draw_samples`), so the run is the same however its samples are spread over processes, accumulated batches

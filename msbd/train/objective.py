@@ -3,7 +3,7 @@
 Paper    Yang et al. 2023 (PASD), arXiv:2308.14469, section 3.6 (Eq. 5, gamma, null prompts) and 3.1 (L_DR)
 Tensors  clean pictures (B, 3, H, W) in [-1, 1], control pictures (B, 3, H, W) in [0, 1], latents
          (B, 4, H / 8, W / 8) times the VAE's scaling_factor, text states (B, 77, D)
-Copying  needs config.py, latents.py, samplers/schedule.py; nets come as arguments
+Copying  needs latents.py, samplers/schedule.py, train/config.py; nets come as arguments
 """
 
 import math

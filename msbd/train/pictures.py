@@ -2,7 +2,7 @@
 
 Layout   a folder: pictures, the caption of NAME.png in NAME.txt. Shards: uncompressed tar files as webdataset
          writes them
-Copying  needs pixels/files.py, which needs resize.py and box.py; numpy and Pillow
+Copying  needs pixels/files.py; numpy and Pillow
 """
 
 import glob

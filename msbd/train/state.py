@@ -2,19 +2,19 @@
 
 Files    last.pt  (torch, weights only) everything an exact continuation needs, the frozen weights left out
          log.jsonl  a line per logged step
-Copying  this file stands alone: torch only
+Copying  needs files.py; torch only
 """
 
 import json
 import math
-import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from ..files import whole_file
 
 
 class Average:
@@ -62,7 +62,7 @@ class RunFolder:
         """
         self.path.mkdir(parents=True, exist_ok=True)
         try:
-            with _replacing(self.checkpoint) as unfinished:
+            with whole_file(self.checkpoint, self.checkpoint.with_suffix(".unfinished")) as unfinished:
                 torch.save(state, unfinished)
         except RuntimeError as error:  # what torch makes of a full disk
             raise OSError(
@@ -86,7 +86,7 @@ class RunFolder:
         if cut_log and self.log_file.exists():
             step = state["step"] if state else 0
             lines = [json.dumps(line) + "\n" for line in self.read_log() if line["step"] <= step]
-            with _replacing(self.log_file) as unfinished:
+            with whole_file(self.log_file, self.log_file.with_suffix(".unfinished")) as unfinished:
                 unfinished.write_text("".join(lines))
         return state
 
@@ -108,17 +108,3 @@ class RunFolder:
             except json.JSONDecodeError:
                 break
         return lines
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """A file to write, which then takes the place of `path`, or is removed where writing failed."""
-    unfinished = path.with_suffix(".unfinished")
-    try:
-        yield unfinished
-        with unfinished.open("r+b") as file:  # Windows flushes only what may be written
-            os.fsync(file.fileno())
-        os.replace(unfinished, path)
-    except BaseException:
-        unfinished.unlink(missing_ok=True)
-        raise

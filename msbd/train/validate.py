@@ -2,7 +2,7 @@
 
 Paper    Yang et al. 2023 (PASD), arXiv:2308.14469, Eq. 3 (the start)
 Tensors  as in loop.py
-Copying  needs loop.py, restore/pipeline.py, restore/config.py and what those need
+Copying  needs restore/config.py, restore/pipeline.py, train/loop.py, train/objective.py
 """
 
 from collections.abc import Callable, Iterator, Sequence
