@@ -13,10 +13,12 @@ from pathlib import Path
 
 @contextmanager
 def whole_file(path: Path, unfinished: Path | None = None) -> Iterator[Path]:
-    """A path to write to, which then takes the place of `path`; where writing failed the old file is still there.
+    """A path to write to, which then takes the place of `path`; where writing failed the old file is still
+    there.
 
-    It is `unfinished`, in the same folder, where one that was left behind by a killed process is to be overwritten by the
-    next; by default a name that no other process has. What was written is on the disk before the old file goes.
+    It is `unfinished`, in the same folder, where one that was left behind by a killed process is to be
+    overwritten by the next; by default a name that no other process has. What was written is on the disk
+    before the old file goes.
     """
     unfinished = unfinished or path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:

@@ -1,6 +1,7 @@
 """Pictures to latents and back, in whatever precision the autoencoder runs.
 
-Tensors  images (n, 3, H, W) in [-1, 1]; latents (n, 4, H / 8, W / 8), times the autoencoder's scaling_factor; float32, both
+Tensors  images (n, 3, H, W) in [-1, 1]; latents (n, 4, H / 8, W / 8), times the autoencoder's scaling_factor;
+         float32, both
 Copying  this file stands alone: torch only. The VAE is any module with `encode`, `decode` and
          `config.scaling_factor`
 """

@@ -1,9 +1,10 @@
 """Files to a ready pipeline: the composition root.
 
-A model is whatever weights/locate.py finds: a name of the registry, a folder, a single file, in any layout that
-weights/canonical.py knows. What no shape tells (heads, schedule, prediction type, native size, ...) is in the file's
-metadata, as JSON under `config`, or in the config.json and scheduler_config.json beside it; what is absent there is as in
-Stable Diffusion 1.x. Whoever asks several things of one model locates it once and passes the `Located` on.
+A model is whatever weights/locate.py finds: a name of the registry, a folder, a single file, in any layout
+that weights/canonical.py knows. What no shape tells (heads, schedule, prediction type, native size, ...) is
+in the file's metadata, as JSON under `config`, or in the config.json and scheduler_config.json beside it;
+what is absent there is as in Stable Diffusion 1.x. Whoever asks several things of one model locates it once
+and passes the `Located` on.
 """
 
 import hashlib
@@ -56,13 +57,15 @@ def load_edit_pipeline(
     dtype: torch.dtype = torch.float32,
     loras: Loras = (),
 ) -> EditPipeline:
-    """The ready `EditPipeline` of a model: a name ("mini", "sd-v1-5"), a folder or a file, with `loras` merged in.
+    """The ready `EditPipeline` of a model: a name ("mini", "sd-v1-5"), a folder or a file, with `loras`
+    merged in.
 
-    A `Located` model's files are not read a second time. The U-Net gets `dtype`: float32, bfloat16 or float16. The VAE stays
-    in float32 where that is float16, whose range its activations exceed; CLIP and the upscaler are float32 on a CPU. A
-    model may come without either of these two: then candidates are not ranked, and a second stage needs upscaling_mode
-    bilinear. Raises WeightsError, one line, for an unknown name, and for a file that is missing, damaged, of another kind, or
-    not of one model with the others; ValueError for another dtype.
+    A `Located` model's files are not read a second time. The U-Net gets `dtype`: float32, bfloat16 or
+    float16. The VAE stays in float32 where that is float16, whose range its activations exceed; CLIP and the
+    upscaler are float32 on a CPU. A model may come without either of these two: then candidates are not
+    ranked, and a second stage needs upscaling_mode bilinear. Raises WeightsError, one line, for an unknown
+    name, and for a file that is missing, damaged, of another kind, or not of one model with the others;
+    ValueError for another dtype.
     """
     place = make_placement(device, dtype)
     located = _locate(model)
@@ -116,8 +119,8 @@ def restorer_name(model: str | Path, mode: str) -> str | Path:
 def locate_restorer(
     model: str | Path, *, mode: str = "sr", method: str = "pasd", base: str | Path | None = None
 ) -> RestoreModel:
-    """Where PASD's model for `mode` and its base lie. Raises WeightsError, one line, where one is not on this machine,
-    `base` is no model (a LoRA is none), or a ControlNet is missing that `method` cannot do without.
+    """Where PASD's model for `mode` and its base lie. Raises WeightsError, one line, where one is not on this
+    machine, `base` is no model (a LoRA is none), or a ControlNet is missing that `method` cannot do without.
     """
     name = restorer_name(model, mode)
     if base is None:
@@ -143,15 +146,17 @@ def load_restore_pipeline(
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> RestorePipeline:
-    """The ready `RestorePipeline` of a model of PASD's: a name ("mini", "pasd"), a folder, or a file together with its base.
+    """The ready `RestorePipeline` of a model of PASD's: a name ("mini", "pasd"), a folder, or a file together
+    with its base.
 
-    What `locate_restorer` found stands for `model`, `mode` and `base`, and its files are not read a second time.
+    What `locate_restorer` found stands for `model`, `mode` and `base`, and its files are not read a second
+    time.
 
-    `base`, a Stable Diffusion 1.x model, replaces the U-Net, VAE and text encoder. With `base_weight` w < 1 each is blended:
-    (1 - w) own + w base. A part the model lacks comes from `base` entirely. PASD's layers are never changed. `loras` are
-    merged in last. The methods controlnet and img2img run on the U-Net without PASD's layers. Precision as in
-    `load_edit_pipeline`. Raises WeightsError, one line, for a file that is missing, damaged, of another kind, or not of one
-    model with the others; ValueError for another dtype.
+    `base`, a Stable Diffusion 1.x model, replaces the U-Net, VAE and text encoder. With `base_weight` w < 1
+    each is blended: (1 - w) own + w base. A part the model lacks comes from `base` entirely. PASD's layers
+    are never changed. `loras` are merged in last. The methods controlnet and img2img run on the U-Net without
+    PASD's layers. Precision as in `load_edit_pipeline`. Raises WeightsError, one line, for a file that is
+    missing, damaged, of another kind, or not of one model with the others; ValueError for another dtype.
     """
     place = make_placement(device, dtype)
     if not isinstance(model, RestoreModel):
@@ -198,8 +203,8 @@ def restore_spec(
     method: str = "pasd",
     base: str | Path | None = None,
 ) -> RestoreSpec:
-    """The spec of the pipeline that `load_restore_pipeline` would give; no net is built. Raises WeightsError for a model
-    that is not there, or not complete.
+    """The spec of the pipeline that `load_restore_pipeline` would give; no net is built. Raises WeightsError
+    for a model that is not there, or not complete.
     """
     if not isinstance(model, RestoreModel):
         model = locate_restorer(model, mode=mode, method=method, base=base)
@@ -232,7 +237,9 @@ class TrainingParts:
 
 
 def load_training_parts(model: Model = "mini") -> TrainingParts:
-    """The parts of a base model, `model` as in `load_edit_pipeline`. Raises WeightsError as that does, and for PASD's own."""
+    """The parts of a base model, `model` as in `load_edit_pipeline`. Raises WeightsError as that does, and
+    for PASD's own.
+    """
     located = _locate(model)
     facts, parts = model_facts(located), ModelParts(located)
     unet, vae = parts.net("unet").float(), parts.net("vae").float()
@@ -264,10 +271,11 @@ class PlanFacts:
 
 
 def plan_facts(model: Model = "mini") -> PlanFacts:
-    """What `plan_edit` asks of the model; no net is built, and of tensors only the VAE's shapes are looked at.
+    """What `plan_edit` asks of the model; no net is built, and of tensors only the VAE's shapes are looked
+    at.
 
-    So what an edit would do, and whether its options suit the model, is known before anything large is loaded. Raises
-    WeightsError for a model that is not there, or comes without a VAE or a tokenizer.
+    So what an edit would do, and whether its options suit the model, is known before anything large is
+    loaded. Raises WeightsError for a model that is not there, or comes without a VAE or a tokenizer.
     """
     located = _locate(model)
     facts = model_facts(located)
@@ -323,7 +331,7 @@ def _read_loras(loras: Loras) -> list[tuple[Lora, float]]:
     return [(lora if isinstance(lora, Lora) else read_lora_file(lora), weight) for lora, weight in loras]
 
 
-# ---- how it was trained -----------------------------------------------------------------------------------------------------
+# ---- how it was trained ------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -358,7 +366,7 @@ def model_facts(located: Located) -> ModelFacts:
     return ModelFacts(ModelSpec(native, multiple, guidance), alphas_cumprod, stored.prediction_type)
 
 
-# ---- do the parts go together? -----------------------------------------------------------------------------------------------
+# ---- do the parts go together? -----------------------------------------------------------------------------
 
 
 def _check_together(

@@ -1,4 +1,5 @@
-"""How much fits into a device's memory, whether an error says that something did not, and trying again with less.
+"""How much fits into a device's memory, whether an error says that something did not, and trying again with
+less.
 
 Copying  this file stands alone: torch only
 """
@@ -17,7 +18,8 @@ _BYTES_PER_CELL = 400_000
 
 
 def tiles_at_once(device: torch.device, cells: float) -> int:
-    """How many tiles of `cells` latent cells to sample together: four on a CPU, on a GPU what half its free memory holds.
+    """How many tiles of `cells` latent cells to sample together: four on a CPU, on a GPU what half its free
+    memory holds.
 
     An estimate: who runs out of memory all the same halves it and tries again.
     """
@@ -29,8 +31,8 @@ def tiles_at_once(device: torch.device, cells: float) -> int:
     return max(1, int(free / 2 / (cells * _BYTES_PER_CELL)))
 
 
-# What libraries below PyTorch say where PyTorch has no class of its own for it. cuBLAS and cuDNN name the call that did
-# not get its workspace; cuDNN without room for any algorithm's workspace finds no engine.
+# What libraries below PyTorch say where PyTorch has no class of its own for it. cuBLAS and cuDNN name the
+# call that did not get its workspace; cuDNN without room for any algorithm's workspace finds no engine.
 _OUT_OF_MEMORY = (
     "out of memory",
     "allocate memory",
@@ -41,7 +43,9 @@ _OUT_OF_MEMORY = (
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether `error` is a device's or the machine's memory running out; MPS and the CPU have no class of their own for it."""
+    """Whether `error` is a device's or the machine's memory running out; MPS and the CPU have no class of
+    their own for it.
+    """
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
     text = str(error).lower()
@@ -51,7 +55,9 @@ def is_out_of_memory(error: BaseException) -> bool:
 def until_it_fits(
     attempt: Callable[[Setting], Result], setting: Setting, smaller: Callable[[Setting], Setting | None]
 ) -> Result:
-    """`attempt(setting)`; out of memory, once more with `smaller(setting)`, until that is None and the error is raised."""
+    """`attempt(setting)`; out of memory, once more with `smaller(setting)`, until that is None and the error
+    is raised.
+    """
     while True:
         try:
             return attempt(setting)
@@ -70,10 +76,11 @@ def in_batches(
     *,
     alike: Callable[[Item], object] = lambda item: None,
 ) -> Iterator[tuple[Item, Result]]:
-    """Each of `items`, no two of them equal, with its result, `batch` at a time, in an order that `alike` gives.
+    """Each of `items`, no two of them equal, with its result, `batch` at a time, in an order that `alike`
+    gives.
 
-    `run(items)` gives a result for each of them; all it gets are `alike`, by default any. A batch that does not fit into
-    memory is halved, and so are those after it; `on_halved(before, after)` is told.
+    `run(items)` gives a result for each of them; all it gets are `alike`, by default any. A batch that does
+    not fit into memory is halved, and so are those after it; `on_halved(before, after)` is told.
     """
 
     def attempt(now: Sequence[Item]) -> tuple[Sequence[Item], list[Result]]:

@@ -1,8 +1,9 @@
 """Noise that does not depend on how a picture is cut up or in which order it is worked through.
 
-Every normal field of an edit has an address: seed, stage, candidate, site, step. It is drawn at the stage's full size from a
-generator seeded with that address, on the CPU in float32, and each tile takes its window of it. So neighbouring tiles agree
-where they overlap, a tile can be left out or computed alone, and device, dtype and batch size change nothing.
+Every normal field of an edit has an address: seed, stage, candidate, site, step. It is drawn at the stage's
+full size from a generator seeded with that address, on the CPU in float32, and each tile takes its window of
+it. So neighbouring tiles agree where they overlap, a tile can be left out or computed alone, and device,
+dtype and batch size change nothing.
 
 Copying  needs pixels/box.py
 """
@@ -24,9 +25,11 @@ def noise_windows(
     *,
     shared: Collection[str] = (),
 ) -> Callable[[str, int, tuple[int, ...]], Tensor]:
-    """A sampler's `noise(site, step, shape)` for a batch whose member i is `windows[i]` = (candidate, box in latent cells).
+    """A sampler's `noise(site, step, shape)` for a batch whose member i is `windows[i]` = (candidate, box in
+    latent cells).
 
-    `size` is the stage's (h, w) in latent cells. At the sites in `shared` every candidate gets candidate 0's field.
+    `size` is the stage's (h, w) in latent cells. At the sites in `shared` every candidate gets candidate 0's
+    field.
     """
 
     def noise(site: str, step: int, shape: tuple[int, ...]) -> Tensor:

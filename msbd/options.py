@@ -1,4 +1,5 @@
-"""Options: the fields of a config class, each with the one sentence that `--help` and readers of the class see.
+"""Options: the fields of a config class, each with the one sentence that `--help` and readers of the class
+see.
 
 Copying  this file stands alone: the standard library only, so that a command line can show every default
          without torch
@@ -13,8 +14,8 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 def option(default: Any, sentence: str, *, unit: str = "", unset: str = "") -> Any:
     """A field of a config dataclass: `num_steps: int = option(50, "diffusion steps of a whole run")`.
 
-    `unit` is what a number counts ("pixels", "latent cells"), where the sentence does not say it. `unset` says
-    what a default of None stands for ("the model's native size").
+    `unit` is what a number counts ("pixels", "latent cells"), where the sentence does not say it. `unset`
+    says what a default of None stands for ("the model's native size").
     """
     return field(default=default, metadata={"sentence": sentence, "unit": unit, "unset": unset})
 
@@ -25,7 +26,8 @@ def words(hint: Any) -> tuple[str, ...]:
 
 
 def check_options(config: Any, ranges: Mapping[str, tuple[float, float]]) -> None:
-    """ValueError where a field of `config` holds none of its words, or a number outside its range; None passes.
+    """ValueError where a field of `config` holds none of its words, or a number outside its range; None
+    passes.
 
     `ranges` is field -> (least, most), both allowed; most may be `inf`.
     """

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 class EditStep:
     """Where an edit is: `step` of `total` (counted from 1) of a task of a stage.
 
-    "sample" counts evaluations of the U-Net, each candidate and tile by itself, so that several are done at once; "decode"
-    counts tiles or candidates, "optimize" steps of Adam; "rerank" and "upscale" are one step each.
+    "sample" counts evaluations of the U-Net, each candidate and tile by itself, so that several are done at
+    once; "decode" counts tiles or candidates, "optimize" steps of Adam; "rerank" and "upscale" are one step
+    each.
     """
 
     stage: str
@@ -25,7 +26,9 @@ class EditStep:
 def reporter(
     on_step: Callable[[EditStep], None] | None, seconds: dict[str, float]
 ) -> Callable[[str, str, int, int], None]:
-    """`report(stage, task, step, total)`: calls `on_step`, and adds up in `seconds` how long each "stage, task" took."""
+    """`report(stage, task, step, total)`: calls `on_step`, and adds up in `seconds` how long each "stage,
+    task" took.
+    """
     last = time.perf_counter()
 
     def report(stage: str, task: str, step: int, total: int) -> None:

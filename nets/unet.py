@@ -6,8 +6,8 @@ Tensors  x (B, 4, h, w) latent, t (B,) timestep, context (B, 77, 768) text state
 Weights  diffusers names (unet/diffusion_pytorch_model.safetensors)
 Copying  this file stands alone: torch only
 
-`UNetConfig` holds the SDXL shape too (`SDXL_UNET`, with its text_time embedding). That is for copiers: it is built and
-tested here, but no loader of this project builds it.
+`UNetConfig` holds the SDXL shape too (`SDXL_UNET`, with its text_time embedding). That is for copiers: it is
+built and tested here, but no loader of this project builds it.
 """
 
 import math
@@ -402,7 +402,9 @@ class UNet(UNetEncoder):
         control: Control | None = None,
         added: TextTime | None = None,
     ) -> Tensor:
-        """Noise (B, out_channels, h, w) in x (B, in_channels, h, w), any h, w. ValueError for wrong residuals."""
+        """Noise (B, out_channels, h, w) in x (B, in_channels, h, w), any h, w. ValueError for wrong
+        residuals.
+        """
         temb = self.embed_time(x, t, added)  # (B, D)
         skips, x = self.encode(self.conv_in(x), temb, context)
         residuals = None

@@ -4,9 +4,10 @@ Paper    Yang et al. 2023 (PASD), arXiv:2308.14469, section 3.3, Eqs. 3 and 4
 Tensors  z_lr (B, C, h, w), the scaled latent of the degraded picture; noise of its shape, standard normal
 Copying  needs schedule.py beside it, and torch
 
-Training never reaches pure noise: at the last timestep N a share sqrt(a_N) of the clean picture is left. Eq. 3
-puts the degraded picture there; Eq. 4 lowers its share by a further level a_a. 1 keeps all of it (faithful),
-0 none (pure noise, inventive). The paper's "a_900 = 0.1189" is a root: a_900 is 0.01415, its root 0.11896.
+Training never reaches pure noise: at the last timestep N a share sqrt(a_N) of the clean picture is left. Eq.
+3 puts the degraded picture there; Eq. 4 lowers its share by a further level a_a. 1 keeps all of it
+(faithful), 0 none (pure noise, inventive). The paper's "a_900 = 0.1189" is a root: a_900 is 0.01415, its root
+0.11896.
 """
 
 from torch import Tensor
@@ -19,9 +20,9 @@ def ans_start(
 ) -> Tensor:
     """z_N at the level of its first timestep, (B, C, h, w) in z_lr's dtype (Eq. 4).
 
-    `a_n` is alphas_cumprod at that timestep, `a_a` the adjustable level in [0, 1]. One `noise` stands for both
-    of the paper's, z and z', whose sum is normal again; with `more_noise` they are kept apart, as the official
-    code draws them. ValueError for a level outside [0, 1].
+    `a_n` is alphas_cumprod at that timestep, `a_a` the adjustable level in [0, 1]. One `noise` stands for
+    both of the paper's, z and z', whose sum is normal again; with `more_noise` they are kept apart, as the
+    official code draws them. ValueError for a level outside [0, 1].
     """
     if not 0 <= a_a <= 1:
         raise ValueError(

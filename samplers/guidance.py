@@ -1,12 +1,13 @@
 """Classifier-free guidance: one denoiser out of a text-conditional net and two contexts.
 
-Papers   Ho and Salimans 2022, arXiv:2207.12598, Eq. 6; Kynkäänniemi et al. 2024, arXiv:2404.07724 (the interval);
-         Yang et al. 2023 (PASD), arXiv:2308.14469, section 3.4
+Papers   Ho and Salimans 2022, arXiv:2207.12598, Eq. 6; Kynkäänniemi et al. 2024, arXiv:2404.07724 (the
+         interval); Yang et al. 2023 (PASD), arXiv:2308.14469, section 3.4
 Tensors  x (B, C, h, w) latent · t timestep · context (1 or B, 77, D) text states -> eps (B, C, h, w)
 Copying  this file stands alone: torch only
 
-PASD's paper prints eps(c) + w eps(c_neg), by which a larger w would lead towards the negative prompt. Computed here is
-eps(c_neg) + w (eps(c) - eps(c_neg)), as Ho and Salimans have it, and as PASD's official code does.
+PASD's paper prints eps(c) + w eps(c_neg), by which a larger w would lead towards the negative prompt.
+Computed here is eps(c_neg) + w (eps(c) - eps(c_neg)), as Ho and Salimans have it, and as PASD's official code
+does.
 """
 
 from collections.abc import Callable

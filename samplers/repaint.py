@@ -5,9 +5,10 @@ Papers   Avrahami et al. 2022, arXiv:2111.14818, 2206.02779 (Blended Diffusion);
 Tensors  x (B, C, h, w) latent · known (1 or B, C, h, w) clean latent · mask (1 or B, 1, h, w), 1 = repaint
 Copying  needs schedule.py and ddim.py beside it, and torch
 
-The schedule is data: a *plan* is a tuple of `Evaluation`s, carried out by `blended_sample`. `algorithm_1` is the
-paper's double loop, read top to bottom. Below it stand the general jump walk of RePaint (`repaint_states`,
-`repaint_plan`) and the counting of MSBD's official code (`official_plan`). Blended Diffusion is RePaint with no repeats.
+The schedule is data: a *plan* is a tuple of `Evaluation`s, carried out by `blended_sample`. `algorithm_1` is
+the paper's double loop, read top to bottom. Below it stand the general jump walk of RePaint
+(`repaint_states`, `repaint_plan`) and the counting of MSBD's official code (`official_plan`). Blended
+Diffusion is RePaint with no repeats.
 """
 
 from collections.abc import Callable, Sequence
@@ -38,8 +39,9 @@ def algorithm_1(
 ) -> tuple[Evaluation, ...]:
     """Lines 5-14 of MSBD's Algorithm 1 as a plan: Blended Diffusion, each step repeated `repeats` = R times.
 
-    timesteps (N,) descending, alphas_cumprod (T,). N (1 + R) evaluations; with R = 0 they are lines 22-26. The last step
-    leads to `final_alpha`: 1, a clean latent. ValueError for R below 0 and timesteps outside the table.
+    timesteps (N,) descending, alphas_cumprod (T,). N (1 + R) evaluations; with R = 0 they are lines 22-26.
+    The last step leads to `final_alpha`: 1, a clean latent. ValueError for R below 0 and timesteps outside
+    the table.
     """
     if repeats < 0:
         raise ValueError(f"repeats is {repeats}; it must be 0 (no repeats) or more")
@@ -63,10 +65,10 @@ def with_known(
 ) -> tuple[Evaluation, ...]:
     """`plan` with the known latent blended in at another level, or drawn more often.
 
-      level  "prev": the level the step leads to (Algorithm 1, line 7); "current": the level it came from, as the
-             official code does
-      noise  "once": all evaluations of a timestep share one x^, drawn outside Algorithm 1's inner loop; "fresh":
-             every evaluation draws its own, as RePaint does
+      level  "prev": the level the step leads to (Algorithm 1, line 7); "current": the level it came from, as
+             the official code does
+      noise  "once": all evaluations of a timestep share one x^, drawn outside Algorithm 1's inner loop;
+             "fresh": every evaluation draws its own, as RePaint does
     ValueError for other words.
     """
     if level not in ("prev", "current"):
@@ -94,14 +96,16 @@ def repaint_states(
 ) -> list[int]:
     """The states RePaint walks through, num_steps - 1 first, -1 last: down by 1 denoises, up by 1 noises.
 
-    A state says how noisy a latent is: in a run of N steps, state k is the level of the k-th smallest timestep, N - 1 the
-    start and -1 the finished latent. One evaluation of the denoiser leads from state k to k - 1.
+    A state says how noisy a latent is: in a run of N steps, state k is the level of the k-th smallest
+    timestep, N - 1 the start and -1 the finished latent. One evaluation of the denoiser leads from state k to
+    k - 1.
 
-    Whenever a state 0, jump_length, 2 jump_length, ... is reached from which a jump fits, the walk goes up jump_length
-    states and down again, jump_n_sample - 1 times (RePaint, section 4.2 and appendix; published: 250, 10, 10 -> 4571
-    states). RePaint counts these states from 0, so its last evaluation is never repeated. With `jump_from_final` they are
-    counted from -1, the finished latent: then blocks of jump_length steps are repeated whole, the last block too, and
-    jump_length 1 is MSBD's Algorithm 1. ValueError for a number below 1.
+    Whenever a state 0, jump_length, 2 jump_length, ... is reached from which a jump fits, the walk goes up
+    jump_length states and down again, jump_n_sample - 1 times (RePaint, section 4.2 and appendix; published:
+    250, 10, 10 -> 4571 states). RePaint counts these states from 0, so its last evaluation is never repeated.
+    With `jump_from_final` they are counted from -1, the finished latent: then blocks of jump_length steps are
+    repeated whole, the last block too, and jump_length 1 is MSBD's Algorithm 1. ValueError for a number below
+    1.
     """
     if min(num_steps, jump_length, jump_n_sample) < 1:
         raise ValueError(
@@ -134,7 +138,8 @@ def repaint_plan(
 ) -> tuple[Evaluation, ...]:
     """The papers' plans: `algorithm_1`, or a walk whose repeats go back `jump_length` steps at once.
 
-    timesteps (N,) descending, alphas_cumprod (T,). The last step leads to `final_alpha`, 1 for a clean latent.
+    timesteps (N,) descending, alphas_cumprod (T,). The last step leads to `final_alpha`, 1 for a clean
+    latent.
       repeats      further evaluations of each timestep: N (1 + R) in all. RePaint's jump_n_sample is 1 + R
       jump_length, jump_from_final   as in `repaint_states`
       known_level, known_noise       as in `with_known`

@@ -142,7 +142,8 @@ def linspace_timesteps(num_steps: int, *, num_train_timesteps: int = 1000, drop_
     _check_num_steps(num_steps, num_train_timesteps - int(drop_zero))
     if points == 1:
         return torch.tensor([num_train_timesteps - 1])
-    # Not torch.linspace, which counts from both ends: at a tie (499.5 of 30 steps) it rounds otherwise than numpy.
+    # Not torch.linspace, which counts from both ends: at a tie (499.5 of 30 steps) it rounds otherwise than
+    # numpy.
     ascending = torch.arange(points, dtype=torch.float64) * ((num_train_timesteps - 1) / (points - 1))
     return ascending.round().long().flip(0)[:num_steps]
 

@@ -41,7 +41,8 @@ class CommandParser(argparse.ArgumentParser):
         self._renamed: dict[str, tuple[str, int]] = {}
 
     def add_renamed(self, old: str, new: str, *, times: int = 1) -> None:
-        """Understand the flag `old` as `new`; it is in no help, and a note on stderr, unless --quiet, tells `new`.
+        """Understand the flag `old` as `new`; it is in no help, and a note on stderr, unless --quiet, tells
+        `new`.
 
         A whole number is multiplied by `times`: 8 where `old` counts latent cells and `new` pixels.
         """

@@ -1,8 +1,8 @@
 """Any weights file's tensors under canonical names, part by part, whatever layout the file has.
 
 Tensors  {key in the file: tensor} -> {part: {canonical key: tensor}}, views of the same memory
-Parts    unet, vae, text_encoder, clip, clip_vision, controlnet, rrdb; lora (names as in the file); pasd_added (PASD's own
-         tensors without their base)
+Parts    unet, vae, text_encoder, clip, clip_vision, controlnet, rrdb; lora (names as in the file); pasd_added
+         (PASD's own tensors without their base)
 Copying  this file, keymap.py, ldm.py, hub.py, esrgan.py, lora.py, merge.py, detect.py, files.py and
          pickles.py; torch, safetensors
 """
@@ -42,7 +42,9 @@ class Contents:
         return tuple(dict.fromkeys(part for part, _ in self.names.values()))
 
     def tensors(self, part: str) -> dict[str, Tensor]:
-        """One part's tensors under canonical keys. WeightsError if the file has no such part, or tensors of no part at all."""
+        """One part's tensors under canonical keys. WeightsError if the file has no such part, or tensors of
+        no part at all.
+        """
         if self.unknown:
             raise WeightsError(
                 f"{self.source}: {len(self.unknown)} tensors belong to no net of {self.layout}, first {self.unknown[0][:80]!r}; "
@@ -85,7 +87,9 @@ def _one_net(state: State, source: str) -> Contents:
 
 
 def _ldm(state: State, source: str, prefixes: Mapping[str, str]) -> Contents:
-    """A file of the latent diffusion code: the nets by their prefixes, averaged weights instead of the last ones."""
+    """A file of the latent diffusion code: the nets by their prefixes, averaged weights instead of the last
+    ones.
+    """
     names: dict[str, tuple[str, str]] = {}
     layout = "LDM's autoencoder" if list(prefixes) == ["vae"] else "a Stable Diffusion 1.x single file"
     for part, prefix in prefixes.items():

@@ -1,7 +1,9 @@
 """Which network a state dict belongs to, from its keys, and that network's sizes, from its shapes.
 
-Tensors  {canonical key: tensor} -> family, and keyword arguments of that family's config class (nets/*.py) as a plain dict
-Weights  canonical layouts: diffusers U-Net and VAE, Hugging Face CLIP, basicsr RRDB; others are named and refused in one line
+Tensors  {canonical key: tensor} -> family, and keyword arguments of that family's config class (nets/*.py) as
+         a plain dict
+Weights  canonical layouts: diffusers U-Net and VAE, Hugging Face CLIP, basicsr RRDB; others are named and
+         refused in one line
 Copying  this file, files.py (for WeightsError), merge.py and pickles.py; torch and safetensors through them
 """
 
@@ -30,8 +32,8 @@ FAMILIES = {
 
 _CLIP_FREE = {"num_attention_heads": "count", "hidden_act": "name", "layer_norm_eps": "number"}
 
-# What no shape tells, and what kind of value it has; the file's `config` metadata may say it. Where it does not, the
-# config class's default holds (SD 1.x, ViT-L/14).
+# What no shape tells, and what kind of value it has; the file's `config` metadata may say it. Where it does
+# not, the config class's default holds (SD 1.x, ViT-L/14).
 _UNET_FREE = {"attention_head_dim": "count or one per level", "norm_num_groups": "count", "norm_eps": "number", "flip_sin_to_cos": "flag",
               "freq_shift": "index", "addition_time_embed_dim": "count"}  # fmt: skip
 FREE_FIELDS = {
@@ -57,7 +59,8 @@ _NO_PIPELINE = "no pipeline here runs it; use a Stable Diffusion 1.x model"
 _OPENAI = "CLIP in OpenAI's layout; use the Hugging Face layout (openai/clip-vit-large-patch14)"
 _EMBEDDING = "a textual inversion embedding, not a model; nothing here applies it"
 
-# Part of a key ("\n" marks its beginning) -> what it gives away, and the way out. The first that is found counts.
+# Part of a key ("\n" marks its beginning) -> what it gives away, and the way out. The first that is found
+# counts.
 FOREIGN = (
     ("\nstring_to_param", _EMBEDDING),
     ("\nemb_params", _EMBEDDING),
@@ -77,7 +80,9 @@ FOREIGN = (
 
 
 def refuse_foreign(state: State, source: object = "the state dict") -> None:
-    """WeightsError, beginning with `source`, for a model that is known but that nothing here runs; in any layout."""
+    """WeightsError, beginning with `source`, for a model that is known but that nothing here runs; in any
+    layout.
+    """
     # First, because these models have the keys of ordinary ones.
     for key, tensor in state.items():
         if (
@@ -99,7 +104,9 @@ def refuse_foreign(state: State, source: object = "the state dict") -> None:
 
 
 def detect_family(state: State, source: object = "the state dict") -> str:
-    """One of FAMILIES, or "pasd_unet", from canonical keys. WeightsError, beginning with `source`, for anything else."""
+    """One of FAMILIES, or "pasd_unet", from canonical keys. WeightsError, beginning with `source`, for
+    anything else.
+    """
     refuse_foreign(state, source)
     for family, needed in FAMILIES.items():
         if all(key in state for key in needed):
@@ -117,12 +124,14 @@ def net_config(
     source: object = "the state dict",
     beside: Mapping[str, Any] | None = None,
 ) -> tuple[str, dict[str, Any]]:
-    """Family, and the keyword arguments of its config class: sizes from shapes, the rest from `metadata["config"]`.
+    """Family, and the keyword arguments of its config class: sizes from shapes, the rest from
+    `metadata["config"]`.
 
-    What that leaves open comes from `beside`, the content of a config.json; its sizes are not looked at, since such a file
-    may be another net's (PASD's are). For "clip" the arguments are {"text": {...}, "vision": {...}, "projection_dim": n}.
-    Fields that nothing tells are left out. Raises WeightsError where the family is not one of ours, a key is missing that
-    the sizes hang on, or the metadata contradicts the shapes.
+    What that leaves open comes from `beside`, the content of a config.json; its sizes are not looked at,
+    since such a file may be another net's (PASD's are). For "clip" the arguments are {"text": {...},
+    "vision": {...}, "projection_dim": n}. Fields that nothing tells are left out. Raises WeightsError where
+    the family is not one of ours, a key is missing that the sizes hang on, or the metadata contradicts the
+    shapes.
     """
     family = detect_family(state, source)
     try:
@@ -137,7 +146,9 @@ def net_config(
 
 
 def _check_blocks(state: State, sizes: Mapping[str, Any]) -> None:
-    """WeightsError where there are too few tensors for the blocks: building a net of made-up sizes would fill the memory."""
+    """WeightsError where there are too few tensors for the blocks: building a net of made-up sizes would fill
+    the memory.
+    """
     levels, layers = len(sizes.get("block_out_channels", ())), sizes.get("layers_per_block", 0)
     depths = sizes.get("transformer_layers_per_block", 1)
     needed = (
@@ -166,14 +177,17 @@ def _free(family: str, config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def table_of(config: Mapping[str, Any], *names: str) -> dict[str, Any]:
-    """A net's own table in a config of several nets, under the first of `names` that is there; else all of it."""
+    """A net's own table in a config of several nets, under the first of `names` that is there; else all of
+    it.
+    """
     return dict(next((config[name] for name in names if isinstance(config.get(name), dict)), config))
 
 
 def stored_config(metadata: Mapping[str, str] | None) -> dict[str, Any]:
     """The JSON table under `config` in the metadata, lists as tuples; {} if there is none.
 
-    Holds what shapes cannot tell, of the net (heads, groups, ...) and of its training (prediction_type, betas, native size, ...).
+    Holds what shapes cannot tell, of the net (heads, groups, ...) and of its training (prediction_type,
+    betas, native size, ...).
     """
     text = (metadata or {}).get("config", "{}")
     try:
@@ -192,7 +206,9 @@ def _with_tuples(value: Any) -> Any:
 
 
 def _complete(family: str, sizes: dict[str, Any], stored: dict[str, Any]) -> dict[str, Any]:
-    """`sizes` and the free fields that `stored` has; what else it has is not the net's business (stored_config gives it)."""
+    """`sizes` and the free fields that `stored` has; what else it has is not the net's business
+    (stored_config gives it).
+    """
     complete = dict(sizes)
     for name, value in stored.items():
         if name in ("text", "vision") and family == "clip" and isinstance(value, dict):
@@ -300,7 +316,9 @@ def _controlnet_sizes(state: State) -> dict[str, Any]:
 
 
 def _depths(state: State, places: list[list[str]]) -> Any:
-    """Blocks per transformer of each level, one number where all are alike; the coarsest level's may stand in the middle alone."""
+    """Blocks per transformer of each level, one number where all are alike; the coarsest level's may stand in
+    the middle alone.
+    """
     places[-1].append("mid_block.attentions.0")
     depths = [
         max(_count(state, place + ".transformer_blocks.{}.norm1.weight") for place in level) or 1
@@ -371,7 +389,8 @@ def _clip_sizes(state: State) -> dict[str, Any]:
 def _rrdb_sizes(state: State) -> dict[str, Any]:
     width, folded, _, _ = _shape(state, "conv_first.weight", 4)
     channels = _shape(state, "conv_last.weight", 4)[0]
-    # Scales 2 and 1 fold 2 x 2 and 4 x 4 pixels into channels first; pictures have as many channels out as in.
+    # Scales 2 and 1 fold 2 x 2 and 4 x 4 pixels into channels first; pictures have as many channels out as
+    # in.
     scale = {1: 4, 4: 2, 16: 1}.get(folded // channels)
     if scale is None or folded % channels:
         raise WeightsError(

@@ -1,6 +1,8 @@
-"""The older names of ESRGAN's generator: of its first code (numbers of a Sequential), and of its second (RRDB_trunk, HRconv).
+"""The older names of ESRGAN's generator: of its first code (numbers of a Sequential), and of its second
+(RRDB_trunk, HRconv).
 
-Paper    Wang et al. 2018, arXiv:1809.00219, and its published models; today's names are basicsr's, as Real-ESRGAN's files have them
+Paper    Wang et al. 2018, arXiv:1809.00219, and its published models; today's names are basicsr's, as
+         Real-ESRGAN's files have them
 Copying  this file and keymap.py; standard library
 """
 

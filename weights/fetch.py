@@ -1,9 +1,12 @@
-"""A registered file on this machine: found where it lies already, else downloaded, and checked before it is used.
+"""A registered file on this machine: found where it lies already, else downloaded, and checked before it is
+used.
 
-Looks in  the checkout, `$MSBD_WEIGHTS`, ~/.cache/msbd/weights, the Hugging Face cache; without any network call
-Gets      hub files through huggingface_hub, with its settings (HF_HOME, HF_TOKEN, HF_ENDPOINT, HF_HUB_OFFLINE, ...);
-          others by https, size-limited, continued after a break
-Copying   this file, registry.py, files.py and pickles.py; huggingface_hub, and torch and safetensors through them
+Looks in  the checkout, `$MSBD_WEIGHTS`, ~/.cache/msbd/weights, the Hugging Face cache; without any network
+          call
+Gets      hub files through huggingface_hub, with its settings (HF_HOME, HF_TOKEN, HF_ENDPOINT,
+          HF_HUB_OFFLINE, ...); others by https, size-limited, continued after a break
+Copying   this file, registry.py, files.py and pickles.py; huggingface_hub, and torch and safetensors through
+          them
 """
 
 import errno
@@ -38,15 +41,15 @@ OPTIONAL_PARTS = ("clip", "rrdb")
 OnProgress = Callable[[int, int], None]  # bytes there, bytes in all
 
 
-# ---- what is on this machine -------------------------------------------------------------------------------------------------
+# ---- what is on this machine -------------------------------------------------------------------------------
 
 
 def local_files(model: Model, optional: Collection[str] = ()) -> dict[str, Path]:
-    """Part -> file, of a model and of the parts it needs from others; of these OPTIONAL_PARTS and `optional` only if they are
-    there.
+    """Part -> file, of a model and of the parts it needs from others; of these OPTIONAL_PARTS and `optional`
+    only if they are there.
 
-    No network call. Raises WeightsError where files are missing, naming the command that gets them and the size of the
-    download, and for a file that is there but not of the registered size.
+    No network call. Raises WeightsError where files are missing, naming the command that gets them and the
+    size of the download, and for a file that is there but not of the registered size.
     """
     found = {file: find_local(file) for file in needed_files(model)}
     missing = [file for file, path in found.items() if path is None]
@@ -56,10 +59,12 @@ def local_files(model: Model, optional: Collection[str] = ()) -> dict[str, Path]
 
 
 def find_local(file: ModelFile) -> Path | None:
-    """Where the file lies, None if it is not on this machine. No network call; size and content are not looked at.
+    """Where the file lies, None if it is not on this machine. No network call; size and content are not
+    looked at.
 
-    In the weights folders it lies under its repository's name (openai/clip-vit-large-patch14/model.safetensors), or under
-    its bare name where that says what it is: that of a whole model, or of a file that is on no hub.
+    In the weights folders it lies under its repository's name
+    (openai/clip-vit-large-patch14/model.safetensors), or under its bare name where that says what it is: that
+    of a whole model, or of a file that is on no hub.
     """
     places = list(_places(file))
     if file.repo is not None:
@@ -76,7 +81,9 @@ def weights_folder() -> Path:
 
 
 def download_size(files: Iterable[ModelFile]) -> str:
-    """What downloading `files` takes, in words: "4.27 GB", "at least 1.89 GB" where some size is not known, "size not known"."""
+    """What downloading `files` takes, in words: "4.27 GB", "at least 1.89 GB" where some size is not known,
+    "size not known".
+    """
     sizes = {file: file.size or file.about or 0 for file in files}
     known = sum(sizes.values())
     # The .json and .txt files of a model are a few megabytes at most.
@@ -143,7 +150,7 @@ def _what_to_do(model: Model, missing: list[ModelFile]) -> str:
     return f"{model.name}: {_label(first)} {others} not on this machine; {', and '.join(ways)}"
 
 
-# ---- is it the right file? ---------------------------------------------------------------------------------------------------
+# ---- is it the right file? ---------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -166,10 +173,11 @@ class Check:
 
 
 def verify(path: Path, file: ModelFile, found: str | None = None) -> Check:
-    """Hash the file and compare it with the registry, or else with the name that the Hugging Face cache gave its content.
+    """Hash the file and compare it with the registry, or else with the name that the Hugging Face cache gave
+    its content.
 
-    That name is the sha256 for large files (weights), as the hub stated it when the file was downloaded. Takes about two
-    seconds a gigabyte, none where `found`, the file's sha256, is known already.
+    That name is the sha256 for large files (weights), as the hub stated it when the file was downloaded.
+    Takes about two seconds a gigabyte, none where `found`, the file's sha256, is known already.
     """
     size, found = path.stat().st_size, found or sha256(path)
     blob = _blob(path)
@@ -185,7 +193,9 @@ def verify(path: Path, file: ModelFile, found: str | None = None) -> Check:
 
 
 def _blob(path: Path) -> Path | None:
-    """The file that a link in the Hugging Face cache points to. Only one step: that itself may be a link into a shared store."""
+    """The file that a link in the Hugging Face cache points to. Only one step: that itself may be a link into
+    a shared store.
+    """
     if not path.is_symlink():
         return None
     blob = path.parent / path.readlink()
@@ -207,15 +217,16 @@ def _keep_only_right(path: Path, file: ModelFile) -> None:
     )
 
 
-# ---- getting it --------------------------------------------------------------------------------------------------------------
+# ---- getting it --------------------------------------------------------------------------------------------
 
 
 def fetch(file: ModelFile, *, on_progress: OnProgress | None = None) -> Path:
     """The file on this machine, downloaded if need be. One that is there already costs no network call.
 
-    `on_progress(bytes_there, bytes_in_all)` follows a download by url; huggingface_hub shows its own bar for the others.
-    Whatever was downloaded is hashed: what the registry or the hub does not confirm is deleted. Raises WeightsError, one
-    line with the way out, for that, and where there is no network, access, space, or direct download.
+    `on_progress(bytes_there, bytes_in_all)` follows a download by url; huggingface_hub shows its own bar for
+    the others. Whatever was downloaded is hashed: what the registry or the hub does not confirm is deleted.
+    Raises WeightsError, one line with the way out, for that, and where there is no network, access, space, or
+    direct download.
     """
     path = find_local(file)
     if path is not None:

@@ -1,7 +1,8 @@
-"""Weights files to state dicts and back: the one place that opens them. The format is told from the content, not the name.
+"""Weights files to state dicts and back: the one place that opens them. The format is told from the content,
+not the name.
 
-Reads    safetensors, and by way of pickles.py what torch.save writes (.ckpt, .pth, .bin), tensors only and never any
-         code; what else a download can turn out to be is refused in one line that says what it is
+Reads    safetensors, and by way of pickles.py what torch.save writes (.ckpt, .pth, .bin), tensors only and
+         never any code; what else a download can turn out to be is refused in one line that says what it is
 Tensors  {key: tensor} on the CPU, in the file's own dtypes, keys untouched
 Copying  this file and pickles.py; torch, safetensors
 """
@@ -21,7 +22,8 @@ from torch import Tensor
 
 from .pickles import PickleError, read_pickle
 
-# What a header of safetensors may say: SDXL's single file has 2,500 tensors, and 300,000 bytes that say what and where they are.
+# What a header of safetensors may say: SDXL's single file has 2,500 tensors, and 300,000 bytes that say what
+# and where they are.
 MAX_HEADER = 10_000_000  # bytes
 MAX_TENSORS, MAX_AXES = 100_000, 8
 METADATA = "__metadata__"
@@ -35,7 +37,9 @@ DTYPE_NAMES = {
 
 
 class WeightsError(ValueError):
-    """A weights file does not fit: not there, another format, damaged, the wrong family, keys or shapes. One printable line."""
+    """A weights file does not fit: not there, another format, damaged, the wrong family, keys or shapes. One
+    printable line.
+    """
 
     def __init__(self, message: str) -> None:
         super().__init__("".join(c if c.isprintable() else " " for c in message[:1000]))
@@ -50,8 +54,9 @@ def first_line(error: Exception) -> str:
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     """All tensors of a weights file, on the CPU. Raises WeightsError for anything else.
 
-    Those of a pickle are taken out of `state_dict`, `params_ema`, `params` or `model` where they lie in there. The tensors are
-    views of the file (it is mapped, not copied) wherever the format allows: cheap to open, and to be treated as read-only.
+    Those of a pickle are taken out of `state_dict`, `params_ema`, `params` or `model` where they lie in
+    there. The tensors are views of the file (it is mapped, not copied) wherever the format allows: cheap to
+    open, and to be treated as read-only.
     """
     path = Path(path)
     with _messages_of(path):
@@ -65,7 +70,9 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
 
 
 def read_metadata(path: str | Path) -> dict[str, str]:
-    """The metadata of a safetensors file, without reading tensors; {} if it has none, or is a pickle. Raises WeightsError."""
+    """The metadata of a safetensors file, without reading tensors; {} if it has none, or is a pickle. Raises
+    WeightsError.
+    """
     path = Path(path)
     with _messages_of(path):
         start = _beginning(path)
@@ -80,9 +87,9 @@ def write_safetensors(
 ) -> None:
     """Write `tensors` and `metadata` (strings) as a safetensors file: complete, or not at all.
 
-    The same content gives the same bytes; the library's own writer shuffles the metadata, which changes the sha256.
-    `format: pt` is added to the metadata, since Hugging Face's loaders ask for it. Raises ValueError for what the
-    format cannot hold.
+    The same content gives the same bytes; the library's own writer shuffles the metadata, which changes the
+    sha256. `format: pt` is added to the metadata, since Hugging Face's loaders ask for it. Raises ValueError
+    for what the format cannot hold.
     """
     path = Path(path)
     # Wide dtypes first keeps every tensor aligned to its item size.
@@ -98,7 +105,9 @@ def write_safetensors(
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` to write to; it takes `path`'s place at the end, so that a failure leaves the old file."""
+    """A temporary path beside `path` to write to; it takes `path`'s place at the end, so that a failure
+    leaves the old file.
+    """
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield unfinished
@@ -159,7 +168,8 @@ def _begins_as_pickle(start: bytes) -> bool:
     return start.startswith((b"PK\x03\x04", b"\x80")) and start[8:9] != b"{"
 
 
-# What the first bytes say the file is when it is none of ours: beginning (in lower case) -> what, and the way out.
+# What the first bytes say the file is when it is none of ours: beginning (in lower case) -> what, and the way
+# out.
 _PACKED = "a packed archive; unpack it, and give the weights file in it"
 _FOREIGN = {
     (b"<!doctype", b"<html", b"<?xml"): "a web page, not weights: a log-in, licence or error came instead; download it again",

@@ -1,7 +1,8 @@
-"""Folders as the Hugging Face hub has them: one per model, in it one per net, each with config.json and its tensors.
+"""Folders as the Hugging Face hub has them: one per model, in it one per net, each with config.json and its
+tensors.
 
-Reads    diffusers folders (model_index.json, unet/, vae/, text_encoder/, tokenizer/, scheduler/), PASD's (unet/, controlnet/), a net's
-         own folder, files in shards; and the older names that such files have
+Reads    diffusers folders (model_index.json, unet/, vae/, text_encoder/, tokenizer/, scheduler/), PASD's
+         (unet/, controlnet/), a net's own folder, files in shards; and the older names that such files have
 Copying  this file, keymap.py, files.py and pickles.py; torch and safetensors through them
 """
 
@@ -16,17 +17,19 @@ from torch import Tensor
 from .files import MAX_HEADER, WeightsError, first_line, read_state_dict
 from .keymap import KeyMap
 
-# Parts, each in the folder of its name. CLIP as a whole (openai/clip-vit-large-patch14) lies in a folder of its own.
+# Parts, each in the folder of its name. CLIP as a whole (openai/clip-vit-large-patch14) lies in a folder of
+# its own.
 PART_FOLDERS = ("unet", "vae", "text_encoder", "controlnet")
 
-# The tensors of a net's folder, best first: safe before pickled, whole precision before half. `non_ema` is never taken.
+# The tensors of a net's folder, best first: safe before pickled, whole precision before half. `non_ema` is
+# never taken.
 _STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
 _ENDINGS = (
     ".safetensors", ".safetensors.index.json", ".fp16.safetensors", ".fp16.safetensors.index.json", ".safetensors.index.fp16.json",
     ".bin", ".bin.index.json", ".fp16.bin", ".bin.index.fp16.json",
 )  # fmt: skip
 
-# ---- older names, as data: (older, canonical) ------------------------------------------------------------------------------
+# ---- older names, as data: (older, canonical) --------------------------------------------------------------
 
 # The autoencoder's attention until diffusers 0.17.
 _ATTENTION = (("query", "to_q"), ("key", "to_k"), ("value", "to_v"), ("proj_attn", "to_out.0"))
@@ -43,7 +46,9 @@ BARE_VISION = KeyMap(
 
 
 def hub_map(keys: Iterable[str]) -> KeyMap | None:
-    """The map to canonical names for a net with these keys; None where they are canonical already, or not of this kind."""
+    """The map to canonical names for a net with these keys; None where they are canonical already, or not of
+    this kind.
+    """
     keys = set(keys)
     if "encoder.mid_block.attentions.0.query.weight" in keys:
         return OLD_VAE
@@ -52,7 +57,7 @@ def hub_map(keys: Iterable[str]) -> KeyMap | None:
     return BARE_VISION if "embeddings.patch_embedding.weight" in keys else None
 
 
-# ---- folders ----------------------------------------------------------------------------------------------------------------
+# ---- folders -----------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

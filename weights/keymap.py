@@ -1,6 +1,7 @@
 """Key maps: one layout's names for another's, as data that is used in both directions.
 
-A map is a list of pairs of module paths; a key is renamed by the longest path that it begins with, and what follows stays.
+A map is a list of pairs of module paths; a key is renamed by the longest path that it begins with, and what
+follows stays.
 Copying  this file stands alone: standard library
 """
 
@@ -38,7 +39,9 @@ class KeyMap:
 
 
 def expand(templates: Pairs, places: Iterable[Mapping[str, int]]) -> Iterator[tuple[str, str]]:
-    """Every pair of `templates` at each of `places`: ("in.{n}", "down.{i}") at {"n": 4, "i": 1} is ("in.4", "down.1")."""
+    """Every pair of `templates` at each of `places`: ("in.{n}", "down.{i}") at {"n": 4, "i": 1} is ("in.4",
+    "down.1").
+    """
     templates = tuple(templates)
     for place in places:
         for theirs, ours in templates:

@@ -1,7 +1,10 @@
-"""The layout of CompVis's latent diffusion code: one file with U-Net, autoencoder and text encoder under prefixes.
+"""The layout of CompVis's latent diffusion code: one file with U-Net, autoencoder and text encoder under
+prefixes.
 
-Paper    Rombach et al. 2022, arXiv:2112.10752; its names are those of every SD 1.x file that is not a diffusers folder
-Tensors  {LDM key: tensor} <-> {canonical key: tensor}; 1x1 convolutions of the autoencoder's attention <-> linear layers
+Paper    Rombach et al. 2022, arXiv:2112.10752; its names are those of every SD 1.x file that is not a
+         diffusers folder
+Tensors  {LDM key: tensor} <-> {canonical key: tensor}; 1x1 convolutions of the autoencoder's attention <->
+         linear layers
 Copying  this file and keymap.py; torch
 """
 
@@ -24,15 +27,16 @@ _MARKS = {
     "text_encoder": "embeddings.token_embedding.weight",
 }
 
-# What lies beside the nets and is no part of them: the noise schedule, the moving average's counters, training's losses, and
-# what other programs save along (older ComfyUI the first two of the last line, which belong to other text encoders).
+# What lies beside the nets and is no part of them: the noise schedule, the moving average's counters,
+# training's losses, and what other programs save along (older ComfyUI the first two of the last line, which
+# belong to other text encoders).
 IGNORED = re.compile(
     r"(betas|(sqrt_|log_)?(one_minus_|recip_|recipm1_)?alphas_cumprod(_prev)?|posterior_\w+|lvlb_weights|logvar|scale_factor"
     r"|model_ema\..+|(.*\.)?position_ids|(.*\.)?loss\..+"
     r"|cond_stage_model\.(logit_scale|(transformer\.)?text_projection(\.weight)?)|denoiser\.sigmas|embedding_manager\..+)"
 )  # fmt: skip
 
-# ---- the maps, as data: (LDM, canonical) ------------------------------------------------------------------------------------
+# ---- the maps, as data: (LDM, canonical) -------------------------------------------------------------------
 
 _RESNET = (
     ("in_layers.0", "norm1"),
@@ -65,7 +69,9 @@ _UNET_DOUBLING = (("output_blocks.{n}.{m}.conv", "up_blocks.{i}.upsamplers.0.con
 
 
 def unet_map(levels: int, layers: int, up_attention: Sequence[bool]) -> KeyMap:
-    """The U-Net of `levels` resolutions and `layers` residual blocks each; `up_attention`: has it attention on the way up, coarse to fine?"""
+    """The U-Net of `levels` resolutions and `layers` residual blocks each; `up_attention`: has it attention
+    on the way up, coarse to fine?
+    """
     step = layers + 1  # blocks per level: down, the residual ones and a halving; up, one residual block more
     down = [{"n": 1 + step * i + j, "i": i, "j": j} for i in range(levels) for j in range(layers)]
     halving = [{"n": step * (i + 1), "i": i} for i in range(levels - 1)]
@@ -110,7 +116,8 @@ _VAE_DOUBLING = (("decoder.up.{k}.upsample.conv", "decoder.up_blocks.{i}.upsampl
 def vae_map(levels: int, layers: int, *, mixed: bool = False) -> KeyMap:
     """The autoencoder of `levels` resolutions and `layers` residual blocks each in the encoder.
 
-    `mixed`: its attention has the names that diffusers' own converter left in such files (diffusers issue 4790).
+    `mixed`: its attention has the names that diffusers' own converter left in such files (diffusers issue
+    4790).
     """
     attention = [
         (f"{half}.mid.attn_1.{ours if mixed else theirs}", f"{half}.mid_block.attentions.0.{ours}")
@@ -138,11 +145,13 @@ def vae_map(levels: int, layers: int, *, mixed: bool = False) -> KeyMap:
     )
 
 
-# ---- reading -----------------------------------------------------------------------------------------------------------------
+# ---- reading -----------------------------------------------------------------------------------------------
 
 
 def find_parts(keys: Iterable[str]) -> dict[str, str]:
-    """Part -> prefix of its keys, for the parts that a file with these keys has in LDM's layout; {} if it has another."""
+    """Part -> prefix of its keys, for the parts that a file with these keys has in LDM's layout; {} if it has
+    another.
+    """
     keys = set(keys)
     found = {}
     for part, prefixes in PREFIXES.items():
@@ -153,7 +162,9 @@ def find_parts(keys: Iterable[str]) -> dict[str, str]:
 
 
 def map_of(part: str, keys: Iterable[str]) -> KeyMap:
-    """The map of "unet" or "vae" for a net with these LDM keys (without prefix), of any number of levels and layers."""
+    """The map of "unet" or "vae" for a net with these LDM keys (without prefix), of any number of levels and
+    layers.
+    """
     keys = set(keys)
     if part == "vae":
         levels = count(keys, "encoder.down.{}.")
@@ -178,24 +189,31 @@ def map_to(part: str, keys: Iterable[str]) -> KeyMap:
 
 
 def _layers(levels: int, found: int, keys: Sized) -> int:
-    """`found` layers, but no more blocks than there are keys: a file that only claims sizes shall not fill the memory."""
+    """`found` layers, but no more blocks than there are keys: a file that only claims sizes shall not fill
+    the memory.
+    """
     return min(found, len(keys) // max(levels, 1))
 
 
 def ema_name(key: str) -> str:
-    """Where the moving average of `key` ("model.diffusion_model....") lies: without its dots, as LDM registers it."""
+    """Where the moving average of `key` ("model.diffusion_model....") lies: without its dots, as LDM
+    registers it.
+    """
     return "model_ema." + key.removeprefix("model.").replace(".", "")
 
 
 def linear(key: str, tensor: Tensor) -> Tensor:
-    """The autoencoder's attention weights (C, C, 1, 1) as (C, C), a view; other tensors as they are. `key` is canonical."""
+    """The autoencoder's attention weights (C, C, 1, 1) as (C, C), a view; other tensors as they are. `key` is
+    canonical.
+    """
     if ".mid_block.attentions." in key and tensor.ndim == 4 and tensor.shape[2:] == (1, 1):
         return tensor[:, :, 0, 0]
     return tensor
 
 
 def to_ldm(parts: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """One LDM file of canonical "unet", "vae" and "text_encoder": the way back, for tools that read nothing else.
+    """One LDM file of canonical "unet", "vae" and "text_encoder": the way back, for tools that read nothing
+    else.
 
     Raises ValueError for a part or key that the layout has no name for.
     """

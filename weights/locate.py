@@ -1,9 +1,9 @@
 """A model, by name or path, to where each of its parts lies on this machine. Nothing is downloaded.
 
-Model    a name of registry.py; a folder of files named by their part, as weights/mini/ and `tools.models convert` write it;
-         a diffusers or PASD folder; one file with several nets
-Copying  this file, canonical.py, detect.py, esrgan.py, fetch.py, files.py, hub.py, keymap.py, ldm.py, lora.py, merge.py,
-         pickles.py and registry.py; torch, safetensors, huggingface_hub
+Model    a name of registry.py; a folder of files named by their part, as weights/mini/ and `tools.models
+         convert` write it; a diffusers or PASD folder; one file with several nets
+Copying  this file, canonical.py, detect.py, esrgan.py, fetch.py, files.py, hub.py, keymap.py, ldm.py,
+         lora.py, merge.py, pickles.py and registry.py; torch, safetensors, huggingface_hub
 """
 
 import os
@@ -63,7 +63,9 @@ class Located:
         return contents
 
     def release(self) -> None:
-        """Let go of what was read, so that files which cannot be mapped do not stay in memory beside the nets."""
+        """Let go of what was read, so that files which cannot be mapped do not stay in memory beside the
+        nets.
+        """
         self._read.clear()
 
     def alone(self) -> "Located":
@@ -94,10 +96,10 @@ class Located:
 def locate(model: str | Path, *, companions: bool = False, optional: Collection[str] = ()) -> Located:
     """Where the parts of `model` lie. A name wins over a file or folder of that name (write ./name).
 
-    With `companions`, a file or folder without CLIP, its tokenizer or an enlarger gets those that were fetched to this machine.
-    `optional` are parts that a known model may lack where it has them from another one.
-    Raises WeightsError for an unknown name, a model that is not on this machine (it says how to fetch it), and a folder
-    without any net.
+    With `companions`, a file or folder without CLIP, its tokenizer or an enlarger gets those that were
+    fetched to this machine. `optional` are parts that a known model may lack where it has them from another
+    one. Raises WeightsError for an unknown name, a model that is not on this machine (it says how to fetch
+    it), and a folder without any net.
     """
     path = Path(model)
     if str(model) in MODELS or not os.path.exists(path):  # which takes any string, unlike Path.exists

@@ -1,9 +1,13 @@
-"""LoRA files: low-rank changes to a model's weights. Read them under any of their names, and merge them into a base.
+"""LoRA files: low-rank changes to a model's weights. Read them under any of their names, and merge them into
+a base.
 
-Paper    Hu et al. 2021, arXiv:2106.09685, section 4.1; convolutions: Yeh et al. 2023, arXiv:2309.14859 (LoCon, Tucker form)
-Tensors  down (r, in[, kh, kw]), up (out, r[, 1, 1]), scale alpha / r: W (out, in[, kh, kw]) + weight * scale * up . down
-         in the Tucker form down (r, in, 1, 1) and up (out, r, 1, 1) with mid (r, r, kh, kw) between them
-Weights  kohya names (lora_unet_..., lora_te_...) and those of diffusers and PEFT, old and new; the base's are canonical
+Paper    Hu et al. 2021, arXiv:2106.09685, section 4.1; convolutions: Yeh et al. 2023, arXiv:2309.14859
+         (LoCon, Tucker form)
+Tensors  down (r, in[, kh, kw]), up (out, r[, 1, 1]), scale alpha / r: W (out, in[, kh, kw]) + weight * scale
+         * up . down in the Tucker form down (r, in, 1, 1) and up (out, r, 1, 1) with mid (r, r, kh, kw)
+         between them
+Weights  kohya names (lora_unet_..., lora_te_...) and those of diffusers and PEFT, old and new; the base's are
+         canonical
 Copying  this file, files.py (for WeightsError) and pickles.py; torch, safetensors through them
 """
 
@@ -63,7 +67,8 @@ _MARKS = ("\nlora_", ".lora_", ".lora.", "_lora.", ".hada_", ".lokr_")  # "\n" m
 _SDXL = "a LoRA of SDXL; use one of Stable Diffusion 1.x"
 _LATER = "a LoRA of FLUX or Stable Diffusion 3; use one of Stable Diffusion 1.x"
 _KIND = "which is not read; use a plain LoRA or LoCon"
-# Part of a key ("\n" is either of its ends) -> what it gives away, and the way out. The first that is found counts.
+# Part of a key ("\n" is either of its ends) -> what it gives away, and the way out. The first that is found
+# counts.
 _FOREIGN = (
     ("\nlora_te2_", _SDXL),
     ("text_encoder_2.", _SDXL),
@@ -146,9 +151,10 @@ def is_lora(keys: Iterable[str]) -> bool:
 def read_lora(state: State, source: object = "the LoRA", metadata: Mapping[str, str] | None = None) -> Lora:
     """The layers of a LoRA file's tensors, checked but not copied. `source` (a path) begins every message.
 
-    A layer's alpha is its own tensor's, else the one that diffusers wrote into the safetensors `metadata`, else its rank,
-    that is scale 1. Raises WeightsError for other kinds (LoHa, LoKr, DoRA, ...), other models (SDXL, ...), names that are
-    not known, layers that are incomplete or do not fit in themselves, and numbers that are not finite.
+    A layer's alpha is its own tensor's, else the one that diffusers wrote into the safetensors `metadata`,
+    else its rank, that is scale 1. Raises WeightsError for other kinds (LoHa, LoKr, DoRA, ...), other models
+    (SDXL, ...), names that are not known, layers that are incomplete or do not fit in themselves, and numbers
+    that are not finite.
     """
     try:
         _refuse_foreign(state)
@@ -175,12 +181,13 @@ def merge_loras(
     *,
     alpha: Literal["honour", "ignore"] = "honour",
 ) -> dict[str, dict[str, Tensor]]:
-    """The changed tensors, and only those, of `base` {part: state dict} with each of `loras` added at its weight.
+    """The changed tensors, and only those, of `base` {part: state dict} with each of `loras` added at its
+    weight.
 
-    W + sum of weight * alpha / rank * (up . down), summed in float32 (float64 for a float64 W) and rounded once to W's
-    dtype; "ignore" leaves alpha / rank out, as PASD's code does. `base` stays as it is, so its own tensors undo the merge.
-    A part that `base` has not is skipped. Raises WeightsError for a layer whose module the base lacks, or which does not
-    fit it, and for a sum that is not finite.
+    W + sum of weight * alpha / rank * (up . down), summed in float32 (float64 for a float64 W) and rounded
+    once to W's dtype; "ignore" leaves alpha / rank out, as PASD's code does. `base` stays as it is, so its
+    own tensors undo the merge. A part that `base` has not is skipped. Raises WeightsError for a layer whose
+    module the base lacks, or which does not fit it, and for a sum that is not finite.
     """
     if alpha not in ("honour", "ignore"):
         raise ValueError(f"alpha is {alpha!r}: expected 'honour' or 'ignore'")
@@ -220,7 +227,9 @@ def _modules(state: State) -> dict[str, str]:
 
 
 def _flatten(path: str) -> str:
-    """The path as kohya's names have it. transformers 5 drops `text_model.`, so that it is left out everywhere."""
+    """The path as kohya's names have it. transformers 5 drops `text_model.`, so that it is left out
+    everywhere.
+    """
     return path.replace(".", "_").removeprefix("text_model_")
 
 
@@ -316,7 +325,9 @@ def _fits_itself(down: Tensor, up: Tensor, mid: Tensor | None) -> bool:
 
 
 def _stored_alphas(metadata: Mapping[str, str]) -> dict[str, float]:
-    """{part: alpha} as PEFT's settings in the metadata say, prefixed by the part, or bare in a file of one net."""
+    """{part: alpha} as PEFT's settings in the metadata say, prefixed by the part, or bare in a file of one
+    net.
+    """
     try:
         settings = json.loads(metadata.get(METADATA_KEY, "{}"))
     except (ValueError, RecursionError):
@@ -341,7 +352,9 @@ def _stored_alphas(metadata: Mapping[str, str]) -> dict[str, float]:
 
 
 def is_finite(tensor: Tensor) -> bool:
-    """Whether every value is. In one pass; torch.isfinite takes tens of times as long. A NaN is both the least and the greatest."""
+    """Whether every value is. In one pass; torch.isfinite takes tens of times as long. A NaN is both the
+    least and the greatest.
+    """
     values = tensor if tensor.element_size() > 1 else tensor.float()  # float8 knows no order
     return tensor.numel() == 0 or all(bound.isfinite() for bound in values.aminmax())
 

@@ -1,8 +1,11 @@
-"""Whole state dicts put together: two models blended, PASD's tensors told from its base's, or kept as a file of their own.
+"""Whole state dicts put together: two models blended, PASD's tensors told from its base's, or kept as a file
+of their own.
 
 Paper    Yang et al. 2023, arXiv:2308.14469 (PASD), section 3.5: another base under what PASD adds
-Tensors  {key: tensor} on the CPU; results may share tensors with what they were made of, which are never written to
-Weights  canonical (diffusers) names; in a delta file the U-Net's added tensors after "unet.", the ControlNet after "controlnet."
+Tensors  {key: tensor} on the CPU; results may share tensors with what they were made of, which are never
+         written to
+Weights  canonical (diffusers) names; in a delta file the U-Net's added tensors after "unet.", the ControlNet
+         after "controlnet."
 Copying  this file, files.py (for WeightsError) and pickles.py; torch, safetensors through them
 """
 
@@ -21,10 +24,11 @@ UNET, CONTROLNET = "unet.", "controlnet."  # the two halves of a delta file
 
 
 def blend(base: State, other: State, weight: float) -> dict[str, Tensor]:
-    """(1 - weight) * base + weight * other, `weight` from 0 to 1: PASD's `blending_alpha`, `other` the personal model.
+    """(1 - weight) * base + weight * other, `weight` from 0 to 1: PASD's `blending_alpha`, `other` the
+    personal model.
 
-    Computed in float32 (float64 for a float64 base), one tensor at a time, in base's dtype; 0 gives base itself and 1 gives
-    `other`. Raises WeightsError where the two have not the same keys and shapes.
+    Computed in float32 (float64 for a float64 base), one tensor at a time, in base's dtype; 0 gives base
+    itself and 1 gives `other`. Raises WeightsError where the two have not the same keys and shapes.
     """
     if not 0 <= weight <= 1:
         raise ValueError(f"the blending weight is {weight}: expected 0 (the base) to 1 (the other model)")
@@ -47,7 +51,8 @@ def pack_delta(
 ) -> dict[str, Tensor]:
     """PASD without its base: the tensors it adds to the U-Net and the whole ControlNet, in `dtype`.
 
-    Raises WeightsError for a U-Net without added tensors, an empty ControlNet, and numbers that `dtype` cannot hold.
+    Raises WeightsError for a U-Net without added tensors, an empty ControlNet, and numbers that `dtype`
+    cannot hold.
     """
     halves = {UNET: added_tensors(unet_state), CONTROLNET: controlnet_state}
     for prefix, half in halves.items():

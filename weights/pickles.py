@@ -1,9 +1,10 @@
 """The tensors of what `torch.save` writes (.ckpt, .pth, .bin), and never any code.
 
-Reads    zip archives (PyTorch 1.6 and later) and the bare pickles before them, with torch.load(weights_only=True), which
-         makes tensors and plain containers only. Objects beside the tensors (a trainer's settings, callbacks, numpy arrays)
-         are no reason to refuse a checkpoint: a stand-in that does nothing takes the place of each class or function that
-         the pickle names, whatever it is. The real one is never looked up, nor its module imported.
+Reads    zip archives (PyTorch 1.6 and later) and the bare pickles before them, with
+         torch.load(weights_only=True), which makes tensors and plain containers only. Objects beside the
+         tensors (a trainer's settings, callbacks, numpy arrays) are no reason to refuse a checkpoint: a
+         stand-in that does nothing takes the place of each class or function that the pickle names, whatever
+         it is. The real one is never looked up, nor its module imported.
 Tensors  {key: tensor} on the CPU, views of the mapped file where it is a zip archive
 Copying  this file stands alone: torch only
 """
@@ -53,10 +54,11 @@ class _ListStandIn:
 
 
 def read_pickle(path: Path, *, zipped: bool) -> dict[str, Tensor]:
-    """The tensors in `state_dict`, `params_ema`, `params` or `model` where they lie in there, else those at the top.
+    """The tensors in `state_dict`, `params_ema`, `params` or `model` where they lie in there, else those at
+    the top.
 
-    `zipped` says which of the two formats it is. Raises PickleError for a file that is no checkpoint, or without tensors;
-    zipfile, pickle and torch raise whatever they like for a damaged one.
+    `zipped` says which of the two formats it is. Raises PickleError for a file that is no checkpoint, or
+    without tensors; zipfile, pickle and torch raise whatever they like for a damaged one.
     """
     names = _names_in_archive(path) if zipped else _names_in_pickles(path)
     stand_ins: list[Any] = [(_stand_in(name), name) for name in names]
@@ -73,7 +75,9 @@ def read_pickle(path: Path, *, zipped: bool) -> dict[str, Tensor]:
 
 
 def _stand_in(name: str) -> type:
-    """What torch.load makes of the class or function `name`, unless that is one of its own, which it looks up first."""
+    """What torch.load makes of the class or function `name`, unless that is one of its own, which it looks up
+    first.
+    """
     kind = name.lower()
     return (
         _TableStandIn
@@ -128,7 +132,9 @@ def _names_in_pickles(path: Path) -> set[str]:
 
 
 def _names(file: IO[bytes]) -> set[str]:
-    """The classes and functions that one pickle names, under Python 2's names and 3's. PickleError for _BLOCKED ones."""
+    """The classes and functions that one pickle names, under Python 2's names and 3's. PickleError for
+    _BLOCKED ones.
+    """
     names = set()
     for step, argument, _ in pickletools.genops(file):
         if step.name == "PROTO" and int(argument or 0) > _PROTOCOL:

@@ -1,7 +1,7 @@
 """Known models by name: where each comes from, what its files are, and under which licence.
 
-Data only: nothing is looked up or downloaded here, fetch.py does that. A size or sha256 that is not known to us is None,
-never a guess; the sha256 is that of the whole file as its host gives it.
+Data only: nothing is looked up or downloaded here, fetch.py does that. A size or sha256 that is not known to
+us is None, never a guess; the sha256 is that of the whole file as its host gives it.
 Copying  this file, files.py and pickles.py; standard library, and torch and safetensors through them
 """
 
@@ -24,7 +24,9 @@ RENAMED = {"runwayml/stable-diffusion-v1-5": "stable-diffusion-v1-5/stable-diffu
 class ModelFile:
     """One file of a model, from one of four places: `repo`, `url`, `page`, or (none of them) the checkout."""
 
-    part: str  # all (one file with every part), unet, vae, text_encoder, clip, tokenizer, scheduler, controlnet, rrdb, ...
+    # all (one file with every part), unet, vae, text_encoder, clip, tokenizer, scheduler, controlnet, rrdb,
+    # ...
+    part: str
     file: str  # path inside the repository or inside weights/mini/; at `url` and `page` the bare name
     repo: str | None = None  # Hugging Face repository
     url: str | None = None  # https; such a file has a size and a sha256, because only they tell what came
@@ -77,7 +79,9 @@ def _personal(name: str, what: str, licence: str, file: ModelFile) -> Model:
 
 
 def _pasd(name: str, folder: str, what: str, unet: float, *, own_scheduler: bool = False) -> Model:
-    """`folder` with its two nets. The rounded sizes follow from their shapes in float32; hashes are not known to us."""
+    """`folder` with its two nets. The rounded sizes follow from their shapes in float32; hashes are not known
+    to us.
+    """
     files = []
     for part, about in (("unet", unet), ("controlnet", 1.45)):
         files += [
@@ -177,7 +181,8 @@ _ALL = (
             "49fafd45f8fd7aa8d31ab2a22d14d91b536c34494a5cfe31eb5d89c2fa266abb"),
     _esrgan("realesrgan-anime", "Real-ESRGAN, drawings, x 4", "v0.2.2.4", "RealESRGAN_x4plus_anime_6B.pth", 17_938_799,
             "f872d837d3c90ed2e05227bed711af5671a6fd1c9f7d7e91c911a61f155e99da"),
-    # The step in the names of the two rrdb folders is that of the zips of the same weights; the hub's listing was not seen.
+    # The step in the names of the two rrdb folders is that of the zips of the same weights; the hub's listing
+    # was not seen.
     _pasd("pasd", "pasd/checkpoint-100000", "Pixel-Aware Stable Diffusion: super-resolution, stylisation", 4.43),
     _pasd("pasd-rrdb", "pasd_rrdb/checkpoint-100000", "PASD with an RRDB against heavier degradation", 4.43),
     _pasd("pasd-light", "pasd_light/checkpoint-120000", "PASD with pixel attention inside the text blocks", 3.55),
@@ -240,7 +245,9 @@ def find_model(name: str) -> Model:
 
 
 def needed_files(model: Model) -> tuple[ModelFile, ...]:
-    """The model's files, then those of each model it needs whose part is not there yet: all that running it takes."""
+    """The model's files, then those of each model it needs whose part is not there yet: all that running it
+    takes.
+    """
     files = {file.part: file for file in model.files}
     for name in model.needs:
         for file in MODELS[name].files:

@@ -1,7 +1,9 @@
-"""What a model's files say besides its tensors: the noise schedule it was trained on, its native size, its pictures' normalisation.
+"""What a model's files say besides its tensors: the noise schedule it was trained on, its native size, its
+pictures' normalisation.
 
 Reads    the safetensors metadata (JSON under `config`, modelspec.prediction_type), config.json's sample_size,
-         scheduler_config.json, the .yaml beside a single file; what is absent is as in Stable Diffusion 1.x and in CLIP
+         scheduler_config.json, the .yaml beside a single file; what is absent is as in Stable Diffusion 1.x
+         and in CLIP
 Copying  this file, detect.py, files.py, hub.py, keymap.py, merge.py and pickles.py; torch, safetensors
 """
 
@@ -34,7 +36,9 @@ class Training:
 
 
 def read_training(source: Source, scheduler: Mapping[str, Any]) -> Training:
-    """Of the U-Net at `source`, beside which `scheduler` is scheduler_config.json's content. Raises WeightsError."""
+    """Of the U-Net at `source`, beside which `scheduler` is scheduler_config.json's content. Raises
+    WeightsError.
+    """
     path = source.path
     said = {**scheduler, **_native(source), **_beside(path), **read_config(source, "unet")}
     training = Training(
@@ -63,7 +67,9 @@ def read_training(source: Source, scheduler: Mapping[str, Any]) -> Training:
 
 
 def read_restoring(source: Source) -> dict[str, Any]:
-    """What the ControlNet of PASD at `source` likes, as far as its file says: guidance_scale, conditioning_scale, uses_prompts (the flag `prompts`)."""
+    """What the ControlNet of PASD at `source` likes, as far as its file says: guidance_scale,
+    conditioning_scale, uses_prompts (the flag `prompts`).
+    """
     said = read_config(source, "controlnet")
     scales = ("guidance_scale", "conditioning_scale")
     found: dict[str, Any] = {name: _number(source.path, said, name) for name in scales if name in said}
@@ -73,7 +79,9 @@ def read_restoring(source: Source) -> dict[str, Any]:
 def read_normalisation(
     source: Source, mean: tuple[float, ...], std: tuple[float, ...]
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation, RGB in [0, 1], of the pictures that the CLIP at `source` was trained on, or those given."""
+    """Mean and standard deviation, RGB in [0, 1], of the pictures that the CLIP at `source` was trained on,
+    or those given.
+    """
     said = {"image_mean": mean, "image_std": std} | read_config(source, "clip")
     for name in ("image_mean", "image_std"):
         values = said[name]

@@ -1,8 +1,10 @@
 """CLIP's tokenizer: prompts to token ids, and the same pipeline trained on other captions.
 
-Paper    Radford et al. 2021, arXiv:2103.00020, section 2.4: lower-cased byte-pair encoding between a start and an end token
+Paper    Radford et al. 2021, arXiv:2103.00020, section 2.4: lower-cased byte-pair encoding between a start
+         and an end token
 Tensors  list of B prompts -> (B, 77) int64
-Weights  Hugging Face files: tokenizer.json, or vocab.json + merges.txt. CLIP's own come with its weights, not with this code
+Weights  Hugging Face files: tokenizer.json, or vocab.json + merges.txt. CLIP's own come with its weights, not
+         with this code
 Copying  this file, files.py (for WeightsError) and pickles.py; torch, safetensors, tokenizers
 """
 
@@ -28,7 +30,9 @@ WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 
 
 class PromptTokenizer:
-    """Prompts -> ids, as Hugging Face's fast CLIP tokenizer gives them with padding="max_length", truncation=True."""
+    """Prompts -> ids, as Hugging Face's fast CLIP tokenizer gives them with padding="max_length",
+    truncation=True.
+    """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         start, end = tokenizer.token_to_id(START), tokenizer.token_to_id(END)
@@ -50,7 +54,8 @@ class PromptTokenizer:
     def __call__(self, prompts: Sequence[str]) -> Tensor:
         """Token ids (B, 77): start, up to 75 tokens, end, then the end token again as padding.
 
-        What does not fit is cut off; `length` says beforehand whether it fits. Raises TypeError for a bare string.
+        What does not fit is cut off; `length` says beforehand whether it fits. Raises TypeError for a bare
+        string.
         """
         if isinstance(prompts, str):
             raise TypeError("prompts is one string, expected a list of strings: write [prompt]")
@@ -69,16 +74,17 @@ class PromptTokenizer:
         self._tokenizer.save(str(path))
 
     def _pieces(self, prompt: str) -> list[int]:
-        # One prompt at a time: encode_batch starts threads, which then warn whenever the process forks data workers.
+        # One prompt at a time: encode_batch starts threads, which then warn whenever the process forks data
+        # workers.
         return self._tokenizer.encode(prompt, add_special_tokens=False).ids
 
 
 def load_tokenizer(folder_or_file: str | Path) -> PromptTokenizer:
     """A callable `(prompts) -> (B, 77) int64` from `tokenizer.json`, or from `vocab.json` + `merges.txt`.
 
-    `folder_or_file` is the folder that holds them, or the .json file itself (merges.txt is then looked for beside
-    vocab.json). A folder that has both forms is read from tokenizer.json. Raises WeightsError when neither is there or
-    a file does not hold what its name says.
+    `folder_or_file` is the folder that holds them, or the .json file itself (merges.txt is then looked for
+    beside vocab.json). A folder that has both forms is read from tokenizer.json. Raises WeightsError when
+    neither is there or a file does not hold what its name says.
     """
     path = Path(folder_or_file)
     if path.is_dir():
@@ -103,9 +109,10 @@ def load_tokenizer(folder_or_file: str | Path) -> PromptTokenizer:
 def train_tokenizer(captions: Iterable[str], vocab_size: int) -> Tokenizer:
     """A tokenizer with CLIP's pipeline and layout whose merges are learned from `captions`.
 
-    Ids as CLIP orders them: 256 bytes, the same 256 ending a word, one per merge, start, end. So every text can be
-    encoded, and the end token has the largest id. `vocab_size` counts all of these: at least 514, fewer in the
-    result when the captions hold no more pairs. The same captions give the same tokenizer. Keep it with `.save(path)`.
+    Ids as CLIP orders them: 256 bytes, the same 256 ending a word, one per merge, start, end. So every text
+    can be encoded, and the end token has the largest id. `vocab_size` counts all of these: at least 514,
+    fewer in the result when the captions hold no more pairs. The same captions give the same tokenizer. Keep
+    it with `.save(path)`.
     """
     least = 2 * 256 + 2
     if vocab_size < least:
@@ -126,7 +133,9 @@ def train_tokenizer(captions: Iterable[str], vocab_size: int) -> Tokenizer:
 
 
 def _count_words(captions: Iterable[str]) -> dict[tuple[str, ...], int]:
-    """How often each word occurs, as CLIP's pipeline splits them; a word is a tuple of letters, the last with WORD_END."""
+    """How often each word occurs, as CLIP's pipeline splits them; a word is a tuple of letters, the last with
+    WORD_END.
+    """
     pipeline = _clip_pipeline(models.BPE())
     normalizer, splitter = pipeline.normalizer, pipeline.pre_tokenizer
     assert normalizer is not None and splitter is not None
@@ -139,9 +148,11 @@ def _count_words(captions: Iterable[str]) -> dict[tuple[str, ...], int]:
 
 
 def _commonest_pair(words: dict[tuple[str, ...], int]) -> tuple[str, str] | None:
-    """The neighbours that occur most often, the alphabetically first of equals; None when every word is one piece.
+    """The neighbours that occur most often, the alphabetically first of equals; None when every word is one
+    piece.
 
-    One step of Sennrich et al. 2016, arXiv:1508.07909, algorithm 1. The library's trainer breaks ties at random.
+    One step of Sennrich et al. 2016, arXiv:1508.07909, algorithm 1. The library's trainer breaks ties at
+    random.
     """
     counts: Counter[tuple[str, str]] = Counter()
     for word, count in words.items():

@@ -1,6 +1,7 @@
 """The options of an edit, and what it has to know of the model that it is for.
 
-Paper    Ackermann & Li 2022 (Multi-Stage Blended Diffusion), arXiv:2210.12965, appendix A.2, "Hyperparameters"
+Paper    Ackermann & Li 2022 (Multi-Stage Blended Diffusion), arXiv:2210.12965, appendix A.2,
+         "Hyperparameters"
 Units    pixels unless a name says otherwise
 Copying  needs options.py: the standard library only, so that a command line can show every default without
          torch
@@ -157,7 +158,9 @@ class EditConfig:
 
 @dataclass(frozen=True)
 class ResolvedEditConfig(EditConfig):
-    """An EditConfig completed for a model. Only `tile_batch` may still be None: free memory decides it, when it runs."""
+    """An EditConfig completed for a model. Only `tile_batch` may still be None: free memory decides it, when
+    it runs.
+    """
 
     seed: int = 0
     guidance_scale: float = 7.5

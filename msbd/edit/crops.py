@@ -12,7 +12,8 @@ from itertools import pairwise
 from ..pixels.box import Box, round_up
 
 MAX_ASPECT = 2  # of a crop: beyond 2:1 a model trained on squares starts to repeat its subject
-# Least crop-to-mask ratio, where the picture has it: a crop cut along the mask's edge has nothing to blend with.
+# Least crop-to-mask ratio, where the picture has it: a crop cut along the mask's edge has nothing to blend
+# with.
 CONTEXT = 1.125
 
 

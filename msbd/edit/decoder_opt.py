@@ -53,11 +53,12 @@ def optimize_decoder(
 ) -> VAE:
     """A float32 copy of `vae` whose decoder was fitted to all `segments` together (eq. 1), by Adam.
 
-    One step follows the gradient of the whole loss, gathered segment by segment, so that only one segment's activations are held:
-    5.7 GiB for 512 x 512 pixels and Stable Diffusion's VAE. Where even that does not fit, all segments are cut in two and it
-    starts again, after `on_split()`. Only `decoder` is trained (post_quant_conv is not, as in the official code). `vae` itself is
-    never touched, whatever happens; the official code trains it in place and, after an out-of-memory error, keeps the result.
-    `background_weight` is eq. 1's lambda: the paper does not give it, the official code has 100. `on_step(step, loss)` is called
+    One step follows the gradient of the whole loss, gathered segment by segment, so that only one segment's
+    activations are held: 5.7 GiB for 512 x 512 pixels and Stable Diffusion's VAE. Where even that does not
+    fit, all segments are cut in two and it starts again, after `on_split()`. Only `decoder` is trained
+    (post_quant_conv is not, as in the official code). `vae` itself is never touched, whatever happens; the
+    official code trains it in place and, after an out-of-memory error, keeps the result. `background_weight`
+    is eq. 1's lambda: the paper does not give it, the official code has 100. `on_step(step, loss)` is called
     after each step. ValueError without a segment.
     """
     if not segments:
@@ -110,7 +111,9 @@ def _fit(
 
 
 def _halves(segment: Segment) -> list[Segment]:
-    """`segment` cut in two across its longer side; itself if that is short. Beyond the cut the decoder then sees zeros."""
+    """`segment` cut in two across its longer side; itself if that is short. Beyond the cut the decoder then
+    sees zeros.
+    """
     height, width = segment.latent.shape[-2:]
     dim = -2 if height >= width else -1
     cells = segment.latent.shape[dim]

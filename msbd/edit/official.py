@@ -1,12 +1,15 @@
-"""The formulas of an edit that the paper and its official code have each in their own form: here the official code's.
+"""The formulas of an edit that the paper and its official code have each in their own form: here the official
+code's.
 
-Source   what pfnet-research/multi-stage-blended-diffusion at b933b3d computes; written anew, none of it copied.
-         Each docstring says what ours (paper.py, the same name) does instead and why. Its crashes are not imitated:
-         where it fails an assertion or never ends, a ValueError says so
-Units    pixels, sizes (H, W); masks (1, 1, H, W), 1 = edit; pictures (1, 3, H, W) in [-1, 1]; latents (n, 4, h, w)
+Source   what pfnet-research/multi-stage-blended-diffusion at b933b3d computes; written anew, none of it
+         copied. Each docstring says what ours (paper.py, the same name) does instead and why. Its crashes are
+         not imitated: where it fails an assertion or never ends, a ValueError says so
+Units    pixels, sizes (H, W); masks (1, 1, H, W), 1 = edit; pictures (1, 3, H, W) in [-1, 1]; latents (n, 4,
+         h, w)
 
-First the functions that paper.py has under the same names, then what they are made of, then decoder optimisation's
-latents (`decoderopt_latents="reencode"`). `plan.EditPlan.rules` chooses between the two pages, once.
+First the functions that paper.py has under the same names, then what they are made of, then decoder
+optimisation's latents (`decoderopt_latents="reencode"`). `plan.EditPlan.rules` chooses between the two pages,
+once.
 """
 
 import math
@@ -33,11 +36,12 @@ from .decoder_opt import Segment
 
 MULTIPLE = 64  # pixels; all official sizes are multiples of it
 
-# Preset `official`: the EditConfig options that differ from the paper's. What its counting does (fresh and late background noise, a
-# result that is not quite clean, twice the steps after the first stage) comes with formulas="official". Not imitated, as they are
-# accidents: the crop's swapped axes and extents one pixel short, the picture's BGR order before the upscaler, tile sources cut
-# two pixels off, the same noise in every tile, endless grids, pasting back and cutting out again between stages, 8-bit truncation
-# of the result. Not imitated, as a plan has one crop and one grid per stage: later stages on a rectangle instead of the square,
+# Preset `official`: the EditConfig options that differ from the paper's. What its counting does (fresh and
+# late background noise, a result that is not quite clean, twice the steps after the first stage) comes with
+# formulas="official". Not imitated, as they are accidents: the crop's swapped axes and extents one pixel
+# short, the picture's BGR order before the upscaler, tile sources cut two pixels off, the same noise in every
+# tile, endless grids, pasting back and cutting out again between stages, 8-bit truncation of the result. Not
+# imitated, as a plan has one crop and one grid per stage: later stages on a rectangle instead of the square,
 # decoding a tiled stage in a grid of its own (overlap 256), decoder steps of two segments each.
 OPTIONS: dict[str, Any] = {
     "formulas": "official",
@@ -54,7 +58,8 @@ OPTIONS: dict[str, Any] = {
 def crop(mask: Tensor, config: ResolvedEditConfig, spec: ModelSpec) -> Box:
     """A crop that is never smaller than native, around the mask's centre of mass (`crop_around`).
 
-    Where it leaves the picture the official code stops; here it is then the paper's, which mirrors the picture.
+    Where it leaves the picture the official code stops; here it is then the paper's, which mirrors the
+    picture.
     """
     box, picture_size = mask_box(mask), (mask.shape[-2], mask.shape[-1])
     margin = max(config.margin, config.first_stage_size / max(box.size))
@@ -64,7 +69,9 @@ def crop(mask: Tensor, config: ResolvedEditConfig, spec: ModelSpec) -> Box:
 
 
 def sizes(crop_size: tuple[int, int], config: ResolvedEditConfig, spec: ModelSpec) -> list[tuple[int, int]]:
-    """A ladder of sqrt(2) (`stage_edges`) of which no stage shrinks. Ours: one intermediate stage, no size twice."""
+    """A ladder of sqrt(2) (`stage_edges`) of which no stage shrinks. Ours: one intermediate stage, no size
+    twice.
+    """
     first = first_stage_size(crop_size, config.first_stage_size, spec.multiple)
     edges = stage_edges(
         max(crop_size),
@@ -99,10 +106,12 @@ def evaluations(
     known_level: str = "current",
     known_noise: str = "fresh",
 ) -> tuple[Evaluation, ...]:
-    """The official count of steps: LDM's spacing, which takes more steps than asked where they do not divide 1000, cut off
-    at int(start x steps). Ours has exactly the number asked for; see `samplers.repaint.official_plan` for the rest.
+    """The official count of steps: LDM's spacing, which takes more steps than asked where they do not divide
+    1000, cut off at int(start x steps). Ours has exactly the number asked for; see
+    `samplers.repaint.official_plan` for the rest.
 
-    `known_level` "prev" and `known_noise` "once" put the paper's background (lines 6 and 7) into it, to measure that.
+    `known_level` "prev" and `known_noise` "once" put the paper's background (lines 6 and 7) into it, to
+    measure that.
     """
     timesteps = ldm_start_timesteps(ldm_timesteps(num_steps), start)
     plan = official_plan(timesteps, alphas_cumprod, repeats=repeats, jump=jump)
@@ -110,12 +119,16 @@ def evaluations(
 
 
 def start_latent(known: Tensor, first: Evaluation, alphas_cumprod: Tensor, noise: Tensor) -> Tensor:
-    """SDEdit's start as the official code noises it: as if `known` were at level alphas_cumprod[0] already. Ours: clean."""
+    """SDEdit's start as the official code noises it: as if `known` were at level alphas_cumprod[0] already.
+    Ours: clean.
+    """
     return q_sample_between(known, float(alphas_cumprod[0]), first.a_t, noise)
 
 
 def shared_noise(whole_run: bool) -> Collection[str]:
-    """In a whole run one x-hat serves all candidates. Ours draws one for each (line 7 stands inside the loop)."""
+    """In a whole run one x-hat serves all candidates. Ours draws one for each (line 7 stands inside the
+    loop).
+    """
     return ("known",) if whole_run else ()
 
 
@@ -253,7 +266,9 @@ def reencoded_segment(vae: Any, image: Tensor, reference: Tensor, mask: Tensor) 
 
 
 def reencoded_segments(vae: Any, image: Tensor, reference: Tensor, mask: Tensor, tile: int) -> list[Segment]:
-    """`reencoded_segment` for each of `decoder_segments`, every pixel weighted by 1 / the number of segments it is in."""
+    """`reencoded_segment` for each of `decoder_segments`, every pixel weighted by 1 / the number of segments
+    it is in.
+    """
     boxes = decoder_segments(image.shape[-2], image.shape[-1], tile)
     coverage = torch.zeros_like(mask)
     for box in boxes:

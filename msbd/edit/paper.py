@@ -1,9 +1,11 @@
 """The formulas of an edit that the paper and its official code have each in their own form: here the paper's.
 
 Paper    Ackermann & Li 2022, arXiv:2210.12965, "Approach", Algorithm 1 and appendix A.2
-Units    pixels, sizes (H, W); masks (1, 1, H, W), 1 = edit; pictures (1, 3, H, W) in [-1, 1]; latents (n, 4, h, w)
+Units    pixels, sizes (H, W); masks (1, 1, H, W), 1 = edit; pictures (1, 3, H, W) in [-1, 1]; latents (n, 4,
+         h, w)
 
-official.py has the same functions under the same names. `plan.EditPlan.rules` chooses between the two pages, once.
+official.py has the same functions under the same names. `plan.EditPlan.rules` chooses between the two pages,
+once.
 """
 
 import math
@@ -43,8 +45,8 @@ def is_tiled(
 ) -> bool:
     """Whether a later stage of `size` is cut into tiles: where it has more pixels than a tile.
 
-    More than the crop's shape has at a tile's area, to be exact: the intermediate stage, which has just that size, is one
-    piece whatever the rounding to whole multiples.
+    More than the crop's shape has at a tile's area, to be exact: the intermediate stage, which has just that
+    size, is one piece whatever the rounding to whole multiples.
     """
     return math.prod(size) > math.prod(first_stage_size(crop_size, config.tile, spec.multiple))
 
@@ -77,12 +79,16 @@ def evaluations(
 
 
 def start_latent(known: Tensor, first: Evaluation, alphas_cumprod: Tensor, noise: Tensor) -> Tensor:
-    """x_T ~ q(x_T | x_0 = x~), lines 4 and 21: the encoded picture `known`, noised to the first evaluation's level."""
+    """x_T ~ q(x_T | x_0 = x~), lines 4 and 21: the encoded picture `known`, noised to the first evaluation's
+    level.
+    """
     return q_sample(known, first.t, alphas_cumprod, noise)
 
 
 def shared_noise(whole_run: bool) -> Collection[str]:
-    """The noise sites at which all candidates share one field: none, line 7 stands inside the loop over the batch."""
+    """The noise sites at which all candidates share one field: none, line 7 stands inside the loop over the
+    batch.
+    """
     return ()
 
 
@@ -94,7 +100,9 @@ def before_upscaling(picture: Tensor, size: tuple[int, int], mode: str) -> Tenso
 def blend(
     pictures: Iterable[Tensor], boxes: Sequence[Box], grid: Sequence[Box], background: Tensor, overlap: int
 ) -> Tensor:
-    """One picture of the tiles `pictures` at `boxes`, of all the `grid`, crossfaded; elsewhere `background` shows."""
+    """One picture of the tiles `pictures` at `boxes`, of all the `grid`, crossfaded; elsewhere `background`
+    shows.
+    """
     blended = TileBlend(grid, background.shape[-2], background.shape[-1])
     for box, picture in zip(boxes, pictures, strict=True):
         blended.add(box, picture)

@@ -5,7 +5,8 @@ Tensors  image (1, 3, H, W) in [-1, 1]; mask (1, 1, H, W), 1 = edit; latents (n,
 Nets     arrive loaded, in evaluation mode, on one device; a pixel-space model brings an identity autoencoder
 
 Read `EditPipeline.__call__` first. One stage is in stage.py, the loop over t and r in samplers/repaint.py
-(`algorithm_1`), latents become a picture in decode.py, and plan.py says beforehand what will be done at which size.
+(`algorithm_1`), latents become a picture in decode.py, and plan.py says beforehand what will be done at which
+size.
 """
 
 from collections.abc import Callable, Sequence
@@ -83,10 +84,11 @@ class EditPipeline:
     ) -> EditResult:
         """Repaint `mask` (1, 1, H, W; 1 = edit) of `image` (1, 3, H, W in [-1, 1]) to match `prompt`.
 
-        A mask in between is cut at one half. `plan` is what `self.plan(mask, config)` gave, where that was asked for before,
-        and then takes the place of `config`. One number is drawn from `generator` to seed all noise; without one, the
-        config's seed does. `on_step` follows the progress, `on_picture(name, (1, 3, h, w))` sees every intermediate picture
-        (the paper's figure 3). ValueError for sizes that do not match, an empty mask, options the model cannot follow.
+        A mask in between is cut at one half. `plan` is what `self.plan(mask, config)` gave, where that was
+        asked for before, and then takes the place of `config`. One number is drawn from `generator` to seed
+        all noise; without one, the config's seed does. `on_step` follows the progress, `on_picture(name, (1,
+        3, h, w))` sees every intermediate picture (the paper's figure 3). ValueError for sizes that do not
+        match, an empty mask, options the model cannot follow.
         """
         check_inputs(image, mask)
         mask = (mask >= 0.5).float()
@@ -117,7 +119,9 @@ class EditPipeline:
         return EditResult(result, plan, candidates, scores, chosen, seconds, tuple(edit.notes))
 
     def _later_stage(self, edit: Edit, stage: Stage, x_in: Tensor, previous: Tensor) -> Tensor:
-        """The picture of a stage after the first: `previous` enlarged and refreshed, in tiles that fit into memory."""
+        """The picture of a stage after the first: `previous` enlarged and refreshed, in tiles that fit into
+        memory.
+        """
 
         def smaller(stage: Stage) -> Stage | None:
             halved = halve_tiles(stage, edit.plan.config, self.spec)
@@ -185,7 +189,9 @@ class EditPipeline:
         report: Callable[[str, str, int, int], None],
         on_picture: Callable[[str, Tensor], None] | None,
     ) -> Edit:
-        """The edit under way: the texts encoded once for all stages and tiles, the plan's masks where the nets are."""
+        """The edit under way: the texts encoded once for all stages and tiles, the plan's masks where the
+        nets are.
+        """
         device = next((p.device for p in self.unet.parameters()), plan.stages[0].mask.device)
         ids = self.tokenizer([prompt, plan.config.negative_prompt, ""]).to(device)
         cond, uncond, empty = self.text_encoder(ids).split(1)

@@ -1,7 +1,9 @@
-"""What an edit will do, before anything is computed: the crop, the stages, and of each its schedule, tiles and masks.
+"""What an edit will do, before anything is computed: the crop, the stages, and of each its schedule, tiles
+and masks.
 
 Paper    Ackermann & Li 2022, arXiv:2210.12965, "Approach" and appendix A.2
-Units    pixels, sizes (H, W); masks (1, 1, H, W), 1 = edit; boxes lie in the picture (crop) or in the stage (tiles)
+Units    pixels, sizes (H, W); masks (1, 1, H, W), 1 = edit; boxes lie in the picture (crop) or in the stage
+         (tiles)
 """
 
 from dataclasses import dataclass, field, replace
@@ -29,7 +31,8 @@ class Stage:
     """One pass of Blended Diffusion at one size, with all that it needs."""
 
     name: str
-    number: int  # 0: the first stage, on noise or a noised source; later ones refine the picture of the one before
+    # 0: the first stage, on noise or a noised source; later ones refine the picture of the one before
+    number: int
     size: tuple[int, int]  # (H, W) of the whole crop at this stage
     start: float  # fraction of the schedule its sampling starts from: T' / T
     whole_run: bool  # whether that is its end, where nothing is left of the source
@@ -110,17 +113,20 @@ def plan_edit(
     downscale: int = 8,
     has_upscaler: bool = True,
 ) -> EditPlan:
-    """The plan for repainting `mask` (1, 1, H, W), {0, 1}, with a model of these sizes and levels alphas_cumprod (T,).
+    """The plan for repainting `mask` (1, 1, H, W), {0, 1}, with a model of these sizes and levels
+    alphas_cumprod (T,).
 
-    `downscale` is the side of the autoencoder's latent cells in pixels. ValueError for an empty mask, options that do not
-    suit the model, more steps than its schedule has, and a stage that needs an upscaler where there is none.
+    `downscale` is the side of the autoencoder's latent cells in pixels. ValueError for an empty mask, options
+    that do not suit the model, more steps than its schedule has, and a stage that needs an upscaler where
+    there is none.
     """
     full = config.for_model(spec)
     rules = _RULES[full.formulas]
     crop = rules.crop(mask, full, spec)
     masked = visible = take(mask, crop)
     if not Box(0, 0, mask.shape[-2], mask.shape[-1]).contains(crop):
-        # The nets see the picture and its mask mirrored there, but nobody sees the result: no tiles for its sake.
+        # The nets see the picture and its mask mirrored there, but nobody sees the result: no tiles for its
+        # sake.
         picture = Box(-crop.top, -crop.left, mask.shape[-2], mask.shape[-1])
         visible = put_back(torch.zeros_like(masked), mask, picture)
     planning = _Planning(full, spec, rules, crop.size, alphas_cumprod, downscale)
@@ -136,7 +142,9 @@ def plan_edit(
 
 
 def halve_tiles(stage: Stage, config: ResolvedEditConfig, spec: ModelSpec) -> Stage | None:
-    """A later stage in tiles of half the size, for a device that ran out of memory; None if they cannot shrink."""
+    """A later stage in tiles of half the size, for a device that ran out of memory; None if they cannot
+    shrink.
+    """
     tile = max(stage.grid[0].size) // 2 // spec.multiple * spec.multiple
     if stage.number == 0 or tile < 2 * spec.multiple:
         return None
@@ -152,7 +160,9 @@ def stage_mask(mask: Tensor, size: tuple[int, int], config: EditConfig) -> Tenso
 
 
 def stage_cells(mask: Tensor, at_size: Tensor, number: int, config: EditConfig, downscale: int) -> Tensor:
-    """The crop's mask (1, 1, H, W) in a stage's latent cells, (1, 1, h, w), {0, 1}; `at_size` is its `stage_mask`."""
+    """The crop's mask (1, 1, H, W) in a stage's latent cells, (1, 1, h, w), {0, 1}; `at_size` is its
+    `stage_mask`.
+    """
     if (
         config.latent_mask == "center" and number == 0
     ):  # the official code goes there from the crop's own pixels
@@ -187,7 +197,8 @@ class _Planning:
     def stage(self, number: int, size: tuple[int, int], masked: Tensor, visible: Tensor) -> Stage:
         """The stage of that number and size.
 
-        `masked` is the crop's mask, (1, 1, H, W), mirrored where the crop leaves the picture; in `visible` it is 0 there.
+        `masked` is the crop's mask, (1, 1, H, W), mirrored where the crop leaves the picture; in `visible` it
+        is 0 there.
         """
         config, first = self.config, number == 0
         tiled = not first and self.rules.is_tiled(size, self.crop_size, config, self.spec)

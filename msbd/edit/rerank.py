@@ -45,10 +45,11 @@ def clip_scores(
 ) -> Tensor:
     """The score (B,), exp(logit_scale) * cosine, of each of `images` for one tokenized prompt.
 
-    `images` (B, 3, H, W) in [-1, 1], `ids` (1, 77). CLIP's preprocessing would cut the ends off a picture that is not square;
-    such a one has the mean score of the fewest squares that cover it. With `box` (of the mask) only what lies around it is looked
-    at; the official code scores the whole crop, background included. The text is encoded once, the squares one at a time.
-    `size`, `mean` and `std` are the CLIP's own: ViT-L/14's by default.
+    `images` (B, 3, H, W) in [-1, 1], `ids` (1, 77). CLIP's preprocessing would cut the ends off a picture
+    that is not square; such a one has the mean score of the fewest squares that cover it. With `box` (of the
+    mask) only what lies around it is looked at; the official code scores the whole crop, background included.
+    The text is encoded once, the squares one at a time. `size`, `mean` and `std` are the CLIP's own:
+    ViT-L/14's by default.
     """
     if box is not None:
         images = take(images, crop_box(box, (images.shape[-2], images.shape[-1]), 1.0, 1))

@@ -1,7 +1,8 @@
 """One stage of Algorithm 1: Blended Diffusion of some windows of a picture, from noise to clean latents.
 
 Paper    Ackermann & Li 2022, arXiv:2210.12965; "line n" is a line of its Algorithm 1
-Tensors  picture (1, 3, H, W) in [-1, 1]; latents (n, 4, h, w), scaled, h = H / 8; cells (1, 1, h, w), 1 = edit
+Tensors  picture (1, 3, H, W) in [-1, 1]; latents (n, 4, h, w), scaled, h = H / 8; cells (1, 1, h, w), 1 =
+         edit
 """
 
 from collections.abc import Callable, Sequence
@@ -45,8 +46,8 @@ class Edit:
 def sample_stage(edit: Edit, stage: Stage, x_tilde: Tensor, cells: Tensor) -> list[Tensor]:
     """The latent (1, 4, h, w) of each candidate or, where there is one, of each of the stage's boxes.
 
-    As many at once as memory allows; what a window becomes does not depend on its batch. `cells` is what to repaint: the
-    stage's own, or all of it.
+    As many at once as memory allows; what a window becomes does not depend on its batch. `cells` is what to
+    repaint: the stage's own, or all of it.
     """
     # lines 2-3: i = 1, ..., B
     windows = [(candidate, box) for candidate in range(stage.candidates) for box in stage.boxes]
@@ -113,7 +114,9 @@ def _blended_diffusion(
 
 
 def _denoiser(edit: Edit, *, with_prompt: bool) -> Denoiser:
-    """p_theta( . | c), lines 6, 11 and 23, with classifier-free guidance; without the prompt, p_theta( . | "")."""
+    """p_theta( . | c), lines 6, 11 and 23, with classifier-free guidance; without the prompt, p_theta( . |
+    "").
+    """
     dtype, scale = dtype_of(edit.unet), edit.plan.config.guidance_scale if with_prompt else 1.0
 
     def model(x: Tensor, t: Tensor, context: Tensor) -> Tensor:

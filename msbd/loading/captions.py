@@ -1,13 +1,15 @@
-"""Files to the models of captions.py. With load.py and load_nets.py the code of msbd/ that knows weights.
+"""Files to the models of restore/captions.py: what classifies, detects and captions.
 
 Kinds    classification: torchvision's ResNet-50, IMAGENET1K_V2, as in the official code (80.9 % top-1)
-         detection: torchvision's Faster R-CNN ResNet-50 FPN v2. Not the official YOLOv8n, whose library and weights are AGPL-3.0.
-         The most accurate of torchvision's (46.7 box mAP on COCO; YOLOv8n 37.3, fasterrcnn_mobilenet_v3_large_320_fpn 22.8): its
-         175 MB and few seconds on a CPU are little beside Stable Diffusion's
+         detection: torchvision's Faster R-CNN ResNet-50 FPN v2. Not the official YOLOv8n, whose library and
+         weights are AGPL-3.0. The most accurate of torchvision's (46.7 box mAP on COCO; YOLOv8n 37.3,
+         fasterrcnn_mobilenet_v3_large_320_fpn 22.8): its 175 MB and few seconds on a CPU are little beside
+         Stable Diffusion's
          caption: BLIP base, the net of the official `--use_blip`, or BLIP large where only that is there
-Weights  found on this machine only, nothing is downloaded: where weights/fetch.py looks, then torch.hub's own folder, where
-         torchvision leaves them. Read by weights/files.py, loaded strictly
-Needs    torchvision, with its compiled operators for detection; transformers (extra `captions`). Each is imported by its kind only
+Weights  found on this machine only, nothing is downloaded: where weights/fetch.py looks, then torch.hub's own
+         folder, where torchvision leaves them. Read by weights/files.py, loaded strictly
+Needs    torchvision, with its compiled operators for detection; transformers (extra `captions`). Each is
+         imported by its kind only
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -50,8 +52,8 @@ def available() -> tuple[Kind, ...]:
 def load_captioners(kinds: Sequence[Kind], device: str | torch.device = "cpu") -> dict[Kind, Any]:
     """The models of `kinds` for `captions.describe`, in float32 on `device`.
 
-    WeightsError, one line with the way out, where a file is missing, damaged or another net's; ImportError where a library is
-    missing or does not work; ValueError for an unknown kind.
+    WeightsError, one line with the way out, where a file is missing, damaged or another net's; ImportError
+    where a library is missing or does not work; ValueError for an unknown kind.
     """
     load: dict[Kind, Callable[[torch.device], Any]] = {
         "classification": load_classifier,
@@ -100,7 +102,7 @@ def load_captioner(device: torch.device) -> Captioner:
     )
 
 
-# ---- files ------------------------------------------------------------------------------------------------------------------
+# ---- files -------------------------------------------------------------------------------------------------
 
 
 def _files(kind: Kind) -> dict[str, Path]:
@@ -134,7 +136,7 @@ def _from_torch_hub(file: ModelFile) -> Path | None:
     return path if file.url is not None and path.is_file() else None
 
 
-# ---- libraries --------------------------------------------------------------------------------------------------------------
+# ---- libraries ---------------------------------------------------------------------------------------------
 
 
 def _torchvision(kind: Kind) -> Any:
@@ -147,7 +149,9 @@ def _torchvision(kind: Kind) -> Any:
 
 
 def _transformers() -> tuple[Any, Any, Any]:
-    """transformers' BlipConfig, BlipForConditionalGeneration and logging. ImportError, one line, where it is missing or fails."""
+    """transformers' BlipConfig, BlipForConditionalGeneration and logging. ImportError, one line, where it is
+    missing or fails.
+    """
     try:
         from transformers import (  # pyright: ignore[reportMissingImports]
             BlipConfig,
@@ -163,11 +167,13 @@ def _unusable(kind: Kind, library: str, error: Exception) -> ImportError:
     return ImportError(f"{kind}: {library} cannot be used ({first_line(error)}); {_INSTALL[library]}")
 
 
-# ---- nets -------------------------------------------------------------------------------------------------------------------
+# ---- nets --------------------------------------------------------------------------------------------------
 
 
 def _filled(make: Callable[[], nn.Module], path: Path) -> nn.Module:
-    """The net of `make` with the weights of `path`, for inference. WeightsError unless every key and shape fits."""
+    """The net of `make` with the weights of `path`, for inference. WeightsError unless every key and shape
+    fits.
+    """
     state = _read(path)
     with torch.random.fork_rng(devices=[]):  # the random weights are replaced, the stream is not to show
         net = make()
@@ -180,7 +186,9 @@ def _filled(make: Callable[[], nn.Module], path: Path) -> nn.Module:
 
 
 def _blip(path: Path, config: dict[str, Any]) -> Any:
-    """The BLIP of these sizes with the weights of `path`, for inference. WeightsError unless every key and shape fits."""
+    """The BLIP of these sizes with the weights of `path`, for inference. WeightsError unless every key and
+    shape fits.
+    """
     blip_config, blip, logging = _transformers()
     state = {key: tensor for key, tensor in _read(path).items() if not key.endswith("position_ids")}
     try:

@@ -1,7 +1,7 @@
 """Files to nets: any official file to the net that it is, strictly, on the file's own tensors.
 
-With load.py the only code of msbd/ that knows both nets and weights. No copy of a tensor is made here: what was mapped stays
-mapped until a caller moves or converts the net.
+With load.py the only code of msbd/ that knows both nets and weights. No copy of a tensor is made here: what
+was mapped stays mapped until a caller moves or converts the net.
 """
 
 import json
@@ -56,11 +56,13 @@ def start_pasd_nets(
     hint_widths: Sequence[int] = (16, 32, 96, 256),
     seed: int = 0,
 ) -> tuple[PASDUNet, ControlNet]:
-    """PASD's two nets as training begins, on a base's U-Net: its weights, a ControlNet copied from it, the rest new.
+    """PASD's two nets as training begins, on a base's U-Net: its weights, a ControlNet copied from it, the
+    rest new.
 
-    `zero_init` starts the pixel-aware attention at zero, so that the new net is its base with a ControlNet's residuals; without
-    it, at random as the official code does, which disturbs the frozen base (reference bug 24). `hint_widths` are those of the
-    degradation removal. What is new is drawn from `seed`. The base's tensors are shared, not copied.
+    `zero_init` starts the pixel-aware attention at zero, so that the new net is its base with a ControlNet's
+    residuals; without it, at random as the official code does, which disturbs the frozen base (reference bug
+    24). `hint_widths` are those of the degradation removal. What is new is drawn from `seed`. The base's
+    tensors are shared, not copied.
     """
     sizes = asdict(unet.config)
     base = unet.state_dict()
@@ -78,7 +80,9 @@ def start_pasd_nets(
 
 
 def read_lora_file(path: str | Path) -> Lora:
-    """The LoRA of a file, of the folder that PEFT or diffusers saved it in, or of a known model's name. Raises WeightsError."""
+    """The LoRA of a file, of the folder that PEFT or diffusers saved it in, or of a known model's name.
+    Raises WeightsError.
+    """
     file = lora_file(path)
     contents = read_contents(read_state_dict(file), file)
     if contents.parts != ("lora",):
@@ -111,7 +115,9 @@ class Fit:
 
 
 def fit_net(state: Mapping[str, Tensor], source: Source) -> Fit:
-    """The net for these canonical tensors, and what does not fit it. WeightsError where the sizes cannot be told."""
+    """The net for these canonical tensors, and what does not fit it. WeightsError where the sizes cannot be
+    told.
+    """
     path = source.path
     metadata = {} if path.name.endswith(".json") else read_metadata(path)
     try:
@@ -135,7 +141,9 @@ def fit_net(state: Mapping[str, Tensor], source: Source) -> Fit:
 
 
 def build_net(state: Mapping[str, Tensor], source: Source) -> Any:
-    """The net that these canonical tensors are, on them: no copy is made. WeightsError unless every key and shape fits."""
+    """The net that these canonical tensors are, on them: no copy is made. WeightsError unless every key and
+    shape fits.
+    """
     fit = fit_net(state, source)
     for keys, what in ((fit.missing, "missing"), (fit.unknown, "unknown")):
         if keys:

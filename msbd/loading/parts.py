@@ -22,10 +22,12 @@ BASE = ("unet", "vae", "text_encoder")  # what makes a base model, of which two 
 
 
 def load_net(path: str | Path, part: str | None = None) -> Any:
-    """The net of an official file or a net's folder, in any layout: UNet, AutoencoderKL, CLIPTextModel, CLIPModel, RRDBNet, ...
+    """The net of an official file or a net's folder, in any layout: UNet, AutoencoderKL, CLIPTextModel,
+    CLIPModel, RRDBNet, ...
 
-    `part` ("unet", "vae", "text_encoder", ...) says which, where the file holds several. Loaded strictly, in the file's own
-    dtype, on the CPU, in evaluation mode, without gradients. Raises WeightsError, one line, for anything else.
+    `part` ("unet", "vae", "text_encoder", ...) says which, where the file holds several. Loaded strictly, in
+    the file's own dtype, on the CPU, in evaluation mode, without gradients. Raises WeightsError, one line,
+    for anything else.
     """
     path = Path(path)
     source = find_source(path) if path.is_dir() else source_of(path)
@@ -46,11 +48,12 @@ def load_net(path: str | Path, part: str | None = None) -> Any:
 
 
 def load_pasd_nets(model: str | Path, base: str | Path | None = None) -> tuple[PASDUNet, ControlNet]:
-    """PASD's two nets, of a name ("pasd", "mini-pasd"), a folder (unet/, controlnet/) or a compact export, on the CPU.
+    """PASD's two nets, of a name ("pasd", "mini-pasd"), a folder (unet/, controlnet/) or a compact export, on
+    the CPU.
 
-    With `base` (a name, folder or file of a Stable Diffusion 1.x model) only what PASD added to its U-Net is taken, and put
-    on that base's; a compact export needs one, unless its name brings it. The tensors are in their files' own dtypes. Raises
-    WeightsError.
+    With `base` (a name, folder or file of a Stable Diffusion 1.x model) only what PASD added to its U-Net is
+    taken, and put on that base's; a compact export needs one, unless its name brings it. The tensors are in
+    their files' own dtypes. Raises WeightsError.
     """
     located = locate(model)
     parts = ModelParts(located)
@@ -66,7 +69,9 @@ def load_pasd_nets(model: str | Path, base: str | Path | None = None) -> tuple[P
 
 
 def put_pasd_tensors(path: str | Path, unet: Any, controlnet: ControlNet) -> None:
-    """Fill the two nets with what a file or folder of PASD has: what it adds to the U-Net, and the ControlNet. WeightsError."""
+    """Fill the two nets with what a file or folder of PASD has: what it adds to the U-Net, and the
+    ControlNet. WeightsError.
+    """
     parts = ModelParts(locate(path))
     control, source = parts.tensors("controlnet")
     expected = added_tensors(unet.state_dict())
@@ -94,7 +99,9 @@ class ModelParts:
         other: Located | None = None,
         weight: float = 0.0,
     ) -> None:
-        """`loras` come each with its weight. Of `other` the parts BASE are blended in: (1 - weight) own + weight other."""
+        """`loras` come each with its weight. Of `other` the parts BASE are blended in: (1 - weight) own +
+        weight other.
+        """
         self._located, self._loras, self._weight = located, loras, weight
         self._other = ModelParts(other) if other else None
         self._stored: dict[str, tuple[dict[str, Tensor], Source]] = {}
@@ -104,7 +111,8 @@ class ModelParts:
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """The parts to load. `text_encoder` is listed beside `clip` only if it will differ from CLIP's text half.
+        """The parts to load. `text_encoder` is listed beside `clip` only if it will differ from CLIP's text
+        half.
 
         It does with a LoRA, and with another model's text encoder blended in.
         """
@@ -124,7 +132,9 @@ class ModelParts:
         return build_net(*self.tensors(part))
 
     def tensors(self, part: str) -> tuple[dict[str, Tensor], Source]:
-        """The canonical tensors of `part` with all that is mixed in, and where they lie. WeightsError as `net`."""
+        """The canonical tensors of `part` with all that is mixed in, and where they lie. WeightsError as
+        `net`.
+        """
         state, source = self._read(part)
         if self._other is not None and part in BASE and part in self._other._available:
             theirs, file = self._other._read(part)
@@ -140,14 +150,18 @@ class ModelParts:
         return state, source
 
     def added(self) -> dict[str, Tensor]:
-        """The tensors that PASD added to its U-Net, of a whole model or of a compact export. WeightsError for no PASD."""
+        """The tensors that PASD added to its U-Net, of a whole model or of a compact export. WeightsError for
+        no PASD.
+        """
         state, source = self._read("pasd_added" if "pasd_added" in self._located.nets else "unet")
         if not (added := added_tensors(state)):
             raise WeightsError(f"{source.path}: a U-Net without what PASD adds; expected one of PASD's")
         return added
 
     def _read(self, part: str) -> tuple[dict[str, Tensor], Source]:
-        """The tensors of `part` as they are stored, checked to be finite; the text encoder may be CLIP's text half."""
+        """The tensors of `part` as they are stored, checked to be finite; the text encoder may be CLIP's text
+        half.
+        """
         if part not in self._stored:
             self._stored[part] = self._read_stored(part)
         return self._stored[part]

@@ -27,7 +27,8 @@ def make_placement(device: str | torch.device, dtype: torch.dtype) -> Placement:
         raise ValueError(f"dtype is {dtype}; expected one of {', '.join(map(str, DTYPES))}")
     device = torch.device(device)
     side = torch.float32 if device.type == "cpu" else dtype
-    # oneDNN's convolutions are faster channels last: 1.2 to 1.5 times, measured on the mini bundle (docs/log.md).
+    # oneDNN's convolutions are faster channels last: 1.2 to 1.5 times, measured on the mini bundle
+    # (docs/log.md).
     wide = device.type == "cpu" and dtype != torch.float16  # which is for GPUs: a CPU only holds it
     layout = torch.channels_last if wide else torch.preserve_format
     return Placement(

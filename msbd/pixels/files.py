@@ -50,7 +50,8 @@ class Photo:
 
 
 def load_image(path: str | Path, *, to_srgb: bool = False) -> Photo:
-    """Read a picture of one of FORMATS, told by its content: the first frame, upright by its EXIF orientation.
+    """Read a picture of one of FORMATS, told by its content: the first frame, upright by its EXIF
+    orientation.
 
     An RGB picture keeps its bytes and its colour profile; with `to_srgb`, and for CMYK always, colours are
     converted to sRGB instead. FileNotFoundError if there is no such file; ValueError if it is not a whole
@@ -136,7 +137,9 @@ def save_image(
 
 
 def check_output_path(path: str | Path, size: tuple[int, int] = (1, 1)) -> str:
-    """The suffix of `path`; ValueError if `save_image` could not write `size` (H, W) there, said before the work is done."""
+    """The suffix of `path`; ValueError if `save_image` could not write `size` (H, W) there, said before the
+    work is done.
+    """
     path = Path(path)
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:

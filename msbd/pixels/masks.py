@@ -27,7 +27,8 @@ def resize_mask(mask: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def sample_mask(mask: Tensor, size: tuple[int, int]) -> Tensor:
-    """`mask` (B, 1, H, W) at `size`, {0, 1}, as the official code does it: bilinear, not antialiased, then > 0.
+    """`mask` (B, 1, H, W) at `size`, {0, 1}, as the official code does it: bilinear, not antialiased, then >
+    0.
 
     At a factor of 8 this reads the four centre pixels of each cell: up to 3 masked pixels at an edge end up
     in a kept cell, and a 16-pixel stroke at a factor of 44 vanishes more often than not. Hence `resize_mask`.

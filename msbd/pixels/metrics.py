@@ -21,9 +21,11 @@ from .luma import luma as luma_of  # `luma` is an argument here
 
 
 def squared_error(image: Tensor, reference: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Mean squared error (B,) of `image` (B, 3, H, W) in [-1, 1] against `reference`, in units of the [0, 1] range.
+    """Mean squared error (B,) of `image` (B, 3, H, W) in [-1, 1] against `reference`, in units of the [0, 1]
+    range.
 
-    With `mask` (B, 1, H, W) the mean over what it weighs; NaN where it is empty. ValueError for shapes that differ.
+    With `mask` (B, 1, H, W) the mean over what it weighs; NaN where it is empty. ValueError for shapes that
+    differ.
     """
     _check_same_shape(image, reference)
     error = ((image.double() - reference.double()) / 2).square()
@@ -159,10 +161,11 @@ def _gradient_magnitude(x: Tensor) -> Tensor:
 
 
 def edge_step(image: Tensor, mask: Tensor) -> Tensor:
-    """Mean difference across the edge of `mask` (B, 1, H, W), in 8-bit levels, of `image` (B, 3, H, W) in [-1, 1]: (B,).
+    """Mean difference across the edge of `mask` (B, 1, H, W), in 8-bit levels, of `image` (B, 3, H, W) in
+    [-1, 1]: (B,).
 
-    Over all pairs of pixels side by side or one above the other of which exactly one is masked, and the three channels, the mean
-    of |difference|. NaN where the mask has no edge.
+    Over all pairs of pixels side by side or one above the other of which exactly one is masked, and the three
+    channels, the mean of |difference|. NaN where the mask has no edge.
     """
     inside = mask > 0.5
     total, pairs = image.new_zeros(len(image), dtype=torch.float64), mask.new_zeros(len(mask))
@@ -186,7 +189,8 @@ def sharpness(image: Tensor) -> Tensor:
 
 
 def wilson_interval(right: int, count: int) -> tuple[float, float]:
-    """95 % interval (low, high) in [0, 1] of a share of which `right` of `count` trials were seen (Wilson's score interval).
+    """95 % interval (low, high) in [0, 1] of a share of which `right` of `count` trials were seen (Wilson's
+    score interval).
 
     Unlike share +- 1.96 standard errors it stays within [0, 1] and is sound for few trials and for 100 %.
     """

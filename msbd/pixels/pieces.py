@@ -1,10 +1,12 @@
-"""Run a net that looks at a few pixels only over a large picture piece by piece, so that its memory does not grow.
+"""Run a net that looks at a few pixels only over a large picture piece by piece, so that its memory does not
+grow.
 
-Tensors  image (1, C, H, W) in the net's own range -> (1, C', H', W'), H' / H = W' / W a whole number, or one over it
+Tensors  image (1, C, H, W) in the net's own range -> (1, C', H', W'), H' / H = W' / W a whole number, or one
+         over it
 Copying  needs pixels/box.py, pixels/resize.py, pixels/tiles.py
 
-A piece of the result equals the same piece of a run on the whole picture, but for rounding, where the context around
-it is at least as wide as the net looks.
+A piece of the result equals the same piece of a run on the whole picture, but for rounding, where the context
+around it is at least as wide as the net looks.
 """
 
 from collections.abc import Callable, Sequence
@@ -26,10 +28,11 @@ class Piece:
 
 
 def mirrored_pieces(size: tuple[int, int], side: int, context: int, multiple: int = 1) -> list[Piece]:
-    """Pieces of `side` pixels that cover a picture of `size` (H, W) once, each with `context` pixels all around it.
+    """Pieces of `side` pixels that cover a picture of `size` (H, W) once, each with `context` pixels all
+    around it.
 
-    At the picture's border the context is the picture mirrored, so that the net never sees an end. What the net sees
-    is rounded up to `multiple` pixels a side.
+    At the picture's border the context is the picture mirrored, so that the net never sees an end. What the
+    net sees is rounded up to `multiple` pixels a side.
     """
     height, width = size
     pieces = []
@@ -42,11 +45,13 @@ def mirrored_pieces(size: tuple[int, int], side: int, context: int, multiple: in
 
 
 def inner_pieces(size: tuple[int, int], side: int, context: int, multiple: int = 1) -> list[Piece]:
-    """Pieces that cover a picture of `size` (H, W), each with `context` pixels around it, but none beyond the border.
+    """Pieces that cover a picture of `size` (H, W), each with `context` pixels around it, but none beyond the
+    border.
 
-    There the net sees the picture end, as it does in a run on the whole. A piece is `side` pixels and its context
-    2 x `context` more, pushed back inside at the end; where two overlap, the later one is kept. `side`, `context` and
-    `size` are multiples of `multiple`, so are all numbers. A picture of at most side + 2 x context is one piece.
+    There the net sees the picture end, as it does in a run on the whole. A piece is `side` pixels and its
+    context 2 x `context` more, pushed back inside at the end; where two overlap, the later one is kept.
+    `side`, `context` and `size` are multiples of `multiple`, so are all numbers. A picture of at most side +
+    2 x context is one piece.
     """
     boxes = tile_boxes(*size, side + 2 * context, 2 * context, multiple)
     return [Piece(box, _without_context(box, context, size)) for box in boxes]
@@ -60,8 +65,8 @@ def run_in_pieces(
 ) -> Tensor:
     """`net(image)`, (1, C', H', W'), from `pieces`, one at a time.
 
-    `fill(size)` makes the picture (1, C', *size) that shows where no piece is, and is written into; None where the
-    pieces cover all of it. ValueError without a piece.
+    `fill(size)` makes the picture (1, C', *size) that shows where no piece is, and is written into; None
+    where the pieces cover all of it. ValueError without a piece.
     """
     result: Tensor | None = None
     for piece in pieces:

@@ -41,8 +41,8 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # RG
 def imagenet_pixels(image: Tensor, *, short: int = 232, size: int = 224) -> Tensor:
     """`image` (B, 3, H, W) in [-1, 1] as ResNet-50's V2 weights want it: (B, 3, size, size), normalised.
 
-    The shorter side to `short`, bilinear and antialiased, then the centre square. What lies beyond four times the shorter side is cut
-    off first: it is far outside that square, and would only fill the memory.
+    The shorter side to `short`, bilinear and antialiased, then the centre square. What lies beyond four times
+    the shorter side is cut off first: it is far outside that square, and would only fill the memory.
     """
     height, width = image.shape[-2:]
     longest = 4 * min(height, width)
@@ -56,7 +56,9 @@ def imagenet_pixels(image: Tensor, *, short: int = 232, size: int = 224) -> Tens
 
 
 def blip_pixels(image: Tensor, size: int = 384) -> Tensor:
-    """`image` (B, 3, H, W) in [-1, 1] as BLIP wants it: all of it, squashed to (B, 3, size, size), bicubic, normalised."""
+    """`image` (B, 3, H, W) in [-1, 1] as BLIP wants it: all of it, squashed to (B, 3, size, size), bicubic,
+    normalised.
+    """
     return _normalised(resize(image.float(), (size, size), "bicubic"), CLIP_MEAN, CLIP_STD)
 
 

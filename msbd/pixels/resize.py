@@ -29,7 +29,9 @@ def resize(image: Tensor, size: tuple[int, int], mode: str = "bilinear") -> Tens
 
 
 def enlarge(image: Tensor, size: tuple[int, int]) -> Tensor:
-    """A degraded picture (B, 3, h, w) in [0, 1] as PASD's ControlNet gets it: at `size`, bicubic, on 256 levels."""
+    """A degraded picture (B, 3, h, w) in [0, 1] as PASD's ControlNet gets it: at `size`, bicubic, on 256
+    levels.
+    """
     return round_to_8_bits(resize(image, size, "bicubic"))
 
 

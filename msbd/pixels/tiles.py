@@ -19,7 +19,8 @@ from .box import Box
 
 
 def tile_boxes(height: int, width: int, tile: int, overlap: int, multiple: int = 1) -> list[Box]:
-    """The fewest boxes of at most `tile` x `tile` that cover a picture and overlap by `overlap` or more, by rows.
+    """The fewest boxes of at most `tile` x `tile` that cover a picture and overlap by `overlap` or more, by
+    rows.
 
     Tiles start at multiples of `tile - overlap`; the last one of each axis is pushed back inside, so that it
     keeps its size. All starts are multiples of `multiple` (latent cells), all sizes too when the picture's
@@ -76,7 +77,9 @@ class TileBlend:
         self._weight: Tensor | None = None  # (1, 1, H, W)
 
     def add(self, box: Box, patch: Tensor) -> None:
-        """Add the `patch` (B, C, box.height, box.width) computed for `box`, one of the grid's boxes, once each."""
+        """Add the `patch` (B, C, box.height, box.width) computed for `box`, one of the grid's boxes, once
+        each.
+        """
         if tuple(patch.shape[-2:]) != box.size:
             raise ValueError(
                 f"a patch of {tuple(patch.shape[-2:])} pixels does not fit its tile of {box.size}"

@@ -1,6 +1,7 @@
 """SR of Algorithm 1: enlarge a stage's result to the next stage's size.
 
-Paper    Ackermann & Li 2022, arXiv:2210.12965, appendix A.2: Real-ESRGAN x4, then bilinear down; its ablation has the others
+Paper    Ackermann & Li 2022, arXiv:2210.12965, appendix A.2: Real-ESRGAN x4, then bilinear down; its ablation
+         has the others
 Tensors  image (1, 3, H, W) in [-1, 1] -> (1, 3, H', W') in [-1, 1]; the upscaler net takes and gives [0, 1]
 Copying  needs pixels/masks.py, pixels/pieces.py, pixels/resize.py, pixels/tiles.py
 """
@@ -28,11 +29,13 @@ def super_resolve(
     image: Tensor, size: tuple[int, int], mode: str, upscaler: Callable[[Tensor], Tensor] | None = None,
     needed: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
-    """`image` (1, 3, H, W) in [-1, 1] at `size` by "rrdb" (the `upscaler`, then bilinear), "bilinear", "bicubic", "sharpen" or "none".
+    """`image` (1, 3, H, W) in [-1, 1] at `size` by "rrdb" (the `upscaler`, then bilinear), "bilinear",
+    "bicubic", "sharpen" or "none".
 
-    "none" repeats pixels. `needed` (1, 1, H', W') is set where the result will be looked at (None: everywhere): the upscaler,
-    which takes nearly all of the time, is run on those pieces only, and elsewhere the picture is bilinear. The same size comes
-    back as it is. ValueError for "rrdb" without an upscaler, or another word.
+    "none" repeats pixels. `needed` (1, 1, H', W') is set where the result will be looked at (None:
+    everywhere): the upscaler, which takes nearly all of the time, is run on those pieces only, and elsewhere
+    the picture is bilinear. The same size comes back as it is. ValueError for "rrdb" without an upscaler, or
+    another word.
     """
     if tuple(image.shape[-2:]) == tuple(size):
         return image
@@ -54,9 +57,11 @@ def super_resolve(
 
 
 def low_pass_reference(reference: Tensor, input_size: tuple[int, int], mode: str) -> Tensor:
-    """LP(x_in) of line 20: `reference` (1, 3, H, W), as sharp as the `input_size` picture that was enlarged to its size (A.2).
+    """LP(x_in) of line 20: `reference` (1, 3, H, W), as sharp as the `input_size` picture that was enlarged
+    to its size (A.2).
 
-    `mode` "matching" is the paper's; "half" goes through half the size, "no" leaves it sharp (the ablations of A.4).
+    `mode` "matching" is the paper's; "half" goes through half the size, "no" leaves it sharp (the ablations
+    of A.4).
     """
     if mode == "no":
         return reference
@@ -66,7 +71,9 @@ def low_pass_reference(reference: Tensor, input_size: tuple[int, int], mode: str
 
 
 def _in_pieces(upscaler: Callable[[Tensor], Tensor], image: Tensor, asked: Tensor) -> Tensor:
-    """The upscaler over the pieces of a picture (1, 3, H, W) in [0, 1] that `asked` touches; bilinear elsewhere."""
+    """The upscaler over the pieces of a picture (1, 3, H, W) in [0, 1] that `asked` touches; bilinear
+    elsewhere.
+    """
     asked = dilate(asked, _REACH)
     pieces = mirrored_pieces((image.shape[-2], image.shape[-1]), _PIECE, _CONTEXT, _MULTIPLE)
     pieces = [piece for piece in pieces if touches(piece.kept, asked)]

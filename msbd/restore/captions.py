@@ -1,9 +1,11 @@
 """High-level information of a degraded picture, as text: what it shows, which objects are in it, a caption.
 
-Paper    Yang et al. 2023 (PASD), arXiv:2308.14469, section 3.4: ResNet, YOLO and BLIP see the low-quality picture, and the
-         U-Net reads what they say. The official code uses one of them at a time; here any combination
+Paper    Yang et al. 2023 (PASD), arXiv:2308.14469, section 3.4: ResNet, YOLO and BLIP see the low-quality
+         picture, and the U-Net reads what they say. The official code uses one of them at a time; here any
+         combination
 Tensors  image (1, 3, H, W) in [-1, 1], any size from 1 x 1; pixels as each net wants them
-Weights  none here: loading/captions.py makes the models. A torchvision Faster R-CNN takes YOLO's place (why: there)
+Weights  none here: loading/captions.py makes the models. A torchvision Faster R-CNN takes YOLO's place (why:
+         there)
 Copying  needs pixels/preprocess.py, pixels/resize.py
 """
 
@@ -55,10 +57,11 @@ class Captioner:
 
 
 def describe(image: Tensor, kinds: Sequence[Kind], models: Mapping[Kind, Any]) -> list[str]:
-    """What the models of `kinds` say of `image` (1, 3, H, W) in [-1, 1]: class, detections, caption, in this order.
+    """What the models of `kinds` say of `image` (1, 3, H, W) in [-1, 1]: class, detections, caption, in this
+    order.
 
-    `models` is what `loading.captions.load_captioners` gives. A net that is sure of nothing gives no piece. ValueError
-    for a kind that is unknown or not loaded, or a picture of another shape.
+    `models` is what `loading.captions.load_captioners` gives. A net that is sure of nothing gives no piece.
+    ValueError for a kind that is unknown or not loaded, or a picture of another shape.
     """
     if image.ndim != 4 or image.shape[:2] != (1, 3) or 0 in image.shape:
         raise ValueError(f"a picture of shape {tuple(image.shape)}; expected (1, 3, H, W)")
@@ -83,10 +86,10 @@ def classify(image: Tensor, model: Classifier, *, threshold: float = 0.1) -> str
 def detect(image: Tensor, model: Detector, *, threshold: float = 0.5) -> str:
     """How many objects of which class are in `image` (1, 3, H, W) in [-1, 1]: "2 dog, 1 person", or "".
 
-    The commonest first, equally common ones by their best score. Singular, as the official code has it: English plurals
-    follow no rule for half of COCO's names (people, mice, sheep, skis). `threshold`: at 0.5 an object is likelier than
-    all else together; the official 0.25 is YOLO's, whose scores are no probabilities, and a wrong word in a prompt
-    costs more than a missing one.
+    The commonest first, equally common ones by their best score. Singular, as the official code has it:
+    English plurals follow no rule for half of COCO's names (people, mice, sheep, skis). `threshold`: at 0.5
+    an object is likelier than all else together; the official 0.25 is YOLO's, whose scores are no
+    probabilities, and a wrong word in a prompt costs more than a missing one.
     """
     # The net itself makes the longer side 1333 at most; its other side must have a pixel left then.
     height, width = image.shape[-2:]
@@ -121,8 +124,8 @@ def caption_ids(
 ) -> Tensor:
     """Token ids (B, L) of the likeliest captions of `pixels` (B, 3, S, S), by beam search.
 
-    The ids begin with the prompt's (B, P) and finish with the end token. Beams and lengths (in tokens, with the prompt)
-    are those that the official code's BLIP uses.
+    The ids begin with the prompt's (B, P) and finish with the end token. Beams and lengths (in tokens, with
+    the prompt) are those that the official code's BLIP uses.
     """
     return net.generate(
         pixels,

@@ -1,7 +1,8 @@
 """Give a restored picture the colours of another: those it was made from, or new ones on its own luma.
 
-Paper    Wang et al. 2024 (StableSR), arXiv:2305.07015, section 3.4 and appendix: the wavelet correction and AdaIN;
-         Huang & Belongie 2017, arXiv:1703.06868, Eq. 8 (AdaIN). PASD's code applies the first one to every result
+Paper    Wang et al. 2024 (StableSR), arXiv:2305.07015, section 3.4 and appendix: the wavelet correction and
+         AdaIN; Huang & Belongie 2017, arXiv:1703.06868, Eq. 8 (AdaIN). PASD's code applies the first one to
+         every result
 Tensors  images (B, C, H, W) in [-1, 1]; what is returned may leave that range a little
 Copying  needs pixels/luma.py; torch
 """
@@ -16,7 +17,8 @@ from ..pixels.luma import luma
 
 
 def wavelet_color_fix(image: Tensor, reference: Tensor, levels: int = 5) -> Tensor:
-    """The fine structure of `image` on the coarse one of `reference`: its colours and lights. Shapes (B, C, H, W).
+    """The fine structure of `image` on the coarse one of `reference`: its colours and lights. Shapes (B, C,
+    H, W).
 
     ValueError unless both have one size.
     """
@@ -28,7 +30,9 @@ def wavelet_color_fix(image: Tensor, reference: Tensor, levels: int = 5) -> Tens
 
 
 def low_frequencies(image: Tensor, levels: int = 5) -> Tensor:
-    """`image` (B, C, H, W) smoothed by (1 2 1)/4 with holes of 1, 2, 4, ... pixels: an à trous wavelet's residue."""
+    """`image` (B, C, H, W) smoothed by (1 2 1)/4 with holes of 1, 2, 4, ... pixels: an à trous wavelet's
+    residue.
+    """
     row = image.new_tensor([0.25, 0.5, 0.25])
     kernel = torch.outer(row, row).expand(image.shape[1], 1, 3, 3)
     for level in range(levels):
@@ -39,7 +43,9 @@ def low_frequencies(image: Tensor, levels: int = 5) -> Tensor:
 
 
 def adain_color_fix(image: Tensor, reference: Tensor) -> Tensor:
-    """`image` with the mean and the standard deviation of each channel of `reference`, which may have another size."""
+    """`image` with the mean and the standard deviation of each channel of `reference`, which may have another
+    size.
+    """
     eps = 4e-5  # under the root: 1e-5 of the [0, 1] range, as in the official code
 
     def moments(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -51,7 +57,8 @@ def adain_color_fix(image: Tensor, reference: Tensor) -> Tensor:
     return (image - mean) / std * wanted_std + wanted_mean
 
 
-# Name in RestoreConfig.color_fix -> (restored, the picture with its colours) -> the restored picture with them.
+# Name in RestoreConfig.color_fix -> (restored, the picture with its colours) -> the restored picture with
+# them.
 COLOR_FIXES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "wavelet": wavelet_color_fix,
     "adain": adain_color_fix,

@@ -1,6 +1,7 @@
 """The options of a restoration, and the sizes and words of the model that it is for.
 
-Paper    Yang et al. 2023 (PASD), arXiv:2308.14469; names and values as in its official code, where that has them
+Paper    Yang et al. 2023 (PASD), arXiv:2308.14469; names and values as in its official code, where that has
+         them
 Units    pixels, or latent cells of 8 x 8 pixels, as each field says
 Copying  needs options.py, restore/prompts.py: the standard library only, so that a command line can show
          every default without torch
@@ -196,9 +197,9 @@ class RestoreConfig:
 class ResolvedRestoreConfig(RestoreConfig):
     """A RestoreConfig for one model: nothing that a run needs is open. `RestoreConfig.for_model` makes it.
 
-    Its defaults are PASD's on Stable Diffusion 1.5, in mode sr. Three fields are as they were said: `fidelity`;
-    `alpha_a` and `added_noise_level`, which say the level that `RestorePlan.a_a` holds. `tile_batch` None is what fits
-    into memory when it runs.
+    Its defaults are PASD's on Stable Diffusion 1.5, in mode sr. Three fields are as they were said:
+    `fidelity`; `alpha_a` and `added_noise_level`, which say the level that `RestorePlan.a_a` holds.
+    `tile_batch` None is what fits into memory when it runs.
     """
 
     guidance_scale: float = ModelSpec.guidance_scale
@@ -212,8 +213,9 @@ class ResolvedRestoreConfig(RestoreConfig):
     seed: int = 0
 
 
-# What nets make of a control picture and no more: DDIM from Eq. 3 at the picture's own size (64 pixels at least), without
-# guidance, words or colours of the command's own, in one tile. By RestoreConfig's names, to be overruled one by one.
+# What nets make of a control picture and no more: DDIM from Eq. 3 at the picture's own size (64 pixels at
+# least), without guidance, words or colours of the command's own, in one tile. By RestoreConfig's names, to
+# be overruled one by one.
 PLAIN: dict[str, Any] = {
     "sampler": "ddim",
     "alpha_a": 1.0,

@@ -1,10 +1,11 @@
 """What the official PASD code computes where ours differs, for restore's preset `official` and to measure it.
 
-Source   what yangxy/PASD at 396f9ac and the libraries it calls compute; written anew, none of it copied.
-         The functions are those of paper.py, under the same names (rules.py lists them). Each docstring says what
-         ours, there, does instead and why. Its crashes are not imitated: where it fails or never ends, a ValueError
-         says so
-Units    images (1, 3, H, W) in [-1, 1], worked on in 8 bits as there; control pictures in [0, 1]; sizes (H, W)
+Source   what yangxy/PASD at 396f9ac and the libraries it calls compute; written anew, none of it copied. The
+         functions are those of paper.py, under the same names (rules.py lists them). Each docstring says what
+         ours, there, does instead and why. Its crashes are not imitated: where it fails or never ends, a
+         ValueError says so
+Units    images (1, 3, H, W) in [-1, 1], worked on in 8 bits as there; control pictures in [0, 1]; sizes (H,
+         W)
 Copying  needs pixels/box.py, pixels/files.py, pixels/resize.py, pixels/tiles.py, restore/color.py,
          restore/paper.py, samplers/ans.py, samplers/schedule.py
 """
@@ -64,10 +65,10 @@ def prepared_size(
 ) -> tuple[int, int]:
     """The size (H, W) at which the official code works on a picture of `size`.
 
-    Enlarged by `upscale`, then until the shorter side has `process_size` pixels, then each side cut down to a multiple
-    of 8. With `grayscale` there is no upscale, a large picture is shrunk as well, and its longer side has at most
-    2 x process_size. ValueError for an upscale that is not a whole number, and for a side that ends below 8 pixels.
-    Ours pads by reflection, which keeps the aspect, and takes any scale.
+    Enlarged by `upscale`, then until the shorter side has `process_size` pixels, then each side cut down to a
+    multiple of 8. With `grayscale` there is no upscale, a large picture is shrunk as well, and its longer
+    side has at most 2 x process_size. ValueError for an upscale that is not a whole number, and for a side
+    that ends below 8 pixels. Ours pads by reflection, which keeps the aspect, and takes any scale.
     """
     height, width = _processed_size(size, upscale, process_size, grayscale)
     if min(height, width) < MULTIPLE:
@@ -98,16 +99,19 @@ def latent_tiles(height: int, width: int, tile: int, overlap: int) -> list[Box]:
 
 
 def blend(tiles: Sequence[Box], height: int, width: int) -> TileBlend:
-    """The mean of all tiles over a cell, weighted by a Gaussian over each: `GaussianBlend`. Ours fades to zero."""
+    """The mean of all tiles over a cell, weighted by a Gaussian over each: `GaussianBlend`. Ours fades to
+    zero.
+    """
     return GaussianBlend(tiles, height, width)
 
 
 class GaussianBlend(TileBlend):
-    """`tiles.TileBlend` by the official weights: over a tile of (height, width) a Gaussian of sigma side / 10.
+    """`tiles.TileBlend` by the official weights: over a tile of (height, width) a Gaussian of sigma side /
+    10.
 
-    Its centre is (width - 1) / 2 across but height / 2 down, half a cell below the middle. Its edges do not fade out:
-    with the official 320 cells and overlap of 8 a neighbour's share steps from 0 to 0.26 at once. Ours rises from 0
-    over the whole overlap, the same from either side.
+    Its centre is (width - 1) / 2 across but height / 2 down, half a cell below the middle. Its edges do not
+    fade out: with the official 320 cells and overlap of 8 a neighbour's share steps from 0 to 0.26 at once.
+    Ours rises from 0 over the whole overlap, the same from either side.
     """
 
     def __init__(self, boxes: Sequence[Box], height: int, width: int) -> None:
@@ -130,8 +134,8 @@ def prepare(
 def prepared(image: Tensor, upscale: float, process_size: int, *, grayscale: bool = False) -> Tensor:
     """`image` (1, 3, H, W) at its `prepared_size`, in 8 bits after each of Pillow's up to three resizes.
 
-    Bicubic by `upscale`, bilinear to the process size, bicubic to multiples of 8. `grayscale`: its luma in all
-    channels. Raises as `prepared_size`.
+    Bicubic by `upscale`, bilinear to the process size, bicubic to multiples of 8. `grayscale`: its luma in
+    all channels. Raises as `prepared_size`.
     """
     size = (image.shape[-2], image.shape[-1])
     height, width = prepared_size(size, upscale, process_size, grayscale=grayscale)
@@ -150,7 +154,8 @@ def prepared(image: Tensor, upscale: float, process_size: int, *, grayscale: boo
 def hints(
     embed: Callable[[Tensor], Tensor], control: Tensor, tiles: Sequence[Box], downscale: int
 ) -> dict[Box, Tensor]:
-    """The features of each tile, made of the tile's own pixels, so that they end in zeros at the tile's edges.
+    """The features of each tile, made of the tile's own pixels, so that they end in zeros at the tile's
+    edges.
 
     Ours makes them once of the whole picture and cuts them.
     """
@@ -166,11 +171,12 @@ FALLING_BACK = ("unipc", "dpmpp")
 def start_level(
     added_noise_level: int, sampler: str, timesteps: Sequence[int] | Tensor, alphas_cumprod: Tensor
 ) -> float:
-    """a_a of Eq. 4 that `added_noise_level` leads to as in diffusers 0.25 and later; config's `ans` "fallback".
+    """a_a of Eq. 4 that `added_noise_level` leads to as in diffusers 0.25 and later; config's `ans`
+    "fallback".
 
-    There, with `FALLING_BACK`, a timestep that is not among the sampler's is silently taken for the last of them. So
-    900 with 20 steps, the official default, adds the noise of t = 50: hardly any. Ours takes the level asked for.
-    ValueError for one outside the schedule.
+    There, with `FALLING_BACK`, a timestep that is not among the sampler's is silently taken for the last of
+    them. So 900 with 20 steps, the official default, adds the noise of t = 50: hardly any. Ours takes the
+    level asked for. ValueError for one outside the schedule.
     """
     asked = paper.start_level(added_noise_level, sampler, timesteps, alphas_cumprod)
     grid = [int(t) for t in timesteps]
@@ -194,7 +200,8 @@ def start(z_lr: Tensor, a_n: float, a_a: float, noise: NoiseSource) -> Tensor:
 def finish(
     restored: Tensor, control: Tensor, image: Tensor, output_size: tuple[int, int], color_fix: str
 ) -> Tensor:
-    """The result (1, 3, *output_size): rounded to 8 bits, colours fixed, cut off to 8 bits, resized by Pillow.
+    """The result (1, 3, *output_size): rounded to 8 bits, colours fixed, cut off to 8 bits, resized by
+    Pillow.
 
     Ours stays in float, and keeps a grey picture grey.
     """
@@ -213,7 +220,8 @@ def truncated(image: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def finish_coloured(restored: Tensor, image: Tensor, output_size: tuple[int, int]) -> Tensor:
-    """The result of mode colorize (1, 3, *output_size): the chroma of `restored` on the luma of the input `image`.
+    """The result of mode colorize (1, 3, *output_size): the chroma of `restored` on the luma of the input
+    `image`.
 
     By `transfer_chroma_official`, in 8 bits; ours keeps the luma and the hue, in float.
     """

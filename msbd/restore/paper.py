@@ -1,12 +1,13 @@
 """The formulas of a restoration that the paper, or this project where the paper is silent, has chosen.
 
 Paper    Yang et al. 2023 (PASD), arXiv:2308.14469, section 3
-Units    images (1, 3, H, W) in [-1, 1]; control pictures in [0, 1]; latents (1, 4, h, w), scaled; sizes (H, W);
-         tiles in latent cells, everything else in pixels
+Units    images (1, 3, H, W) in [-1, 1]; control pictures in [0, 1]; latents (1, 4, h, w), scaled; sizes (H,
+         W); tiles in latent cells, everything else in pixels
 Copying  needs pixels/box.py, pixels/resize.py, pixels/tiles.py, restore/color.py, samplers/ans.py,
          samplers/schedule.py
 
-official.py has the same functions as the official code computes them; rules.py lists both, and a plan carries one.
+official.py has the same functions as the official code computes them; rules.py lists both, and a plan carries
+one.
 """
 
 from collections.abc import Callable, Sequence
@@ -32,18 +33,20 @@ def plan_sizes(
 ) -> tuple[tuple[int, int], Box]:  # fmt: skip
     """The size at which a picture is restored, and the box of whole latent cells around it that the nets get.
 
-    A grey picture that is to get colours may be worked on at any size, others at the size of their result at least.
+    A grey picture that is to get colours may be worked on at any size, others at the size of their result at
+    least.
     """
     size = working_size(input_size if grayscale else output_size, process_size, shrink=grayscale)
     return size, padded_box(size, downscale)
 
 
 def working_size(size: tuple[int, int], least: int, *, shrink: bool = False) -> tuple[int, int]:
-    """`size` enlarged until its shorter side has `least` pixels, but its longer at most twice as many by that.
+    """`size` enlarged until its shorter side has `least` pixels, but its longer at most twice as many by
+    that.
 
-    The nets know pictures of about that size; the official code enlarges without an end, a strip of 3 x 500 to
-    768 x 128000. With `shrink` a larger one is made smaller too: colours need no more, and the luma comes from the
-    picture itself.
+    The nets know pictures of about that size; the official code enlarges without an end, a strip of 3 x 500
+    to 768 x 128000. With `shrink` a larger one is made smaller too: colours need no more, and the luma comes
+    from the picture itself.
     """
     factor = min(least / min(size), 2 * least / max(size))
     factor = factor if shrink else max(1.0, factor)
@@ -52,7 +55,8 @@ def working_size(size: tuple[int, int], least: int, *, shrink: bool = False) -> 
 
 
 def padded_box(size: tuple[int, int], downscale: int) -> Box:
-    """The smallest box of whole latent cells, `SMALLEST` a side at least, with a picture of `size` in its middle.
+    """The smallest box of whole latent cells, `SMALLEST` a side at least, with a picture of `size` in its
+    middle.
 
     Where it leaves the picture, the picture is mirrored: nothing is squashed.
     """
@@ -66,11 +70,13 @@ def latent_tiles(height: int, width: int, tile: int, overlap: int) -> list[Box]:
 
 
 def blend(tiles: Sequence[Box], height: int, width: int) -> TileBlend:
-    """What fades the predictions of `tiles` into one of (height, width): symmetric ramps over the whole overlap."""
+    """What fades the predictions of `tiles` into one of (height, width): symmetric ramps over the whole
+    overlap.
+    """
     return TileBlend(tiles, height, width)
 
 
-# ---- the picture before --------------------------------------------------------------------------------------
+# ---- the picture before ------------------------------------------------------------------------------------
 
 
 def prepare(
@@ -87,7 +93,8 @@ def prepare(
 def hints(
     embed: Callable[[Tensor], Tensor], control: Tensor, tiles: Sequence[Box], downscale: int
 ) -> dict[Box, Tensor]:
-    """Section 3.1: for each of `tiles` the control's features, `embed(control)` (1, C, h, w), degradations removed.
+    """Section 3.1: for each of `tiles` the control's features, `embed(control)` (1, C, h, w), degradations
+    removed.
 
     They are made once of the whole control (1, 3, H, W), so that a tile sees beyond its edges, and cut.
     """
@@ -113,7 +120,9 @@ def start_level(
 
 
 def start(z_lr: Tensor, a_n: float, a_a: float, noise: NoiseSource) -> Tensor:
-    """z_N of Eq. 4 from z_LR (1, 4, h, w): sqrt(a_a a_N) z_LR + sqrt(1 - a_a a_N) z'', one noise drawn at "start"."""
+    """z_N of Eq. 4 from z_LR (1, 4, h, w): sqrt(a_a a_N) z_LR + sqrt(1 - a_a a_N) z'', one noise drawn at
+    "start".
+    """
     return ans_start(z_lr, a_n, a_a, noise("start", 0, tuple(z_lr.shape)))
 
 
@@ -123,10 +132,11 @@ def start(z_lr: Tensor, a_n: float, a_a: float, noise: NoiseSource) -> Tensor:
 def finish(
     restored: Tensor, control: Tensor, image: Tensor, output_size: tuple[int, int], color_fix: str
 ) -> Tensor:
-    """The result (1, 3, *output_size) from `restored` and `control`, both (1, 3, *working_size), and the input `image`.
+    """The result (1, 3, *output_size) from `restored` and `control`, both (1, 3, *working_size), and the
+    input `image`.
 
-    With the colours of the control, and resized, in float. A grey picture stays grey where colours are put right, at
-    fine edges too, which the official code tints.
+    With the colours of the control, and resized, in float. A grey picture stays grey where colours are put
+    right, at fine edges too, which the official code tints.
     """
     fixed = COLOR_FIXES[color_fix](restored, control)
     if color_fix != "none" and is_gray(image):
@@ -135,6 +145,8 @@ def finish(
 
 
 def finish_coloured(restored: Tensor, image: Tensor, output_size: tuple[int, int]) -> Tensor:
-    """The result of mode colorize (1, 3, *output_size): the colours of `restored` on the luma of the input `image`."""
+    """The result of mode colorize (1, 3, *output_size): the colours of `restored` on the luma of the input
+    `image`.
+    """
     source = resize(image, output_size, "bicubic").clamp(-1, 1)
     return transfer_chroma(resize(restored, output_size, "bicubic").clamp(-1, 1), to_gray(source))

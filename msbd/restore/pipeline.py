@@ -1,4 +1,5 @@
-"""Pixel-Aware Stable Diffusion (PASD): enlarge, repair, colour or restyle a picture, its structure kept pixel by pixel.
+"""Pixel-Aware Stable Diffusion (PASD): enlarge, repair, colour or restyle a picture, its structure kept pixel
+by pixel.
 
 Paper    Yang et al. 2023, arXiv:2308.14469, section 3 and figure 2; sections and equations stand at the lines
 Tensors  image (1, 3, H, W) in [-1, 1]; control (1, 3, h, w) in [0, 1], h and w multiples of 8;
@@ -8,12 +9,12 @@ Copying  needs latents.py, memory.py, noise.py, pixels/box.py, pixels/pieces.py,
          pixels/upscale.py, progress.py, restore/config.py, restore/plan.py, restore/prompts.py,
          restore/solvers.py, samplers/guidance.py, samplers/schedule.py
 
-Large pictures are sampled in overlapping tiles: at every step the tiles' predictions are faded into one for the whole
-latent (MultiDiffusion, arXiv:2302.08113), so that there is one latent, one noise field and one step. What `plan.rules`
-does is in paper.py, and for preset `official` in official.py.
+Large pictures are sampled in overlapping tiles: at every step the tiles' predictions are faded into one for
+the whole latent (MultiDiffusion, arXiv:2302.08113), so that there is one latent, one noise field and one
+step. What `plan.rules` does is in paper.py, and for preset `official` in official.py.
 
-Section 3.5 (another style by another base) needs no line here: the nets that arrive are then another base's. Section
-3.6 is training: msbd/train.
+Section 3.5 (another style by another base) needs no line here: the nets that arrive are then another base's.
+Section 3.6 is training: msbd/train.
 """
 
 from collections.abc import Callable, Sequence
@@ -40,8 +41,8 @@ from .plan import RestorePlan, RestoreResult, plan_restore
 from .prompts import build_prompt
 from .solvers import sample
 
-# Pixels. _PIECE: side of the pieces in which the control picture's features are computed. _CONTEXT: margin around
-# each; the receptive field of degradation removal reaches 23 pixels (53 with RRDBs).
+# Pixels. _PIECE: side of the pieces in which the control picture's features are computed. _CONTEXT: margin
+# around each; the receptive field of degradation removal reaches 23 pixels (53 with RRDBs).
 _PIECE, _CONTEXT = 1024, 64
 _SMALL = {"encoder_tile": 256, "decoder_tile": 32}  # pixels, latent cells: where memory is short
 
@@ -71,9 +72,9 @@ class _Run:
 class RestorePipeline:
     """PASD over ready nets: `pipeline(image, prompt, output_size=..., config=...)`.
 
-    To see what nets make of a control picture and no more (training's validation, comparisons), pass that picture as
-    `image`, its own size as `output_size`, `noise`, and PLAIN of config.py: DDIM from Eq. 3, no prompts of its own, no
-    colour fix.
+    To see what nets make of a control picture and no more (training's validation, comparisons), pass that
+    picture as `image`, its own size as `output_size`, `noise`, and PLAIN of config.py: DDIM from Eq. 3, no
+    prompts of its own, no colour fix.
     """
 
     def __init__(
@@ -92,10 +93,10 @@ class RestorePipeline:
     ) -> None:
         """Nets and what they were trained with.
 
-        `alphas_cumprod` (T,) is the schedule; `prediction_type` "epsilon" or "v_prediction" says what `unet` predicts;
-        `spec` (None: PASD's on Stable Diffusion 1.5) fills in what a config leaves open. `controlnet` and `upscaler` are
-        needed by some methods only. `tiled_vae(mode=..., encoder_tile=..., decoder_tile=...)` is `vae` for pictures of
-        any size (nets/tiled_vae.py).
+        `alphas_cumprod` (T,) is the schedule; `prediction_type` "epsilon" or "v_prediction" says what `unet`
+        predicts; `spec` (None: PASD's on Stable Diffusion 1.5) fills in what a config leaves open.
+        `controlnet` and `upscaler` are needed by some methods only. `tiled_vae(mode=..., encoder_tile=...,
+        decoder_tile=...)` is `vae` for pictures of any size (nets/tiled_vae.py).
         """
         self.unet, self.controlnet, self.vae, self.tiled_vae = unet, controlnet, vae, tiled_vae
         self.text_encoder, self.tokenizer = text_encoder, tokenizer
@@ -144,13 +145,14 @@ class RestorePipeline:
         on_step: Callable[[EditStep], None] | None = None,
         on_picture: Callable[[str, Tensor], None] | None = None,
     ) -> RestoreResult:
-        """Restore `image` (1, 3, H, W) in [-1, 1] at `output_size` (H, W); None: the mode's usual, 4 or 1 times as large.
+        """Restore `image` (1, 3, H, W) in [-1, 1] at `output_size` (H, W); None: the mode's usual, 4 or 1
+        times as large.
 
-        `information` is what was recognised in it, for the prompt (captions.py). One number is drawn from `generator` to
-        seed all noise; without one, `config.seed` does; or `noise` gives it, at the sites "posterior", "start", "more",
-        "offset" and the sampler's. `on_step` follows the progress. `on_picture(name, (1, 3, h, w) in [-1, 1])` sees
-        "control", "restored" (before its colours are put right) and "result". ValueError for another shape, and for
-        options that the model cannot follow.
+        `information` is what was recognised in it, for the prompt (captions.py). One number is drawn from
+        `generator` to seed all noise; without one, `config.seed` does; or `noise` gives it, at the sites
+        "posterior", "start", "more", "offset" and the sampler's. `on_step` follows the progress.
+        `on_picture(name, (1, 3, h, w) in [-1, 1])` sees "control", "restored" (before its colours are put
+        right) and "result". ValueError for another shape, and for options that the model cannot follow.
         """
         if image.ndim != 4 or tuple(image.shape[:2]) != (1, 3):
             raise ValueError(f"the picture has shape {tuple(image.shape)}; expected (1, 3, H, W)")
@@ -207,7 +209,7 @@ class RestorePipeline:
             self.device, plan.tiles[0].height * plan.tiles[0].width
         )
 
-    # ---- before the diffusion ----------------------------------------------------------------------------------
+    # ---- before the diffusion ------------------------------------------------------------------------------
 
     def _hints(self, run: _Run, control: Tensor) -> dict[Box, Tensor] | None:
         """Section 3.1: what the degradation removal module makes of `control` (1, 3, h, w), for each tile."""
@@ -216,13 +218,17 @@ class RestorePipeline:
         return run.plan.rules.hints(self._embed, control, run.plan.tiles, run.plan.downscale)
 
     def _embed(self, picture: Tensor) -> Tensor:
-        """Features (1, C, h, w) of `picture` (1, 3, 8h, 8w) in [0, 1]; of a large one in pieces, equal to rounding."""
+        """Features (1, C, h, w) of `picture` (1, 3, 8h, 8w) in [0, 1]; of a large one in pieces, equal to
+        rounding.
+        """
         size = (picture.shape[-2], picture.shape[-1])
         pieces = inner_pieces(size, _PIECE, _CONTEXT, self.vae.downscale)
         return run_in_pieces(self.controlnet.embed, picture.to(dtype_of(self.controlnet)), pieces)
 
     def _start(self, run: _Run, control: Tensor) -> Tensor:
-        """z_N (1, 4, h, w), in float32, at the first timestep: Eq. 4; for the baselines pure noise, or SDEdit's start."""
+        """z_N (1, 4, h, w), in float32, at the first timestep: Eq. 4; for the baselines pure noise, or
+        SDEdit's start.
+        """
         config, plan, n = run.config, run.plan, int(run.plan.timesteps[0])  # N
         if config.init_latent_with_noise:
             return self._pure_noise(run)
@@ -248,7 +254,7 @@ class RestorePipeline:
             z = posterior.sample(run.noise("posterior", 0, tuple(z.shape)))
         return z.float() * vae.config.scaling_factor
 
-    # ---- diffusion ---------------------------------------------------------------------------------------------
+    # ---- diffusion -----------------------------------------------------------------------------------------
 
     def _sample(self, run: _Run, z_n: Tensor, denoise: Denoiser) -> Tensor:
         """z_0 (1, 4, h, w) from z_N, by the solver of the plan."""
@@ -278,9 +284,9 @@ class RestorePipeline:
                 blend.add(tile, eps)
             return blend.result(z_t.new_zeros(()))
 
-        # Section 3.4 prints eps~(z_t, c) = eps(z_t, c) + w eps(z_t, c_neg), by which a larger w leads *towards* the
-        # negative prompt. Computed is, as in Ho and Salimans and in the official code,
-        # eps~ = eps(z_t, c_neg) + w (eps(z_t, c) - eps(z_t, c_neg)).
+        # Section 3.4 prints eps~(z_t, c) = eps(z_t, c) + w eps(z_t, c_neg), by which a larger w leads
+        # *towards* the negative prompt. Computed is, as in Ho and Salimans and in the official code, eps~ =
+        # eps(z_t, c_neg) + w (eps(z_t, c) - eps(z_t, c_neg)).
         guided = () if torch.equal(run.cond, run.uncond) else plan.guided  # equal: nothing to lead away from
         scale, interval = 1.0, None
         if guided:
@@ -316,7 +322,9 @@ class RestorePipeline:
         return picture
 
     def _with_vae(self, run: _Run, work: Callable[[Any], Tensor]) -> Tensor:
-        """`work(vae)`, in tiles where the picture is large; out of memory, in small ones with the maps on the CPU."""
+        """`work(vae)`, in tiles where the picture is large; out of memory, in small ones with the maps on the
+        CPU.
+        """
         config, tiled_vae = run.config, self.tiled_vae
         if tiled_vae is None or config.vae_tiling == "off":
             return work(self.vae)

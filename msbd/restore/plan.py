@@ -79,7 +79,8 @@ def plan_restore(
 ) -> RestorePlan:
     """How a picture of `input_size` becomes one of `output_size` (None: as its mode has it).
 
-    `alphas_cumprod` (T,) is the model's schedule (None: Stable Diffusion 1.x's). ValueError for unsuitable options.
+    `alphas_cumprod` (T,) is the model's schedule (None: Stable Diffusion 1.x's). ValueError for unsuitable
+    options.
     """
     full = config.for_model(spec)
     rules = RULES[full.formulas]

@@ -1,8 +1,10 @@
-"""The two prompts of a restoration, from what the user wrote and what the high-level nets said of the picture.
+"""The two prompts of a restoration, from what the user wrote and what the high-level nets said of the
+picture.
 
-Paper    Yang et al. 2023 (PASD), arXiv:2308.14469, section 3.4: high-level information reaches the U-Net as text, and
-         a negative prompt says what to lead away from. How the pieces are joined is not in the paper; the words are
-         the official code's, but not its glue, which runs them together ("a dog on a benchclean, high-resolution, 8k")
+Paper    Yang et al. 2023 (PASD), arXiv:2308.14469, section 3.4: high-level information reaches the U-Net as
+         text, and a negative prompt says what to lead away from. How the pieces are joined is not in the
+         paper; the words are the official code's, but not its glue, which runs them together ("a dog on a
+         benchclean, high-resolution, 8k")
 Copying  this file stands alone, standard library only
 """
 
@@ -21,9 +23,10 @@ COLOURED = {"black and white": "color"}
 def build_prompt(prompt: str, *, added: str, information: Sequence[str] = (), grayscale: bool = False) -> str:
     """The positive prompt: the user's words, each piece of `information`, and `added`, joined by ", ".
 
-    `information` is what `captions.describe` gives, in its order; words in it that name a defect are turned into their
-    opposites, and for `grayscale` (a grey picture that is to get colours) "black and white" into "color". The user's
-    words come first, because CLIP reads only 77 tokens, and are kept as they are. Empty pieces leave no trace.
+    `information` is what `captions.describe` gives, in its order; words in it that name a defect are turned
+    into their opposites, and for `grayscale` (a grey picture that is to get colours) "black and white" into
+    "color". The user's words come first, because CLIP reads only 77 tokens, and are kept as they are. Empty
+    pieces leave no trace.
     """
     return join_pieces([prompt, *(as_restored(piece, grayscale=grayscale) for piece in information), added])
 

@@ -1,9 +1,10 @@
-"""Where `formulas` is decided: the paper's functions and the official code's, side by side under the same names.
+"""Where `formulas` is decided: the paper's functions and the official code's, side by side under the same
+names.
 
 Copying  needs pixels/box.py, pixels/tiles.py, restore/official.py, restore/paper.py, samplers/schedule.py
 
-A plan carries the chosen ones as `plan.rules`, and nothing else asks for `formulas`. What each computes, and why they
-differ, stands in official.py.
+A plan carries the chosen ones as `plan.rules`, and nothing else asks for `formulas`. What each computes, and
+why they differ, stands in official.py.
 """
 
 from collections.abc import Callable, Sequence

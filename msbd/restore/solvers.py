@@ -31,7 +31,8 @@ _SPACINGS: dict[str, Callable[[int], Tensor]] = {
     "leading": leading_timesteps,  # Stable Diffusion 1.x's: 951 first for 20 steps
     "trailing": trailing_timesteps,  # 999 first, where Eq. 3 of PASD starts
 }
-# Name -> its usual spacing. DDIM's and Euler's are not SD's own "leading": restoring starts at the last timestep.
+# Name -> its usual spacing. DDIM's and Euler's are not SD's own "leading": restoring starts at the last
+# timestep.
 _USUAL = {
     **dict.fromkeys(("unipc", "dpmpp"), "linspace"),
     **dict.fromkeys(("ddim", "euler", "euler_a"), "trailing"),

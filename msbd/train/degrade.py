@@ -377,6 +377,7 @@ def draw_seed(generator: torch.Generator) -> int:
 def _luma(image: Tensor) -> Tensor:
     """ITU-R 601 luma (B, 1, H, W), with the four digits that torchvision and Real-ESRGAN use.
 
-    Not pixels/luma.py's: 0.2989 is a ten-thousandth less, and the draws of Poisson's noise follow the official code's.
+    Not pixels/luma.py's: 0.2989 is a ten-thousandth less, and the draws of Poisson's noise follow the
+    official code's.
     """
     return (image * image.new_tensor([0.2989, 0.587, 0.114]).view(1, 3, 1, 1)).sum(1, keepdim=True)

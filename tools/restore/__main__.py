@@ -53,7 +53,8 @@ if TYPE_CHECKING:
     from msbd.restore.plan import RestorePlan, RestoreResult
     from weights.lora import Lora
 
-# Preset -> what it sets; explicit flags overrule it. "official" is msbd.restore.official.OPTIONS, which needs torch.
+# Preset -> what it sets; explicit flags overrule it. "official" is msbd.restore.official.OPTIONS, which needs
+# torch.
 PRESETS: dict[str, dict[str, Any]] = {"paper": {}, "official": {}, "fast": {"num_inference_steps": 8}}
 
 FLAGS = {
