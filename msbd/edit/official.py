@@ -8,8 +8,7 @@ Units    pixels, sizes (H, W); masks (1, 1, H, W), 1 = edit; pictures (1, 3, H, 
          h, w)
 
 First the functions that paper.py has under the same names, then what they are made of, then decoder
-optimisation's latents (`decoderopt_latents="reencode"`). `plan.EditPlan.rules` chooses between the two pages,
-once.
+optimisation's latents (`decoderopt_latents="reencode"`). `plan.plan_edit` chooses between the two pages, once.
 """
 
 import math
@@ -226,7 +225,7 @@ def alpha_mask(box: Box, picture_size: tuple[int, int], overlap: int) -> Tensor:
     """The opacity (h, w) of a tile: 1, with a sigmoid ramp over overlap / 2 pixels on its inner sides.
 
     Drawn in order over opaque earlier tiles, only the later tile's ramp shows, so the fade is half the
-    overlap, at the later tile's worst pixels. Ours, `tiles.tile_weights`: a symmetric fade over the whole
+    overlap, at the later tile's worst pixels. Ours, `tiles.TileBlend`: a symmetric fade over the whole
     overlap.
     """
     rows = _ramps(box.height, overlap, box.top > 0, box.bottom < picture_size[0])

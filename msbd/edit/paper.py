@@ -4,8 +4,7 @@ Paper    Ackermann & Li 2022, arXiv:2210.12965, "Approach", Algorithm 1 and appe
 Units    pixels, sizes (H, W); masks (1, 1, H, W), 1 = edit; pictures (1, 3, H, W) in [-1, 1]; latents (n, 4,
          h, w)
 
-official.py has the same functions under the same names. `plan.EditPlan.rules` chooses between the two pages,
-once.
+official.py has the same functions under the same names. `plan.plan_edit` chooses between the two pages, once.
 """
 
 import math

@@ -59,11 +59,7 @@ class EditPlan:
     stages: tuple[Stage, ...]
     config: ResolvedEditConfig
     spec: ModelSpec
-
-    @property
-    def rules(self) -> ModuleType:
-        """Whose formulas are followed: the module paper.py or official.py."""
-        return _RULES[self.config.formulas]
+    rules: ModuleType = field(repr=False)  # whose formulas are followed: the module paper.py or official.py
 
     @property
     def evaluations(self) -> int:
@@ -74,9 +70,6 @@ class EditPlan:
         """The same plan with its masks on `device`."""
         moved = (replace(s, mask=s.mask.to(device), cells=s.cells.to(device)) for s in self.stages)
         return replace(self, stages=tuple(moved))
-
-
-_RULES = {"paper": paper, "official": official}
 
 
 @dataclass(frozen=True)
@@ -121,7 +114,7 @@ def plan_edit(
     there is none.
     """
     full = config.for_model(spec)
-    rules = _RULES[full.formulas]
+    rules = {"paper": paper, "official": official}[full.formulas]
     crop = rules.crop(mask, full, spec)
     masked = visible = take(mask, crop)
     if not Box(0, 0, mask.shape[-2], mask.shape[-1]).contains(crop):
@@ -138,7 +131,7 @@ def plan_edit(
             "upscaling_mode is rrdb, but this model comes without an upscaler: `python -m tools.models fetch "
             "realesrgan-x4plus` gets one, --upscaling-mode bilinear does without"
         )
-    return EditPlan(crop, stages, full, spec)
+    return EditPlan(crop, stages, full, spec, rules)
 
 
 def halve_tiles(stage: Stage, config: ResolvedEditConfig, spec: ModelSpec) -> Stage | None:

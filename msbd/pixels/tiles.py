@@ -39,16 +39,6 @@ def tile_boxes(height: int, width: int, tile: int, overlap: int, multiple: int =
     return [Box(top, left, h, w) for top, h in rows for left, w in columns]
 
 
-def tile_weights(boxes: Sequence[Box], height: int, width: int) -> list[Tensor]:
-    """The weight (1, 1, h, w), float32, of each box of a grid; their sum is 1 at every pixel.
-
-    Raised-cosine ramps over the whole actual overlap with each neighbour, the same seen from either side. For
-    many tiles use `TileBlend`, which does not hold them all.
-    """
-    rows, columns = _axis_weights(boxes, height, width)
-    return [_outer(rows[box.top, box.height], columns[box.left, box.width]) for box in boxes]
-
-
 def touches(box: Box, mask: Tensor) -> bool:
     """Whether anything under `box` is set in `mask` (1, 1, H, W); if not, the tile need not be computed."""
     return bool((mask[..., *box.window] > 0).any())

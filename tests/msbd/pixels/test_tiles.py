@@ -1,10 +1,19 @@
+from collections.abc import Sequence
+
 import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
 from msbd.pixels.box import Box
-from msbd.pixels.tiles import TileBlend, covered, tile_boxes, tile_weights, touches
+from msbd.pixels.tiles import TileBlend, _axis_weights, _outer, covered, tile_boxes, touches
+
+
+def tile_weights(boxes: Sequence[Box], height: int, width: int) -> list[Tensor]:
+    """The weight (1, 1, h, w) of each box of a grid, which `TileBlend` does not hold all at once."""
+    rows, columns = _axis_weights(boxes, height, width)
+    return [_outer(rows[box.top, box.height], columns[box.left, box.width]) for box in boxes]
 
 
 def summed(boxes: list[Box], height: int, width: int) -> torch.Tensor:
