@@ -75,17 +75,11 @@ def read_pickle(path: Path, *, zipped: bool) -> dict[str, Tensor]:
 
 
 def _stand_in(name: str) -> type:
-    """What torch.load makes of the class or function `name`, unless that is one of its own, which it looks up
-    first.
-    """
+    """What takes the place of `name`; of torch.load's own classes, which it looks up first, nothing does."""
     kind = name.lower()
-    return (
-        _TableStandIn
-        if kind.endswith("dict")
-        else _ListStandIn
-        if kind.endswith(("list", "deque"))
-        else StandIn
-    )
+    if kind.endswith("dict"):
+        return _TableStandIn
+    return _ListStandIn if kind.endswith(("list", "deque")) else StandIn
 
 
 def _find_tensors(content: Any, depth: int = 3) -> dict[str, Tensor]:
