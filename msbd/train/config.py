@@ -55,6 +55,8 @@ class TrainConfig:
         for name in ("learning_rate", "clip"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected more than 0")
+        if not 0 <= self.null_prompts <= 1:
+            raise ValueError(f"null_prompts is {self.null_prompts}; expected a share from 0 to 1")
         if not 0 <= self.ema < 1:
             raise ValueError(f"ema is {self.ema}; expected 0 (no average) or a decay below 1")
 
@@ -62,7 +64,6 @@ class TrainConfig:
 _RANGES: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("steps", "batch", "accumulate", "nan_limit", "log_every", "save_every"), (1, inf)),
     **dict.fromkeys(("warmup", "weight_decay", "gamma", "colour_weight", "validate_every"), (0, inf)),
-    "null_prompts": (0, 1),
 }
 
 PAPER = TrainConfig()

@@ -606,7 +606,8 @@ def test_float16_clips_the_true_gradient() -> None:
     half = dataclasses.replace(config, precision="fp16")
     exact, scaled = (Trainer(objective(c), c) for c in (config, half))
     norms = [trainer.step(feed(trainer))["gradient"] for trainer in (exact, scaled)]
-    assert norms[0] == pytest.approx(norms[1], rel=0.03)
+    # Float16's own rounding in this net is 4 %; a loss scale that was not taken out would be a factor of 65,536.
+    assert norms[0] == pytest.approx(norms[1], rel=0.1)
     assert torch.cat([g.flatten() for g in gradients(scaled).values()]).norm().item() <= 0.0101
 
 
