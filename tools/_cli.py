@@ -82,9 +82,8 @@ class _CommonHelp(argparse.Action):
     """-h: the help of the group of common options alone."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
-        for group in parser._action_groups[
-            3:
-        ]:  # after argparse's own two, which are empty, and the common one
+        # Argparse's own two groups are empty, the third is the common one.
+        for group in parser._action_groups[3:]:
             for action in group._group_actions:
                 action.help = argparse.SUPPRESS
         parser.print_help()
