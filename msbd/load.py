@@ -43,9 +43,8 @@ from .restore.config import ModelSpec as RestoreSpec
 from .restore.pipeline import RestorePipeline
 
 Model = str | Path | Located  # a registry name, a folder or file, or what `locate` made of one
-Loras = Sequence[
-    tuple[str | Path | Lora, float]
-]  # files, or what `read_lora_file` made of them; their weights
+# Files, or what `read_lora_file` made of them, each with its weight.
+Loras = Sequence[tuple[str | Path | Lora, float]]
 # What a base supplies where a known model of PASD's lacks it; for a missing scheduler SD 1.x's is assumed.
 BASE_PARTS = (*BASE, "tokenizer", "tokenizer_merges", "scheduler")
 
@@ -149,8 +148,7 @@ def load_restore_pipeline(
     """The ready `RestorePipeline` of a model of PASD's: a name ("mini", "pasd"), a folder, or a file together
     with its base.
 
-    What `locate_restorer` found stands for `model`, `mode` and `base`, and its files are not read a second
-    time.
+    `model` may be what `locate_restorer` found: then `mode` and `base` are its own, and no file is read twice.
 
     `base`, a Stable Diffusion 1.x model, replaces the U-Net, VAE and text encoder. With `base_weight` w < 1
     each is blended: (1 - w) own + w base. A part the model lacks comes from `base` entirely. PASD's layers
@@ -288,9 +286,7 @@ def plan_facts(model: Model = "mini") -> PlanFacts:
 def model_hash(model: Model) -> str:
     """Ten hexadecimal digits that tell a model's files from any others': sha256 over the parts' sha256."""
     parts = sorted((part, file) for part, files in _locate(model).files().items() for file in files)
-    digests = {
-        file: _digest(file) for file in {file for _, file in parts}
-    }  # once for a file of several parts
+    digests = {file: _digest(file) for file in {file for _, file in parts}}  # a file of several parts: once
     text = "".join(f"{part} {digests[file]}\n" for part, file in parts)
     return hashlib.sha256(text.encode()).hexdigest()[:10]
 

@@ -1,5 +1,4 @@
-"""How much fits into a device's memory, whether an error says that something did not, and trying again with
-less.
+"""How much fits into memory, whether an error says that it did not, and trying again with less.
 
 Copying  this file stands alone: torch only
 """
@@ -55,9 +54,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 def until_it_fits(
     attempt: Callable[[Setting], Result], setting: Setting, smaller: Callable[[Setting], Setting | None]
 ) -> Result:
-    """`attempt(setting)`; out of memory, once more with `smaller(setting)`, until that is None and the error
-    is raised.
-    """
+    """`attempt(setting)`; out of memory, again with `smaller(setting)`, until that is None: then it raises."""
     while True:
         try:
             return attempt(setting)
@@ -76,11 +73,11 @@ def in_batches(
     *,
     alike: Callable[[Item], object] = lambda item: None,
 ) -> Iterator[tuple[Item, Result]]:
-    """Each of `items`, no two of them equal, with its result, `batch` at a time, in an order that `alike`
-    gives.
+    """Each of `items`, which differ from one another, with its result.
 
-    `run(items)` gives a result for each of them; all it gets are `alike`, by default any. A batch that does
-    not fit into memory is halved, and so are those after it; `on_halved(before, after)` is told.
+    `run` gets at most `batch` of them at once, all with the same `alike(item)`, and returns a result for
+    each. A batch that does not fit into memory is halved, as are all later ones; `on_halved(before, after)`
+    is told.
     """
 
     def attempt(now: Sequence[Item]) -> tuple[Sequence[Item], list[Result]]:

@@ -22,9 +22,8 @@ from torch import Tensor, nn
 
 _TRANSFORMER_NORM_EPS = 1e-6  # of the GroupNorm that leads into a transformer, whatever norm_eps is
 Timestep = Tensor | float  # of the training schedule, 0 to 999; (B,) or a scalar, any real number
-TextTime = tuple[
-    Tensor, Tensor
-]  # SDXL's: pooled text (B, 1280); original size, crop, target size (B, 6) in pixels
+# SDXL's: pooled text (B, 1280); original size, crop, target size (B, 6) in pixels.
+TextTime = tuple[Tensor, Tensor]
 
 # Kinds of blocks as config.json names them; "CrossAttn" in a name means attention.
 _DOWN_KINDS = ("DownBlock2D", "CrossAttnDownBlock2D")

@@ -40,9 +40,8 @@ def dpmpp_step(
     mean = pred_x0
     if history and a_prev < 1:
         last_x0, last_level = history
-        ratio = (half_log_snr(a_prev) - now) / (
-            now - half_log_snr(float(last_level))
-        )  # h_i / h_{i-1} = 1 / r_i
+        # h_i / h_{i-1} = 1 / r_i
+        ratio = (half_log_snr(a_prev) - now) / (now - half_log_snr(float(last_level)))
         mean = pred_x0 + (ratio / 2) * (pred_x0 - last_x0)  # D_i, line 9
     shrink = math.sqrt((1 - a_prev) / (1 - a_t))  # sigma_i / sigma_{i-1}
     gain = math.sqrt(a_prev) - shrink * math.sqrt(a_t)  # -alpha_i (e^-h - 1), also where h is infinite

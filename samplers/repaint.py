@@ -46,9 +46,8 @@ def algorithm_1(
     if repeats < 0:
         raise ValueError(f"repeats is {repeats}; it must be 0 (no repeats) or more")
     plan: list[Evaluation] = []
-    for k, (t, a_t, a_prev) in enumerate(
-        step_levels(timesteps, alphas_cumprod, final_alpha)
-    ):  # line 5: t = T, ..., 0
+    levels = step_levels(timesteps, alphas_cumprod, final_alpha)
+    for k, (t, a_t, a_prev) in enumerate(levels):  # line 5: t = T, ..., 0
         # line 6: x_t -> x_{t-1}; line 7: x^ at the level of x_{t-1}, drawn once per t; line 8: blended in
         step = Evaluation(t, a_t, a_prev, a_known=a_prev, known_id=k, renoise_to=None)
         plan.append(step)

@@ -66,7 +66,7 @@ class CommandParser(argparse.ArgumentParser):
                 notes[flag] = f"note: {flag} is now {new}{unit}"
                 result.append(f"{new}={_multiplied(value, times)}" if equals else new)
             else:
-                times = 1 if word.startswith("-") else times  # another flag: its values are its own
+                times = 1 if re.match(r"-\D", word) else times  # another flag: its values are its own
                 result.append(_multiplied(word, times))
         if "--quiet" not in words:
             for note in notes.values():
@@ -75,7 +75,10 @@ class CommandParser(argparse.ArgumentParser):
 
 
 def _multiplied(value: str, times: int) -> str:
-    return str(times * int(value)) if times > 1 and value.isdecimal() else value
+    try:
+        return str(times * int(value)) if times > 1 else value
+    except ValueError:  # no number: for argparse to refuse
+        return value
 
 
 class _CommonHelp(argparse.Action):
@@ -268,6 +271,27 @@ def given_options(args: argparse.Namespace, options: Mapping[str, Option]) -> di
         if option.times > 1:
             given[option.name] = pixels_in_cells(given[option.name], option.flag)
     return given
+
+
+@contextmanager
+def errors_by_flag(options: Mapping[str, Option]) -> Iterator[None]:
+    """Let a config's ValueError, "FIELD is 4; expected at least 8 (latent cells)", speak of flags and pixels."""
+    try:
+        yield
+    except ValueError as error:
+        found = re.fullmatch(r"(\w+) is (.+?); expected (.+)", str(error))
+        option = options.get(found[1]) if found else None
+        if found is None or option is None:
+            raise
+        value, expected = found[2], found[3].replace("latent cells", "pixels")
+        for other in options.values():
+            expected = re.sub(rf"\b{other.name}\b", other.flag, expected)
+        if (times := option.times) > 1:
+            value, expected = (
+                re.sub(r"(?<![\w-])\d+", lambda number: str(times * int(number[0])), text)
+                for text in (value, expected)
+            )
+        raise ValueError(f"{option.flag} is {value}; expected {expected}") from None
 
 
 def pixels_in_cells(pixels: int, flag: str) -> int:

@@ -31,6 +31,7 @@ from ._cli import (
     check_transparency,
     choose_device,
     config_options,
+    errors_by_flag,
     given_options,
     lora_names,
     machine_facts,
@@ -167,11 +168,13 @@ def prepare(args: argparse.Namespace) -> EditJob:
 
     check_paths(args)
     device, dtype = choose_device(args.device, args.dtype)
-    config = edit_config(args)
+    with errors_by_flag(OPTIONS):
+        config = edit_config(args)
     model = locate(args.model, companions=True)
     facts = plan_facts(model)
     loras = [(read_lora_file(path), weight) for path, weight in args.lora]  # refused now, not after minutes
-    config.for_model(facts.spec)  # refuses unsuitable sizes before pictures are read
+    with errors_by_flag(OPTIONS):
+        config.for_model(facts.spec)  # refuses unsuitable sizes before pictures are read
     photo, mask = read_pictures(args)
     plan = plan_edit(
         mask,

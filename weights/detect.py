@@ -151,9 +151,8 @@ def _check_blocks(state: State, sizes: Mapping[str, Any]) -> None:
     """
     levels, layers = len(sizes.get("block_out_channels", ())), sizes.get("layers_per_block", 0)
     depths = sizes.get("transformer_layers_per_block", 1)
-    needed = (
-        8 * layers * (sum(depths) if isinstance(depths, tuple) else levels * depths)
-    )  # of a residual block
+    # A residual block has 8 tensors.
+    needed = 8 * layers * (sum(depths) if isinstance(depths, tuple) else levels * depths)
     for half in (sizes, sizes.get("text", {}), sizes.get("vision", {})):
         # A layer of CLIP has 16 tensors, a block of RRDBNet 30.
         needed = max(needed, 16 * half.get("num_hidden_layers", 0), 16 * half.get("num_block", 0))

@@ -96,7 +96,7 @@ class Located:
 def locate(model: str | Path, *, companions: bool = False, optional: Collection[str] = ()) -> Located:
     """Where the parts of `model` lie. A name wins over a file or folder of that name (write ./name).
 
-    With `companions`, a file or folder without CLIP, its tokenizer or an enlarger gets those that were
+    With `companions`, a file or folder without CLIP, its tokenizer or an upscaler gets those that were
     fetched to this machine. `optional` are parts that a known model may lack where it has them from another
     one. Raises WeightsError for an unknown name, a model that is not on this machine (it says how to fetch
     it), and a folder without any net.
@@ -157,7 +157,7 @@ def _tokenizer(folder: Path) -> Path | None:
 
 
 def _with_companions(located: Located) -> Located:
-    """With CLIP, the enlarger and CLIP's tokenizer added where the model has none and this machine has them."""
+    """With CLIP, the upscaler and CLIP's tokenizer added where the model has none and this machine has them."""
     nets, tokenizer = dict(located.nets), located.tokenizer
     if "unet" not in nets:  # a part alone, which nobody edits with
         return located

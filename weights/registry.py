@@ -52,7 +52,7 @@ class Model:
     needs: tuple[str, ...] = ()  # models that give the parts this one lacks; see `needed_files`
 
 
-# Editing needs CLIP (reranking, and the tokenizer that single files do not hold) and an enlarger.
+# Editing needs CLIP (reranking, and the tokenizer that single files do not hold) and an upscaler.
 _EDIT = ("clip-vit-l14", "realesrgan-x4plus")
 _SD14_FILES = "CompVis/stable-diffusion-v-1-4-original"
 _SD14 = "CompVis/stable-diffusion-v1-4"

@@ -26,9 +26,7 @@ def decode_each(edit: Edit, stage: Stage, vae: Any, latents: Sequence[Tensor]) -
 
 
 def stage_picture(edit: Edit, stage: Stage, x_in: Tensor, latents: Sequence[Tensor]) -> Tensor:
-    """The stage's picture from the latents of its boxes, decoded by a decoder fitted to `x_in`, the source at
-    its size.
-    """
+    """The stage's picture from its boxes' latents, by a decoder fitted to `x_in`, the source at its size."""
     config, vae = edit.plan.config, edit.vae
     if config.decoder_optimization and config.decoderopt_steps > 0:
         if config.decoderopt_latents == "sampler":  # eq. 1: z_out is what the sampler left

@@ -1,5 +1,4 @@
-"""The formulas of an edit that the paper and its official code have each in their own form: here the official
-code's.
+"""Where the paper and its official code differ: the official code's formulas.
 
 Source   what pfnet-research/multi-stage-blended-diffusion at b933b3d computes; written anew, none of it
          copied. Each docstring says what ours (paper.py, the same name) does instead and why. Its crashes are
@@ -68,9 +67,7 @@ def crop(mask: Tensor, config: ResolvedEditConfig, spec: ModelSpec) -> Box:
 
 
 def sizes(crop_size: tuple[int, int], config: ResolvedEditConfig, spec: ModelSpec) -> list[tuple[int, int]]:
-    """A ladder of sqrt(2) (`stage_edges`) of which no stage shrinks. Ours: one intermediate stage, no size
-    twice.
-    """
+    """A ladder of sqrt(2) (`stage_edges`), no stage shrinking. Ours: one intermediate stage, no size twice."""
     first = first_stage_size(crop_size, config.first_stage_size, spec.multiple)
     edges = stage_edges(
         max(crop_size),

@@ -1,4 +1,4 @@
-"""The formulas of an edit that the paper and its official code have each in their own form: here the paper's.
+"""Where the paper and its official code differ: the paper's formulas.
 
 Paper    Ackermann & Li 2022, arXiv:2210.12965, "Approach", Algorithm 1 and appendix A.2
 Units    pixels, sizes (H, W); masks (1, 1, H, W), 1 = edit; pictures (1, 3, H, W) in [-1, 1]; latents (n, 4,
@@ -85,9 +85,7 @@ def start_latent(known: Tensor, first: Evaluation, alphas_cumprod: Tensor, noise
 
 
 def shared_noise(whole_run: bool) -> Collection[str]:
-    """The noise sites at which all candidates share one field: none, line 7 stands inside the loop over the
-    batch.
-    """
+    """The sites where all candidates share one noise: none, line 7 stands inside the loop over the batch."""
     return ()
 
 

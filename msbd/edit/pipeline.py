@@ -94,13 +94,19 @@ class EditPipeline:
         mask = (mask >= 0.5).float()
         if plan is None:
             plan = self.plan(mask, EditConfig() if config is None else config)
+        elif config is not None:
+            raise ValueError("plan and config are both given; pass one of them")
+        elif plan.picture_size != tuple(image.shape[-2:]):
+            raise ValueError(
+                f"the plan is for a picture of {plan.picture_size}, this one has {tuple(image.shape[-2:])}; "
+                "plan with this picture's mask"
+            )
         if generator is not None:
             drawn = torch.randint(2**62, (), generator=generator, device=generator.device)
             plan = replace(plan, config=replace(plan.config, seed=int(drawn)))
         seconds: dict[str, float] = {}
         edit = self._begin(prompt, plan, reporter(on_step, seconds), on_picture)
-        plan = edit.plan
-        first, later = plan.stages[0], plan.stages[1:]
+        first, *later = edit.plan.stages
         x_in = take(image, plan.crop).to(first.mask)
         x_tilde = resize(x_in, first.size)  # line 1: Downsample(Crop(x_in, m))
         edit.show("first stage, source", x_tilde)
@@ -119,9 +125,7 @@ class EditPipeline:
         return EditResult(result, plan, candidates, scores, chosen, seconds, tuple(edit.notes))
 
     def _later_stage(self, edit: Edit, stage: Stage, x_in: Tensor, previous: Tensor) -> Tensor:
-        """The picture of a stage after the first: `previous` enlarged and refreshed, in tiles that fit into
-        memory.
-        """
+        """The picture of a later stage: `previous` enlarged and refreshed, in tiles that fit into memory."""
 
         def smaller(stage: Stage) -> Stage | None:
             halved = halve_tiles(stage, edit.plan.config, self.spec)
@@ -189,9 +193,7 @@ class EditPipeline:
         report: Callable[[str, str, int, int], None],
         on_picture: Callable[[str, Tensor], None] | None,
     ) -> Edit:
-        """The edit under way: the texts encoded once for all stages and tiles, the plan's masks where the
-        nets are.
-        """
+        """The edit under way: the texts encoded once, the plan's masks moved to where the nets are."""
         device = next((p.device for p in self.unet.parameters()), plan.stages[0].mask.device)
         ids = self.tokenizer([prompt, plan.config.negative_prompt, ""]).to(device)
         cond, uncond, empty = self.text_encoder(ids).split(1)

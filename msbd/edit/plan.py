@@ -23,6 +23,7 @@ from . import official, paper
 from .config import EditConfig, ModelSpec, ResolvedEditConfig
 from .crops import first_stage_size
 
+RULES = {"paper": paper, "official": official}  # by EditConfig.formulas
 NAIVE_OVER_NATIVE = 15 / 8  # the naive baseline runs at 960 for a model of 512, what fits into 32 GB
 
 
@@ -59,7 +60,12 @@ class EditPlan:
     stages: tuple[Stage, ...]
     config: ResolvedEditConfig
     spec: ModelSpec
-    rules: ModuleType = field(repr=False)  # whose formulas are followed: the module paper.py or official.py
+    picture_size: tuple[int, int]  # (H, W) of the picture that was planned for
+
+    @property
+    def rules(self) -> ModuleType:
+        """Whose formulas are followed: paper.py or official.py, which have the same functions."""
+        return RULES[self.config.formulas]
 
     @property
     def evaluations(self) -> int:
@@ -114,12 +120,12 @@ def plan_edit(
     there is none.
     """
     full = config.for_model(spec)
-    rules = {"paper": paper, "official": official}[full.formulas]
+    rules = RULES[full.formulas]
     crop = rules.crop(mask, full, spec)
     masked = visible = take(mask, crop)
     if not Box(0, 0, mask.shape[-2], mask.shape[-1]).contains(crop):
-        # The nets see the picture and its mask mirrored there, but nobody sees the result: no tiles for its
-        # sake.
+        # Where the crop leaves the picture, the nets see picture and mask mirrored, and that part of the
+        # result is cut off: no tile is computed for it alone.
         picture = Box(-crop.top, -crop.left, mask.shape[-2], mask.shape[-1])
         visible = put_back(torch.zeros_like(masked), mask, picture)
     planning = _Planning(full, spec, rules, crop.size, alphas_cumprod, downscale)
@@ -131,13 +137,11 @@ def plan_edit(
             "upscaling_mode is rrdb, but this model comes without an upscaler: `python -m tools.models fetch "
             "realesrgan-x4plus` gets one, --upscaling-mode bilinear does without"
         )
-    return EditPlan(crop, stages, full, spec, rules)
+    return EditPlan(crop, stages, full, spec, (mask.shape[-2], mask.shape[-1]))
 
 
 def halve_tiles(stage: Stage, config: ResolvedEditConfig, spec: ModelSpec) -> Stage | None:
-    """A later stage in tiles of half the size, for a device that ran out of memory; None if they cannot
-    shrink.
-    """
+    """A later stage in tiles of half the size, for when memory ran out; None if they cannot shrink."""
     tile = max(stage.grid[0].size) // 2 // spec.multiple * spec.multiple
     if stage.number == 0 or tile < 2 * spec.multiple:
         return None
@@ -156,9 +160,7 @@ def stage_cells(mask: Tensor, at_size: Tensor, number: int, config: EditConfig, 
     """The crop's mask (1, 1, H, W) in a stage's latent cells, (1, 1, h, w), {0, 1}; `at_size` is its
     `stage_mask`.
     """
-    if (
-        config.latent_mask == "center" and number == 0
-    ):  # the official code goes there from the crop's own pixels
+    if config.latent_mask == "center" and number == 0:  # the official code skips the stage's own pixels
         return sample_mask(mask, (at_size.shape[-2] // downscale, at_size.shape[-1] // downscale))
     return latent_mask(at_size, downscale, config.latent_mask)
 

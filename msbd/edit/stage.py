@@ -98,7 +98,7 @@ def _blended_diffusion(
     from_noise = stage.whole_run and config.start_from == "noise"
     start = known.expand(len(windows), -1, -1, -1)
     x = n if from_noise else rules.start_latent(start, stage.schedule[0], edit.alphas_cumprod, n)
-    # lines 5-14: `algorithm_1` of samplers/repaint.py, which made the schedule
+    # lines 5-14: the plan that `algorithm_1` of samplers/repaint.py made, carried out
     return blended_sample(
         _denoiser(edit, with_prompt=stage.number == 0 or config.conditional_upscale),
         x,
@@ -114,9 +114,7 @@ def _blended_diffusion(
 
 
 def _denoiser(edit: Edit, *, with_prompt: bool) -> Denoiser:
-    """p_theta( . | c), lines 6, 11 and 23, with classifier-free guidance; without the prompt, p_theta( . |
-    "").
-    """
+    """p_theta of lines 6, 11 and 23: guided by the prompt, or of the empty text alone."""
     dtype, scale = dtype_of(edit.unet), edit.plan.config.guidance_scale if with_prompt else 1.0
 
     def model(x: Tensor, t: Tensor, context: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """Files to nets: any official file to the net that it is, strictly, on the file's own tensors.
 
-With load.py the only code of msbd/ that knows both nets and weights. No copy of a tensor is made here: what
-was mapped stays mapped until a caller moves or converts the net.
+This folder and msbd/load.py are the only code of msbd/ that joins nets and weights. No copy of a tensor is
+made here: what was mapped stays mapped until a caller moves or converts the net.
 """
 
 import json

@@ -56,7 +56,7 @@ class _Run:
     uncond: Tensor  # c_neg (1, 77, D), the negative prompt
     noise: NoiseSource
     report: Callable[[str, int, int], None]  # task, step, total
-    tile_batch: int  # tiles at once; smaller after memory ran out
+    tile_batch: int = 1  # tiles at once; smaller after memory ran out
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -72,9 +72,9 @@ class _Run:
 class RestorePipeline:
     """PASD over ready nets: `pipeline(image, prompt, output_size=..., config=...)`.
 
-    To see what nets make of a control picture and no more (training's validation, comparisons), pass that
-    picture as `image`, its own size as `output_size`, `noise`, and PLAIN of config.py: DDIM from Eq. 3, no
-    prompts of its own, no colour fix.
+    To see what nets make of a control picture and no more, pass that picture as `image`, its own size as
+    `output_size`, and `RestoreConfig(**PLAIN)` of config.py: DDIM from Eq. 3, no prompts of its own, no
+    colour fix. train/validate.py looks at a training run so.
     """
 
     def __init__(
@@ -174,9 +174,7 @@ class RestorePipeline:
 
         prompts = self._prompts(prompt, information, plan.config)  # section 3.4
         cond, uncond = self.text_encoder(self.tokenizer(list(prompts)).to(self.device)).split(1)  # c, c_neg
-        run = _Run(
-            plan, cond, uncond, noise or _noise_of(plan), partial(report, "restore"), self._tile_batch(plan)
-        )
+        run = _Run(plan, cond, uncond, noise or _noise_of(plan), partial(report, "restore"))
         rules, colours = plan.rules, plan.config.mode == "colorize"
         control = rules.prepare(  # figure 2: the LQ image at the size of the picture to come
             image, plan.output_size, plan.working_size, plan.config.process_size, grayscale=colours
@@ -184,6 +182,7 @@ class RestorePipeline:
         show("control", control * 2 - 1)
         padded = take(control, plan.padded_box)
         hints = self._hints(run, padded)  # section 3.1
+        run.tile_batch = self._tile_batch(plan)  # asked after the hints, which take memory too
         z_n = self._start(run, padded)  # section 3.3, Eqs. 3 and 4
         z_0 = self._sample(run, z_n, self._denoiser(run, hints))  # sections 3.2 and 3.4, Eqs. 1 and 2
         restored = take(self._decode(run, z_0), plan.inside)
@@ -322,9 +321,7 @@ class RestorePipeline:
         return picture
 
     def _with_vae(self, run: _Run, work: Callable[[Any], Tensor]) -> Tensor:
-        """`work(vae)`, in tiles where the picture is large; out of memory, in small ones with the maps on the
-        CPU.
-        """
+        """`work(vae)`, tiled for large pictures; out of memory, in small tiles with maps on the CPU."""
         config, tiled_vae = run.config, self.tiled_vae
         if tiled_vae is None or config.vae_tiling == "off":
             return work(self.vae)

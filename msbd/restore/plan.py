@@ -26,7 +26,6 @@ class RestorePlan:
     """All that a restoration needs to know before anything is computed."""
 
     config: ResolvedRestoreConfig
-    rules: Rules = field(repr=False)  # the functions of `config.formulas`
     input_size: tuple[int, int]
     output_size: tuple[int, int]
     working_size: tuple[int, int]  # at which the picture is restored
@@ -37,6 +36,11 @@ class RestorePlan:
     controlled: tuple[float, ...]  # the timesteps at which the ControlNet acts
     guided: tuple[float, ...]  # those with classifier-free guidance
     a_a: float  # adjustable level of Eq. 4, 0 (pure noise) to 1 (Eq. 3)
+
+    @property
+    def rules(self) -> Rules:
+        """The functions of `config.formulas`."""
+        return RULES[self.config.formulas]
 
     @property
     def cells(self) -> tuple[int, int]:
@@ -102,7 +106,6 @@ def plan_restore(
         alphas_cumprod = make_alphas_cumprod(make_betas())
     return RestorePlan(
         config=full,
-        rules=rules,
         input_size=input_size,
         output_size=output_size,
         working_size=working_size,
@@ -118,6 +121,8 @@ def plan_restore(
 
 def _adjustable_level(config: ResolvedRestoreConfig, timesteps: Tensor, alphas_cumprod: Tensor) -> float:
     """a_a of Eq. 4: `alpha_a`, or what `added_noise_level` stands for."""
+    if config.init_latent_with_noise or config.method in (*NET_FREE, "img2img"):
+        return 0.0  # these do not start from Eq. 4
     if config.alpha_a is not None:
         return config.alpha_a
     n = ADDED_NOISE_LEVEL if config.added_noise_level is None else config.added_noise_level

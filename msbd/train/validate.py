@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..restore.config import RestoreConfig
+from ..restore.config import PLAIN, RestoreConfig
 from ..restore.pipeline import RestorePipeline
 from .loop import Figures, Trainer
 from .objective import Draws, Inputs, draw_samples
@@ -57,16 +57,7 @@ def validation_losses(trainer: Trainer, objective: Any, batches: Sequence[Inputs
 
 
 # How a run is looked at: from Eq. 3, without guidance or added words, at its own size, colours not mended.
-LOOK = RestoreConfig(
-    sampler="ddim",
-    alpha_a=1.0,
-    guidance_scale=1.0,
-    added_prompt="",
-    negative_prompt="",
-    conditioning_scale=1.0,
-    process_size=8,
-    color_fix="none",
-)
+LOOK = RestoreConfig(**PLAIN)
 
 
 def restore_pictures(

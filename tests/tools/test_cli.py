@@ -228,3 +228,30 @@ def test_pixels_are_whole_latent_cells() -> None:
     assert _cli.pixels_in_cells(512, "--tile") == 64
     with pytest.raises(ValueError, match=r"--tile is 100; expected pixels, a multiple of 8"):
         _cli.pixels_in_cells(100, "--tile")
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ("--tile 32", "--tile is 32; expected at least 64 (pixels)"),
+        ("--vae-decoder-tile 8", "--vae-decoder-tile is 8; expected at least 64 (pixels)"),
+        ("--vae-encoder-tile 100", "--vae-encoder-tile is 100; expected a multiple of 8"),
+        ("--tile-overlap 2048", "--tile-overlap is 2048; expected less than --tile, 256"),
+        ("--steps 0", "--steps is 0; expected at least 1"),
+    ],
+)
+def test_errors_of_a_config_speak_of_flags_and_pixels(
+    flags: str, expected: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(_cli.ROOT)
+    words = ["-i", "examples/coffee_small.jpg", "-o", "restored.png", "--dry-run", "--model", "mini"]
+    assert restore.main([*words, *flags.split()]) == 1
+    assert expected in capsys.readouterr().err
+
+
+def test_numbers_of_renamed_flags_are_multiplied_in_any_spelling() -> None:
+    for spelling in ("16", "+16", "1_6"):
+        args = restore.build_parser().parse_args(
+            ["-i", "a.png", "-o", "b.png", "--quiet", "--latent-tiled-size", spelling]
+        )
+        assert args.latent_tiled_size == 128

@@ -296,10 +296,11 @@ def build_parser() -> CommandParser:
         prog="python -m tools.evaluate",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     jobs = parser.add_subparsers(dest="job", required=True)
     for name, (add_options, _, about) in JOBS.items():
-        job = jobs.add_parser(name, help=about, description=about)
+        job = jobs.add_parser(name, help=about, description=about, allow_abbrev=False)
         add_options(job)
         for old, new in OLD_FLAGS.get(name, {}).items():
             job.add_renamed(old, new)
@@ -313,12 +314,15 @@ def today(words: Sequence[str]) -> list[str]:
     flags = [word.partition("=")[0] for word in words]
     if "decoder-opt" not in words or "--steps" not in flags:
         return list(words)
+    tell = not {"--quiet", "--help", "-h"} & set(words)
     if "--num-steps" not in flags:
-        note = "note: --steps are diffusion steps here as everywhere; Adam's are --decoderopt-steps"
-        print(note, file=sys.stderr)
+        if tell:
+            note = "note: --steps are diffusion steps here as everywhere; Adam's are --decoderopt-steps"
+            print(note, file=sys.stderr)
         return list(words)
     new = "--decoderopt-steps"  # beside --num-steps, as a command of before has it, --steps were Adam's
-    print(f"note: --steps beside --num-steps is now {new}", file=sys.stderr)
+    if tell:
+        print(f"note: --steps beside --num-steps is now {new}", file=sys.stderr)
     pairs = zip(words, flags, strict=True)
     return [new + word[len(flag) :] if flag == "--steps" else word for word, flag in pairs]
 
@@ -326,7 +330,8 @@ def today(words: Sequence[str]) -> list[str]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one measurement; exit code 0, or 1 if it could not be done. A figure not reached is no failure."""
     args = build_parser().parse_args(today(sys.argv[1:] if argv is None else argv))
-    with report_errors(debug=args.debug) as outcome:
+    memory = "take fewer or smaller pictures (--scenes, --size), or --device cpu"
+    with report_errors(debug=args.debug, memory=memory) as outcome:
         check_not_shadowed()
         # Imported late: torch comes with it, which --help does not wait for.
         from .._report import make_folders

@@ -111,9 +111,8 @@ def _list(args: argparse.Namespace) -> int:
     from weights.registry import MODELS, find_model
 
     if args.names:
-        for model in [
-            find_model(name) for name in args.names
-        ]:  # a misspelt name is told before anything is printed
+        models = [find_model(name) for name in args.names]  # a misspelt name is told before anything else
+        for model in models:
             print("\n".join(_description(model)))
         return 0
     rows = [

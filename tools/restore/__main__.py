@@ -31,6 +31,7 @@ from .._cli import (
     check_not_shadowed,
     choose_device,
     config_options,
+    errors_by_flag,
     expected_failure,
     finite,
     given_options,
@@ -105,9 +106,8 @@ def build_parser() -> CommandParser:
     )
     sizes.add_argument("--size", type=picture_size, metavar="WxH", help="pixels of the result")
     add_options(common, OPTIONS, ("mode", "fidelity"))
-    parser.set_defaults(
-        mode=OPTIONS["mode"].default
-    )  # no preset sets it, and sizes and the model depend on it
+    # No preset sets the mode, and sizes and the model depend on it.
+    parser.set_defaults(mode=OPTIONS["mode"].default)
     add("-p", "--prompt", default="", help="what is in the picture, in words")
     add_model_and_preset(common, PRESETS, "fast: 8 steps")
     add_options(common, OPTIONS, ("num_inference_steps",))
@@ -206,10 +206,12 @@ def prepare(args: argparse.Namespace) -> RestoreJob:
         raise ValueError(f"--base-weight is {args.base_weight}; expected 0 (without it) to 1 (it alone)")
     if args.base is None and args.base_weight != 1:
         raise ValueError(f"--base-weight is {args.base_weight}, but of no --base; give one")
-    config = restore_config(args)
+    with errors_by_flag(OPTIONS):
+        config = restore_config(args)
     model = locate_restorer(args.model, mode=args.mode, method=config.method, base=args.base)
     spec = restore_spec(model)
-    plan_restore((64, 64), None, config, spec)  # what suits no picture
+    with errors_by_flag(OPTIONS):
+        plan_restore((64, 64), None, config, spec)  # what suits no picture
     loras = [(read_lora_file(path), weight) for path, weight in args.lora]  # refused now, not after minutes
     kinds = args.high_level_info
     if kinds is None:

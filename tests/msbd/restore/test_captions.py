@@ -1,4 +1,4 @@
-"""msbd/captions.py and msbd/load_captions.py: what the nets say becomes text, and files become the nets, or one clear line."""
+"""msbd/restore/captions.py and msbd/loading/captions.py: what the nets say becomes text, and files become the nets, or one clear line."""
 
 import json
 import sys

@@ -1,4 +1,4 @@
-"""msbd/color.py: the colours come from the reference, the structure stays; or the luma does, to a level."""
+"""msbd/restore/color.py: the colours come from the reference, the structure stays; or the luma does, to a level."""
 
 from collections.abc import Callable
 
