@@ -10,6 +10,7 @@ and passes the `Located` on.
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -294,7 +295,16 @@ def model_hash(model: Model) -> str:
 def _digest(path: Path) -> str:
     # The Hugging Face cache names the content of a large file by its sha256, and links to it.
     name = path.readlink().name if path.is_symlink() else ""
-    return name if len(name) == 64 and set(name) <= set("0123456789abcdef") else sha256(path)
+    if len(name) == 64 and set(name) <= set("0123456789abcdef"):
+        return name
+    stat = path.stat()
+    return _sha256_of(path, stat.st_size, stat.st_mtime_ns)
+
+
+@lru_cache(maxsize=256)
+def _sha256_of(path: Path, size: int, changed: int) -> str:
+    """The file's hash; once for a file that a model and its base share, as long as it is not changed."""
+    return sha256(path)
 
 
 def _load_tokenizer(located: Located) -> PromptTokenizer:

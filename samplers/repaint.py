@@ -210,9 +210,9 @@ def official_plan(
     fresh noise each time; the last step leads to alphas_cumprod[0], so the result is not quite clean; nothing
     is re-noised after the first evaluation nor at index 0 (there the code compares with a negative index, its
     largest timestep), so those repeats run on a latent less noisy than they are told. The level a latent is
-    at is therefore not always `a_t`. To sample as the official code does, blend with
-    `share_known_noise=True`, start full runs from pure noise, and partial ones from
-    `q_sample_between(known, alphas_cumprod[0], alphas_cumprod[timesteps[0]], noise)`.
+    at is therefore not always `a_t`. The official code also shares one noised known latent among the pictures
+    of a batch (`blended_sample(share_known_noise=True)`), starts full runs from pure noise, and partial ones
+    from `q_sample_between(known, alphas_cumprod[0], alphas_cumprod[timesteps[0]], noise)`.
     """
     steps = step_levels(timesteps, alphas_cumprod, float(alphas_cumprod[0]))[::-1]
     indices = official_indices(len(steps), repeats=repeats, jump=jump)

@@ -302,7 +302,7 @@ def _from_url(file: ModelFile, folder: Path, on_progress: OnProgress) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         _complete(part, file, on_progress)
         _keep_only_right(part, file)
-        os.replace(part, target)
+        os.replace(part, target)  # not `whole_file`: a part that is there is continued
     except HTTPError as error:
         if error.code == 416:  # the part is longer than what the server has: nothing to continue
             part.unlink(missing_ok=True)

@@ -36,6 +36,7 @@ from msbd.pixels.masks import dilate, mask_box
 from msbd.pixels.metrics import edge_step, psnr, squared_error
 from msbd.pixels.resize import put_back, resize, take
 from msbd.pixels.tiles import covered
+from weights.locate import locate
 
 from .._cli import choose_device
 from .._report import Figure, code_state, mean, share, table, write_json, write_sheet
@@ -152,13 +153,15 @@ def evaluate_edits(args: argparse.Namespace) -> str:
     device, dtype = choose_device(args.device, args.dtype)
     base = EditConfig(num_steps=args.steps, repaint_steps=args.repaint_steps)
     trials = make_trials(args, base)
-    digest = model_hash(args.model)
-    pipe = load_edit_pipeline(args.model, device=device, dtype=dtype)
-    words = f"{args.job}-{digest}-{args.size}-{args.seed}-{device.type}-{str(dtype).removeprefix('torch.')}"
+    model, precision = locate(args.model, companions=True), str(dtype).removeprefix("torch.")
+    digest = model_hash(model)
+    pipe = load_edit_pipeline(model, device=device, dtype=dtype)
+    words = f"{args.job}-{digest}-{args.size}-{args.seed}-{device.type}-{precision}"
     ledger = Ledger(words, fresh=args.fresh)
     run_trials(pipe, trials, ledger, args)
     report = edit_report if args.job == "edit" else decoder_report
-    settings = {"model": str(args.model), "hash": digest, "device": device.type, "size": args.size}
+    settings = {"model": str(args.model), "hash": digest, "device": device.type, "dtype": precision}
+    settings |= {"size": args.size, "seed": args.seed}
     return report(trials, ledger, args, settings)
 
 

@@ -42,7 +42,13 @@ MEASURES = {
     "worst seam": ("worst", 2, max),
     "seconds": ("s", 1, max),
 }
-HEADS = {"PSNR": "against untiled, dB", "step": "step, levels", "untiled step": "untiled", "seconds": "s"}
+HEADS = {
+    "tile": "tile, pixels",
+    "PSNR": "against untiled, dB",
+    "step": "step, levels",
+    "untiled step": "untiled",
+    "seconds": "s",
+}
 
 
 def border_lines(plan: RestorePlan) -> list[tuple[int, list[int], list[int]]]:
@@ -293,7 +299,8 @@ def compare_tiles(
         start = perf_counter()
         result = pipe(low, output_size=size, config=config)
         seconds, image, plan = perf_counter() - start, result.image.cpu(), result.plan
-        tile, overlap = plan.config.latent_tiled_size, plan.config.latent_tiled_overlap
+        cells = plan.config.latent_tiled_size, plan.config.latent_tiled_overlap
+        tile, overlap = (plan.downscale * side for side in cells)  # pixels
         if folder:
             save_image(image, folder / f"{name}, tiles of {tile}, overlap {overlap}.png")
         steps, reference = border_steps(image, plan), border_steps(whole, plan)

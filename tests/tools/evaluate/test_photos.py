@@ -150,11 +150,11 @@ def test_tiles(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "worst seam" in capsys.readouterr().out
     rows = json.loads((tmp_path / "t.json").read_text())["results"]
     assert [row["case"] for row in rows[::2]] == ["scene", "flat", "gradient", "photo"]
-    assert [(row["tile"], row["overlap"], row["tiles"]) for row in rows[:2]] == [(8, 2, 2), (8, 4, 3)]
+    assert [(row["tile"], row["overlap"], row["tiles"]) for row in rows[:2]] == [(64, 16, 2), (64, 32, 3)]
     for row in rows:
         assert row["seam"] == pytest.approx(row["step"] - row["untiled step"], abs=1e-6)
         assert 10 < row["PSNR"] < 100
-    assert load_image(tmp_path / "out" / "flat, tiles of 8, overlap 4.png").size == (64, 112)
+    assert load_image(tmp_path / "out" / "flat, tiles of 64, overlap 32.png").size == (64, 112)
 
 
 def test_tiles_are_told_in_pixels_or_as_before_in_cells(capsys: pytest.CaptureFixture[str]) -> None:
