@@ -144,6 +144,13 @@ def test_init_files_hold_a_docstring_only(path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("path", SOURCES, ids=name_of)
+def test_no_comment_was_torn_off_its_line(path: Path) -> None:
+    """The formatter moves a comment that does not fit behind a bracket of its own; it belongs above the line."""
+    torn = [line for line in path.read_text().splitlines() if re.match(r"\s*[\])}]+[,:]*\s+# (?!fmt)", line)]
+    assert not torn, f"{name_of(path)}: put above its line: {torn[0].strip()}"
+
+
 def test_every_source_folder_is_a_regular_package() -> None:
     folders = {path.parent for path in SOURCES}
     assert all((folder / "__init__.py").is_file() for folder in folders)

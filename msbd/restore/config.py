@@ -107,7 +107,8 @@ class RestoreConfig:
     # Sizes
     process_size: int | None = option(
         None,
-        "pixels: a shorter side below it is enlarged to it, the longer one at most to twice it, and shrunk later",
+        "the shorter side of a smaller picture is enlarged to it, the longer one at most to twice it, and back",
+        unit="pixels",
         unset="1.5 x the model's native size",
     )
     latent_tiled_size: int | None = option(
