@@ -294,9 +294,9 @@ def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
         ("-o", "{folder}/in.png", "--output would overwrite what --image reads"),
         ("-o", "{folder}/sub/../mask.png", "--output would overwrite what --mask reads"),
         ("-o", "{folder}/link.png", "--output would overwrite what --image reads"),
-        ("--steps", "0", "num_steps is 0"),
+        ("--steps", "0", "--steps is 0"),
         ("--steps", "1001", "num_steps is 1001"),
-        ("--first-stage-batch", "0", "first_stage_batch is 0"),
+        ("--first-stage-batch", "0", "--first-stage-batch is 0"),
     ],
 )
 def test_a_bad_value_is_refused_in_one_line(
@@ -328,7 +328,7 @@ def test_a_bad_value_is_refused_in_one_line(
         (["--tile", "50"], "multiples of 16"),
         (["--grid-overlap", "48"], "overlap"),
         (["--margin", "0.5"], "margin is 0.5"),
-        (["--repaint-jump", "0"], "repaint_jump is 0"),
+        (["--repaint-jump", "0"], "--repaint-jump is 0"),
         (["--dtype", "float16"], "float32 or bfloat16"),
         (["--invert-mask", "-m", "{folder}/white.png"], "the mask is empty"),
     ],
