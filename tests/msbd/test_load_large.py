@@ -19,7 +19,7 @@ from nets.rrdb import REALESRGAN_X2PLUS, REALESRGAN_X4PLUS, REALESRGAN_X4PLUS_AN
 from nets.unet import UNet, UNetConfig
 from nets.vae import AutoencoderKL, VAEConfig
 from tests.conftest import ROOT
-from tests.helpers.goldens import GOLDEN
+from tests.helpers.goldens import read_json
 from tests.helpers.synthetic import fill, manifest, write_lightning, write_shards
 from weights.files import write_safetensors
 from weights.merge import pack_delta
@@ -79,7 +79,7 @@ def check_equal(loaded: nn.Module, direct: nn.Module) -> None:
 
 def official_map(part: str) -> dict[str, str]:
     """LDM key -> canonical key, as the official conversion has it; no map of ours."""
-    content = json.loads((GOLDEN / "manifests" / f"map_{part}_ldm_to_diffusers.json").read_text())
+    content = read_json(f"manifests/map_{part}_ldm_to_diffusers.json")
     return {
         key: name for key, name in content.items() if key.startswith(("model.", "first_stage_model."))
     } or content["map"]
