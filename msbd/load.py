@@ -80,6 +80,7 @@ def load_edit_pipeline(
     _check_together(located, unet.config, vae, text_encoder, clip, upscaler, tokenizer, facts.spec)
     preprocessing = {} if clip is None else _clip_preprocessing(located.net("clip"), clip.config)
     located.release()
+    del parts  # it holds the tensors too
     return EditPipeline(
         unet=place.main(unet),
         vae=place.vae(vae),
@@ -180,6 +181,7 @@ def load_restore_pipeline(
     )
     for read in (model.own, located):
         read.release()
+    del parts, state  # they hold the tensors too
     vae = place.vae(vae)
     return RestorePipeline(
         unet=place.main(unet),
