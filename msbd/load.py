@@ -250,6 +250,7 @@ def load_training_parts(model: Model = "mini") -> TrainingParts:
         )
     text_encoder, tokenizer = parts.net("text_encoder").float(), _load_tokenizer(located)
     _check_together(located, unet.config, vae, text_encoder, None, None, tokenizer, facts.spec)
+    located.release()  # training writes into these tensors: whoever loads the model next reads its files
     return TrainingParts(
         unet,
         vae,

@@ -7,11 +7,13 @@ Tensors  {key: tensor} on the CPU, in the file's own dtypes, keys untouched
 Copying  this file and pickles.py; torch, safetensors
 """
 
+import ctypes
 import hashlib
 import json
+import mmap
 import os
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -67,6 +69,25 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
         if path.suffix.lower() == ".safetensors":  # whoever asked for the safe format did not ask for this
             raise WeightsError("named .safetensors, but is a PyTorch pickle; if you trust it, name it .ckpt")
         return read_pickle(path, zipped=start.startswith(b"PK"))
+
+
+def release_pages(tensors: Iterable[Tensor]) -> None:
+    """Give back the memory that looking through mapped tensors took; the next look reads the file again.
+
+    For tensors as `read_state_dict` gave them: what was written into one since is lost. Tensors that are not
+    views of a mapped file stay as they are. Needs Linux's table of mappings; without it nothing happens.
+    """
+    table = Path("/proc/self/maps")
+    if not table.is_file():
+        return
+    addresses = [tensor.data_ptr() for tensor in tensors]
+    libc = ctypes.CDLL(None)
+    for line in table.read_text().splitlines():  # man 5 proc_pid_maps
+        span, mode, _, _, inode = line.split(maxsplit=5)[:5]
+        start, end = (int(side, 16) for side in span.split("-"))
+        private_file = inode != "0" and mode.endswith("p")  # of memory without a file this would be the end
+        if private_file and any(start <= address < end for address in addresses):
+            libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), mmap.MADV_DONTNEED)
 
 
 def read_metadata(path: str | Path) -> dict[str, str]:

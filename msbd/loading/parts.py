@@ -9,7 +9,7 @@ from torch import Tensor
 from nets.controlnet import ControlNet
 from nets.pasd_unet import PASDUNet
 from weights.canonical import read_contents
-from weights.files import WeightsError
+from weights.files import WeightsError, release_pages
 from weights.hub import Source, find_source, read_source, source_of
 from weights.locate import Located, locate
 from weights.lora import PARTS as LORA_PARTS
@@ -178,9 +178,10 @@ class ModelParts:
 
 
 def _check_finite(path: Path, state: Mapping[str, Tensor]) -> None:
-    """WeightsError where a value is NaN or infinite."""
+    """WeightsError where a value of freshly read tensors is NaN or infinite."""
     for key, tensor in state.items():
         if tensor.is_floating_point() and not is_finite(tensor):
             raise WeightsError(
                 f"{path}: {key!r:.80} holds values that are not finite; the file is damaged, take another"
             )
+    release_pages(state.values())  # the look has made the whole file resident

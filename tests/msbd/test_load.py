@@ -22,6 +22,7 @@ from msbd.load import (
     _sha256_of,
     load_edit_pipeline,
     load_restore_pipeline,
+    load_training_parts,
     model_hash,
     plan_facts,
     restore_spec,
@@ -1112,6 +1113,17 @@ def test_what_was_read_is_let_go_when_the_nets_are_built(layouts: dict[str, Path
     again = load_edit_pipeline(located)
     x, t, context = torch.randn(1, 4, 4, 4), torch.tensor([500]), torch.randn(1, 77, 16)
     assert torch.equal(pipeline.unet(x, t, context), again.unet(x, t, context))
+
+
+def test_training_writes_into_no_tensors_but_its_own(layouts: dict[str, Path]) -> None:
+    located = locate(layouts["ldm"], companions=True)
+    trained = load_training_parts(located).unet
+    with torch.no_grad():
+        for parameter in trained.parameters():
+            parameter.fill_(7)
+    again = load_training_parts(located).unet
+    assert not any(bool((parameter == 7).all()) for parameter in again.parameters())
+    assert all(bool((parameter == 7).all()) for parameter in trained.parameters())
 
 
 @pytest.mark.parametrize("kind", ["flat", "ldm", "hub"])

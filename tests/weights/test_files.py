@@ -40,6 +40,7 @@ from weights.files import (
     WeightsError,
     read_metadata,
     read_state_dict,
+    release_pages,
     sha256,
     write_safetensors,
 )
@@ -354,3 +355,31 @@ def test_the_content_decides_not_the_name(tmp_path: Path) -> None:
             read_state_dict(path)
         path.rename(tmp_path / "anything")
         assert torch.equal(read_state_dict(tmp_path / "anything")["a"], torch.ones(2))
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="needs Linux's account of memory")
+@pytest.mark.parametrize("container", ["pth", "safetensors"])
+def test_released_pages_take_no_memory_and_are_read_again(tmp_path: Path, container: str) -> None:
+    def resident() -> int:  # kB
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS:"))
+
+    tensors = {"a": torch.randn(2000, 2000), "b": torch.randn(2000, 2000)}  # 16 MB each
+    path = tmp_path / f"net.{container}"
+    torch.save(tensors, path) if container == "pth" else write_safetensors(path, tensors)
+    read, anonymous = read_state_dict(path), torch.randn(1000)
+    kept = anonymous.clone()
+    assert all(bool(tensor.isfinite().all()) for tensor in read.values())
+    looked_at = resident()
+    release_pages([read["a"], read["b"], anonymous])
+    assert looked_at - resident() > 25_000
+    assert torch.equal(anonymous, kept)
+    assert all(torch.equal(read[key], tensor) for key, tensor in tensors.items())
+
+
+def test_releasing_pages_leaves_what_is_no_mapped_file(tmp_path: Path) -> None:
+    tensors = {"a": torch.randn(300, 300)}
+    torch.save(tensors, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    read = read_state_dict(tmp_path / "old.pth") | {"empty": torch.empty(0), "kept": torch.ones(5)}
+    release_pages(read.values())
+    assert torch.equal(read["a"], tensors["a"]) and torch.equal(read["kept"], torch.ones(5))
