@@ -112,7 +112,7 @@ _RESTORERS = {
 
 
 def restorer_name(model: str | Path, mode: str) -> str | Path:
-    """The model that `model` stands for in `mode`: the mini bundle and PASD have one of their own for colour."""
+    """The model that `model` stands for in `mode`: the mini bundle and PASD have one for colour."""
     names = _RESTORERS.get(str(model), {})
     return names.get(mode, names.get("", model))
 
@@ -150,7 +150,7 @@ def load_restore_pipeline(
     """The ready `RestorePipeline` of a model of PASD's: a name ("mini", "pasd"), a folder, or a file together
     with its base.
 
-    `model` may be what `locate_restorer` found: then `mode` and `base` are its own, and no file is read twice.
+    `model` may be what `locate_restorer` found, with its own `mode` and `base`: no file is read twice then.
 
     `base`, a Stable Diffusion 1.x model, replaces the U-Net, VAE and text encoder. With `base_weight` w < 1
     each is blended: (1 - w) own + w base. A part the model lacks comes from `base` entirely. PASD's layers

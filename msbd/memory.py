@@ -54,7 +54,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 def until_it_fits(
     attempt: Callable[[Setting], Result], setting: Setting, smaller: Callable[[Setting], Setting | None]
 ) -> Result:
-    """`attempt(setting)`; out of memory, again with `smaller(setting)`, until that is None: then it raises."""
+    """`attempt(setting)`; out of memory, again with `smaller(setting)`, until that is None: it raises."""
     while True:
         try:
             return attempt(setting)

@@ -226,7 +226,7 @@ class Transformer(nn.Module):
         return nn.Linear(width, width) if self.use_linear_projection else nn.Conv2d(width, width, 1)
 
     def to_tokens(self, project: nn.Module, x: Tensor) -> Tensor:
-        """(B, C, h, w) -> (B, N, C): a 1x1 convolution before the map is flattened, a linear layer after it."""
+        """(B, C, h, w) -> (B, N, C): a 1x1 convolution before the flattening, or a linear layer after."""
         if self.use_linear_projection:
             return project(x.flatten(2).transpose(1, 2))
         return project(x).flatten(2).transpose(1, 2)

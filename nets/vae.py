@@ -46,7 +46,7 @@ class DiagonalGaussian:
 
     @classmethod
     def from_moments(cls, moments: Tensor) -> "DiagonalGaussian":
-        """The distribution that `quant_conv` gives, (B, 2 * latent_channels, h, w): mean, then log variance."""
+        """The distribution `quant_conv` gives, (B, 2 * latent_channels, h, w): mean, then log variance."""
         mean, logvar = moments.chunk(2, dim=1)
         return cls(mean, logvar.clamp(*_LOGVAR_RANGE))
 

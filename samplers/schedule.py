@@ -26,7 +26,7 @@ Denoiser = Callable[[Tensor, Tensor], Tensor]
 Between two timesteps t is float32 (`solver_steps`)."""
 
 NoiseSource = Callable[[str, int, tuple[int, ...]], Tensor]
-"""`noise(site, step, shape) -> Tensor`: standard normal, float32, of that shape; samplers list their sites."""
+"""`noise(site, step, shape) -> Tensor`: standard normal, float32, of that shape; samplers list sites."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,6 @@
-"""What every test gets: our own packages (not namesakes), fixed seeds, and markers that skip where they cannot run."""
+"""What every test gets: our own packages (not namesakes), fixed seeds,
+and markers that skip where they cannot run.
+"""
 
 import importlib.util
 import os
@@ -15,7 +17,8 @@ from hypothesis import settings
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# No test may see the weights that this machine happens to have. Before huggingface_hub is imported, which reads it once.
+# No test may see the weights that this machine happens to have. Before huggingface_hub is imported, which
+# reads it once.
 NO_WEIGHTS = Path(tempfile.gettempdir()) / "msbd-tests-have-no-weights"
 os.environ["HF_HUB_CACHE"] = str(NO_WEIGHTS / "hub")
 os.environ["MSBD_WEIGHTS"] = str(NO_WEIGHTS)
@@ -54,7 +57,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(autouse=True)
 def seeds() -> None:
-    """The same global random streams at the start of every test; nothing in the product may depend on them."""
+    """The same global random streams at the start of every test;
+    nothing in the product may depend on them.
+    """
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
@@ -62,7 +67,9 @@ def seeds() -> None:
 
 @pytest.fixture(autouse=True)
 def full_float32(request: pytest.FixtureRequest) -> Iterator[None]:
-    """No TF32 in tests marked `cuda`: their tolerances are those of float32, and cuDNN's convolutions use TF32 by default."""
+    """No TF32 in tests marked `cuda`: their tolerances are those of float32,
+    and cuDNN's convolutions use TF32 by default.
+    """
     switches: tuple[Any, ...] = (torch.backends.cudnn, torch.backends.cuda.matmul)
     before = [switch.allow_tf32 for switch in switches]
     if request.node.get_closest_marker("cuda"):

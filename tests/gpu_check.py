@@ -1,17 +1,20 @@
-"""What a GPU does with this project, part by part: facts of the machine, whole runs in every precision, the `cuda` tests.
+"""What a GPU does with this project, part by part: facts of the machine, whole runs in every precision,
+the `cuda` tests.
 
   make gpu                      (GPU_PY=python3 OUT=docs/bench; installs nothing, needs no network)
   python -m tests.gpu_check --out FOLDER [--parts 0 1 2] [--pretend]
 
-Each part is a process of its own with a limit of time. Its results are written to FOLDER/gpu-part-N.json after every
-line, and FOLDER/gpu.md is written anew after every part, so a part that fails or is stopped takes no other with it.
-Exit code 0: every part ran and was as expected; 1: one was not, or there is no GPU; 2: wrong usage.
+Each part is a process of its own with a limit of time. Its results are written to FOLDER/gpu-part-N.json
+after every line, and FOLDER/gpu.md is written anew after every part, so a part that fails or is stopped takes
+no other with it. Exit code 0: every part ran and was as expected; 1: one was not, or there is no GPU;
+2: wrong usage.
 
-`--pretend` runs the same parts on tests/helpers/pretend_cuda.py in place of a GPU, with smaller jobs, without whole
-runs in float16 (minutes on a CPU) and with a sample of the tests: it shows that the parts run, and says nothing of a GPU.
+`--pretend` runs the same parts on tests/helpers/pretend_cuda.py in place of a GPU, with smaller jobs, without
+whole runs in float16 (minutes on a CPU) and with a sample of the tests: it shows that the parts run,
+and says nothing of a GPU.
 
-Needs torch 2.10, torchvision, numpy, Pillow, safetensors, tokenizers, huggingface_hub and tqdm; part 2 also pytest,
-hypothesis and scikit-image. Tests beside libraries that are not there are skipped.
+Needs torch 2.10, torchvision, numpy, Pillow, safetensors, tokenizers, huggingface_hub and tqdm; part 2 also
+pytest, hypothesis and scikit-image. Tests beside libraries that are not there are skipped.
 """
 
 import argparse
@@ -34,7 +37,8 @@ TITLES = {0: "the machine", 1: "end to end", 2: "tests marked cuda"}
 LIMITS = {0: 60, 1: 240, 2: 300}  # seconds; on a pretended GPU four times as many
 DTYPES = ("float32", "bfloat16", "float16")
 
-# Mean |difference| from the float32 run on the CPU, of [-1, 1]; those of the tests of edit and restore on a GPU.
+# Mean |difference| from the float32 run on the CPU, of [-1, 1]; those of the tests of edit and restore on a
+# GPU.
 ALLOWED = {
     "edit": {"float32": 0.02, "bfloat16": 0.1, "float16": 0.05},
     "restore sr": {"float32": 0.01, "bfloat16": 0.1, "float16": 0.04},
@@ -76,7 +80,8 @@ PACKAGES = (
 class Report:
     """The results of one part, written to its file at every addition.
 
-    `facts` are a flat table; `rows` a table with the same columns in each row; `ok` whether all was as expected.
+    `facts` are a flat table; `rows` a table with the same columns in each row;
+    `ok` whether all was as expected.
     """
 
     def __init__(self, part: int, out: Path) -> None:
@@ -163,7 +168,9 @@ def timed(job: Callable[[], Any]) -> tuple[Any, float]:
 
 
 def end_to_end(pretend: bool) -> dict[str, Callable[[str, Any], Any]]:
-    """Task -> a function (device, dtype) that gives its picture, (1, 3, H, W) in [-1, 1], on the mini bundle."""
+    """Task -> a function (device, dtype) that gives its picture, (1, 3, H, W) in [-1, 1],
+    on the mini bundle.
+    """
     import torch
 
     from msbd.edit.config import EditConfig
@@ -236,7 +243,9 @@ def shrunk_examples(folder: Path) -> Path:
 
 
 def commands(report: Report, pretend: bool, folder: Path) -> bool:
-    """`tools.edit` and `tools.restore` on the GPU, once each, in this process; their pictures go into `folder`."""
+    """`tools.edit` and `tools.restore` on the GPU, once each, in this process;
+    their pictures go into `folder`.
+    """
     import importlib
 
     import torch

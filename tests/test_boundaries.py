@@ -1,4 +1,6 @@
-"""The layout's promises: imports point down, leaves can be copied, nothing is installed, no name shadows another."""
+"""The layout's promises: imports point down, leaves can be copied, nothing is installed,
+no name shadows another.
+"""
 
 import ast
 import json
@@ -14,7 +16,8 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 LEAVES = ("nets", "samplers", "weights")
 
-# Folder -> the project folders it may import absolutely; its own siblings it imports relatively (tools: either way).
+# Folder -> the project folders it may import absolutely; its own siblings it imports relatively (tools:
+# either way).
 ALLOWED: dict[str, set[str]] = {
     "nets": set(),
     "samplers": set(),
@@ -24,7 +27,8 @@ ALLOWED: dict[str, set[str]] = {
 }
 JOINING = ("msbd/load.py", "msbd/loading/")  # the only code of msbd/ that knows nets and weights
 
-# Folder -> the third-party packages it may import (DESIGN section 7: never diffusers, basicsr, einops, opencv, ...).
+# Folder -> the third-party packages it may import (DESIGN section 7: never diffusers, basicsr, einops,
+# opencv, ...).
 LIBRARIES = {
     "nets": {"torch"},
     "samplers": {"torch"},
@@ -48,7 +52,9 @@ def name_of(path: Path) -> str:
 
 
 def imports(path: Path) -> tuple[set[str], set[int]]:
-    """Top-level packages that `path` imports absolutely, anywhere in it, and the levels of its relative imports."""
+    """Top-level packages that `path` imports absolutely, anywhere in it,
+    and the levels of its relative imports.
+    """
     packages, levels = set(), set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -146,7 +152,9 @@ def test_init_files_hold_a_docstring_only(path: Path) -> None:
 
 @pytest.mark.parametrize("path", SOURCES, ids=name_of)
 def test_no_comment_was_torn_off_its_line(path: Path) -> None:
-    """The formatter moves a comment that does not fit behind a bracket of its own; it belongs above the line."""
+    """The formatter moves a comment that does not fit behind a bracket of its own;
+    it belongs above the line.
+    """
     torn = [line for line in path.read_text().splitlines() if re.match(r"\s*[\])}]+[,:]*\s+# (?!fmt)", line)]
     assert not torn, f"{name_of(path)}: put above its line: {torn[0].strip()}"
 

@@ -1,4 +1,6 @@
-"""What a person clones, or carries to another machine, stays small, and what stored cases leave out can be made again."""
+"""What a person clones, or carries to another machine, stays small,
+and what stored cases leave out can be made again.
+"""
 
 import math
 import subprocess
@@ -40,7 +42,9 @@ CASES = [
 
 @pytest.mark.parametrize(("family", "case"), CASES)
 def test_a_case_has_every_tensor_that_its_sidecar_lists(family: str, case: str) -> None:
-    """Stored or made, of the listed kind and shape; a sampled one by a stride that meets every row and column."""
+    """Stored or made, of the listed kind and shape; a sampled one by a stride that meets every row and
+    column.
+    """
     golden = load_golden(family, case)
     for name, (kind, shape) in golden.meta.get("tensors", {}).items():
         assert str(golden[name].dtype) == f"torch.{kind}", name

@@ -1,4 +1,6 @@
-"""The pages: links and anchors resolve, paths and flags exist, the README is short, nothing in docs/ is an orphan."""
+"""The pages: links and anchors resolve, paths and flags exist, the README is short,
+nothing in docs/ is an orphan.
+"""
 
 import argparse
 import importlib
@@ -18,7 +20,7 @@ PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md"
 ]
 # History: what a dated entry says of a file or a flag was true on that day.
 HISTORY = {"CHANGELOG.md", "docs/log.md"}
-UNWRAPPED = HISTORY | {"SECURITY.md", "docs/parity.md"}  # the last is written by `make parity-table`
+UNWRAPPED = {"docs/parity.md"}  # written by `make parity-table`
 README_BYTES = 8500
 WIDTH = 110  # columns of prose; tables and code excepted
 # Flags of programs that are not ours, where a page names one alone.
@@ -42,7 +44,9 @@ def prose(page: Path) -> str:
 
 
 def anchors(page: Path) -> set[str]:
-    """The anchors of a page's headings, by GitHub's rule: lower case, no punctuation, hyphens for spaces, -1 for a second."""
+    """The anchors of a page's headings, by GitHub's rule: lower case, no punctuation, hyphens for spaces,
+    -1 for a second.
+    """
     found: dict[str, int] = {}
     slugs = set()
     for heading in re.findall(r"^#{1,6} +(.+?) *#*$", prose(page), re.MULTILINE):
@@ -54,7 +58,9 @@ def anchors(page: Path) -> set[str]:
 
 
 def links(page: Path) -> list[tuple[Path, str]]:
-    """File and anchor of every relative link and picture; one into the page itself has the page as its file."""
+    """File and anchor of every relative link and picture;
+    one into the page itself has the page as its file.
+    """
     targets = [target for _, target in LINK.findall(SPAN.sub("", prose(page)))]
     # A picture inside a link's text, [![...](picture)](target), is a link of its own.
     targets += [target for text, _ in LINK.findall(prose(page)) for _, target in LINK.findall(text)]
@@ -141,7 +147,9 @@ def test_every_file_of_docs_is_linked() -> None:
 
 @pytest.mark.parametrize("page", [page for page in PAGES if name_of(page) not in HISTORY], ids=name_of)
 def test_paths_in_pages_exist(page: Path) -> None:
-    """Paths from the root, in code spans: `msbd/edit/`, `tests/test_docs.py`; folders end in a slash or have no suffix."""
+    """Paths from the root, in code spans: `msbd/edit/`, `tests/test_docs.py`;
+    folders end in a slash or have no suffix.
+    """
     spans = [span for span in SPAN.findall(prose(page)) if PATH.fullmatch(span)]
     missing = [span for span in spans if not (ROOT / span).exists() and span != "docs/bench/"]
     assert not missing, f"{name_of(page)} names {missing}, which are not there"

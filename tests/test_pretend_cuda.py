@@ -1,4 +1,6 @@
-"""A break on CUDA is seen without a GPU: edit, restore, a training step and `make gpu` on the pretended one."""
+"""A break on CUDA is seen without a GPU: edit, restore,
+a training step and `make gpu` on the pretended one.
+"""
 
 import json
 import subprocess
@@ -56,7 +58,9 @@ def training_loss(device: str) -> float:
 
 
 class WithoutMove(TorchFunctionMode):
-    """A planted fault: the first `.to(device)` to the GPU that `file` asks for leaves the tensor where it is."""
+    """A planted fault: the first `.to(device)` to the GPU that `file` asks for leaves the tensor where it
+    is.
+    """
 
     def __init__(self, file: str) -> None:
         super().__init__()

@@ -249,7 +249,7 @@ def add_config_options(
 
 
 def add_options(group: argparse._ArgumentGroup, options: Mapping[str, Option], names: Sequence[str]) -> None:
-    """The flags of the fields `names`; one that is not given leaves nothing, so that a preset shows through."""
+    """The flags of the fields `names`; one not given leaves nothing, so that a preset shows through."""
     for option in (options[name] for name in names):
         settings: dict[str, Any] = {"dest": option.name, "default": argparse.SUPPRESS, "help": option.help}
         if option.kind is bool:
@@ -275,7 +275,7 @@ def given_options(args: argparse.Namespace, options: Mapping[str, Option]) -> di
 
 @contextmanager
 def errors_by_flag(options: Mapping[str, Option]) -> Iterator[None]:
-    """Let a config's ValueError, "FIELD is 4; expected at least 8 (latent cells)", speak of flags and pixels."""
+    """Let a config's ValueError, "FIELD is 4; expected at least 8 (latent cells)", name flag and pixels."""
     try:
         yield
     except ValueError as error:

@@ -1,6 +1,6 @@
 """Repaint the masked part of a picture from a text prompt; every pixel outside the mask comes back as it was.
 
-  python -m tools.edit -i examples/coffee.jpg -m examples/coffee_mask.png -p "a blue ball on sand" -o edited.png
+  python -m tools.edit -i examples/coffee.jpg -m examples/coffee_mask.png -p "a blue ball" -o edited.png
   python -m tools.edit -i photo.png --mask-from-alpha -p "a red house on grass" -o edited.png --preset fast
 
 The mask is white (128 of 255 and more) where the picture may change. PNG and WebP keep the rest byte for

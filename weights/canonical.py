@@ -119,7 +119,7 @@ def _delta(state: State, source: str) -> Contents:
 
 
 def _renamed(old: KeyMap | None, keys: Iterable[str], source: str) -> dict[str, str]:
-    """key -> canonical key, in order; what the map does not know keeps its name, for strict loading to find."""
+    """key -> canonical key, in order; what the map does not know keeps its name, for strict loading."""
     keys = list(keys)
     known = old.there(keys).renamed if old else {}
     renamed = {key: known.get(key, key) for key in keys}

@@ -157,7 +157,7 @@ def _tokenizer(folder: Path) -> Path | None:
 
 
 def _with_companions(located: Located) -> Located:
-    """With CLIP, the upscaler and CLIP's tokenizer added where the model has none and this machine has them."""
+    """With CLIP, the upscaler and CLIP's tokenizer where the model has none and this machine has them."""
     nets, tokenizer = dict(located.nets), located.tokenizer
     if "unet" not in nets:  # a part alone, which nobody edits with
         return located

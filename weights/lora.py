@@ -93,7 +93,7 @@ _FOREIGN = (
 
 @dataclass(frozen=True, eq=False)
 class LoraLayer:
-    """The change to one module's weight, and which one: `part`, and the module's path with "_" for its dots."""
+    """The change to one module's weight, and which: `part`, and the module's path with "_" for dots."""
 
     part: str  # a key of PARTS
     module: str  # without a leading "text_model_"

@@ -7,7 +7,7 @@ Units    pixels, sizes (H, W); masks (1, 1, H, W), 1 = edit; pictures (1, 3, H, 
          h, w)
 
 First the functions that paper.py has under the same names, then what they are made of, then decoder
-optimisation's latents (`decoderopt_latents="reencode"`). `plan.plan_edit` chooses between the two pages, once.
+optimisation's latents (`decoderopt_latents="reencode"`). `plan.plan_edit` chooses between the pages, once.
 """
 
 import math
@@ -67,7 +67,7 @@ def crop(mask: Tensor, config: ResolvedEditConfig, spec: ModelSpec) -> Box:
 
 
 def sizes(crop_size: tuple[int, int], config: ResolvedEditConfig, spec: ModelSpec) -> list[tuple[int, int]]:
-    """A ladder of sqrt(2) (`stage_edges`), no stage shrinking. Ours: one intermediate stage, no size twice."""
+    """A ladder of sqrt(2) (`stage_edges`), no stage shrinking. Ours: one stage between, no size twice."""
     first = first_stage_size(crop_size, config.first_stage_size, spec.multiple)
     edges = stage_edges(
         max(crop_size),
@@ -83,7 +83,7 @@ def sizes(crop_size: tuple[int, int], config: ResolvedEditConfig, spec: ModelSpe
 def is_tiled(
     size: tuple[int, int], crop_size: tuple[int, int], config: ResolvedEditConfig, spec: ModelSpec
 ) -> bool:
-    """Where the longer side is longer than a tile. Ours goes by the number of pixels, which memory goes by."""
+    """Where the longer side is longer than a tile. Ours goes by the number of pixels, as memory does."""
     return max(size) > config.tile
 
 

@@ -29,7 +29,7 @@ def crop(mask: Tensor, config: ResolvedEditConfig, spec: ModelSpec) -> Box:
 
 
 def sizes(crop_size: tuple[int, int], config: ResolvedEditConfig, spec: ModelSpec) -> list[tuple[int, int]]:
-    """The size of each stage: the model's own, one intermediate stage, the crop's (A.2, "Hyperparameters")."""
+    """The size of each stage: the model's own, one between, the crop's (A.2, "Hyperparameters")."""
     return stage_sizes(
         crop_size,
         config.first_stage_size,

@@ -48,7 +48,7 @@ class Stage:
 
     @property
     def evaluations(self) -> int:
-        """Evaluations of the U-Net: each candidate and tile counts, and both halves of the guidance as one."""
+        """Evaluations of the U-Net: each candidate and tile counts, both halves of the guidance as one."""
         return len(self.schedule) * self.candidates * len(self.boxes)
 
 

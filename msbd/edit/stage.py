@@ -28,7 +28,7 @@ Window = tuple[int, Box]  # number of the candidate, place in the stage's pictur
 
 @dataclass(frozen=True)
 class Edit:
-    """What stays the same through one edit: the nets, the plan, the texts, and who is told of the progress."""
+    """What stays the same through one edit: the nets, the plan, the texts, and who hears of the progress."""
 
     unet: nn.Module
     vae: Any

@@ -45,7 +45,7 @@ _INSTALL = {
 
 
 def available() -> tuple[Kind, ...]:
-    """The kinds whose weights and library are on this machine. No network call, and no library is imported."""
+    """The kinds whose weights and library are on this machine. No network call, no library imported."""
     return tuple(kind for kind in KINDS if _find(kind) and find_spec(_LIBRARIES[kind]))
 
 
@@ -106,7 +106,7 @@ def load_captioner(device: torch.device) -> Captioner:
 
 
 def _files(kind: Kind) -> dict[str, Path]:
-    """Part -> file, of what can do `kind`. WeightsError, with the places and the way out, where nothing can."""
+    """Part -> file, of what can do `kind`. WeightsError, with places and the way out, where nothing can."""
     if files := _find(kind):
         return files
     model = MODELS[_MODELS[kind][0]]
@@ -117,7 +117,7 @@ def _files(kind: Kind) -> dict[str, Path]:
 
 
 def _find(kind: Kind) -> dict[str, Path] | None:
-    """Part -> file, of the first model for `kind` whose every file is on this machine; None if there is none."""
+    """Part -> file, of the first model for `kind` whose files are all here; None if there is none."""
     for name in _MODELS[kind]:
         found = {file.part: find_local(file) or _from_torch_hub(file) for file in MODELS[name].files}
         files = {part: path for part, path in found.items() if path is not None}

@@ -93,7 +93,7 @@ def read_lora_file(path: str | Path) -> Lora:
 
 
 def lora_file(path: str | Path) -> Path:
-    """The file that `read_lora_file` reads. WeightsError for a known name whose file is not on this machine."""
+    """The file that `read_lora_file` reads. WeightsError for a known name whose file is not here."""
     file = Path(path)
     if str(path) in MODELS:
         file = local_files(MODELS[str(path)]).get("lora", file)

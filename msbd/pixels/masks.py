@@ -17,7 +17,7 @@ LatentRule = Literal["any", "center"]
 
 
 def resize_mask(mask: Tensor, size: tuple[int, int]) -> Tensor:
-    """`mask` (B, 1, H, W) at `size`, {0, 1}: set wherever any pixel under it is, so no thin stroke is lost."""
+    """`mask` (B, 1, H, W) at `size`, {0, 1}: set wherever a pixel under it is: no thin stroke is lost."""
     binary = (mask > 0).to(mask.dtype)
     if tuple(mask.shape[-2:]) == tuple(size):
         return binary

@@ -36,7 +36,7 @@ def enlarge(image: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def round_to_8_bits(image: Tensor, least: float = 0.0) -> Tensor:
-    """`image` in [least, 1], clamped, on 256 levels; `least` is 0, or -1 for the pictures of the pipelines."""
+    """`image` in [least, 1], clamped, on 256 levels; `least` is 0, or -1 for the pipelines' pictures."""
     levels = 255 / (1 - least)
     return ((image - least) * levels).round().clamp(0, 255) / levels + least
 

@@ -76,7 +76,7 @@ def describe(image: Tensor, kinds: Sequence[Kind], models: Mapping[Kind, Any]) -
 
 @torch.no_grad()
 def classify(image: Tensor, model: Classifier, *, threshold: float = 0.1) -> str:
-    """The likeliest class of `image` (1, 3, H, W) in [-1, 1]; "" where its probability is below `threshold`."""
+    """The likeliest class of `image` (1, 3, H, W) in [-1, 1]; "" if its probability is below `threshold`."""
     logits = model.net(imagenet_pixels(image).to(model.device))
     probability, index = logits[0].float().softmax(0).max(0)
     return model.categories[int(index)] if probability >= threshold else ""
@@ -106,7 +106,7 @@ def detect(image: Tensor, model: Detector, *, threshold: float = 0.5) -> str:
 
 
 def caption(image: Tensor, model: Captioner) -> str:
-    """What BLIP says of `image` (1, 3, H, W) in [-1, 1], without the beginning that all its captions share."""
+    """What BLIP says of `image` (1, 3, H, W) in [-1, 1], without the beginning all its captions share."""
     prompt = torch.tensor([model.encode(BLIP_PROMPT)], device=model.device)
     ids = caption_ids(model.net, blip_pixels(image, model.size).to(model.device), prompt)
     return model.decode(ids[0].tolist()).strip().removeprefix(BLIP_PROMPT).strip()

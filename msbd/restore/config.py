@@ -25,7 +25,7 @@ ADDED_NOISE_LEVEL = 900  # n of the paper's alpha_a = alphas_cumprod[n], section
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """The sizes and words that a model was made for; the defaults are those of PASD on Stable Diffusion 1.5."""
+    """The sizes and words that a model was made for; the defaults are PASD's on Stable Diffusion 1.5."""
 
     native: int = 512  # pixels, side of its training pictures
     guidance_scale: float = 9.0

@@ -41,7 +41,7 @@ def plan_sizes(
 
 
 def working_size(size: tuple[int, int], least: int, *, shrink: bool = False) -> tuple[int, int]:
-    """`size` enlarged until its shorter side has `least` pixels, but no further than to 2 x `least` on the longer.
+    """`size` enlarged until its shorter side has `least` pixels, the longer at most 2 x `least`.
 
     The nets know pictures of about that size; the official code enlarges without an end, a strip of 3 x 500
     to 768 x 128000. With `shrink` a larger one is made smaller too: colours need no more, and the luma comes

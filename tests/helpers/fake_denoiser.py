@@ -12,7 +12,9 @@ Asked = list[tuple[str, int, tuple[int, ...]]]
 
 
 def fake_eps(x: Tensor | None = None, t: Tensor | int = 0, context: Tensor | None = None) -> Any:
-    """The goldens' net, tanh(0.3 x + 0.001 t + mean of the sample's context); without x, a denoiser (x, t)."""
+    """The goldens' net, tanh(0.3 x + 0.001 t + mean of the sample's context); without x,
+    a denoiser (x, t).
+    """
     if x is None:
         return lambda x, t: torch.tanh(0.3 * x + 0.001 * t)
     shift = 0.0 if context is None else context.mean(dim=(1, 2)).reshape(-1, 1, 1, 1)

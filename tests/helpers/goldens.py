@@ -1,19 +1,22 @@
-"""Read a stored reference case: `tests/golden/<family>/<case>.safetensors` with the `.json` that says how it was made.
+"""Read a stored reference case: `tests/golden/<family>/<case>.safetensors` with the `.json` that says how it
+was made.
 
-What can be made again to the bit is not stored. A sidecar's `made` says how, per tensor, in one of these ways:
+What can be made again to the bit is not stored. A sidecar's `made` says how, per tensor,
+in one of these ways:
 
 | keys of the recipe | the tensor |
 |---|---|
-| `seeded_input`, `shape`, `seed`, then `times`, `plus`, `clamp` where given | seeded_weights.seeded_input(...), in float32 |
-| `picture`, `rows`, `columns`, `layout` | a crop of scikit-image's picture, uint8 in (H, W, 3), or (1, 3, H, W) for "nchw" |
+| `seeded_input`, `shape`, `seed`, perhaps `times`, `plus`, `clamp` | seeded_weights.seeded_input(...) |
+| `picture`, `rows`, `columns`, `layout` | a crop of scikit-image's, uint8 (H, W, 3); "nchw": (1, 3, H, W) |
 | `over_255` | the named uint8 tensor / 255 |
 | `float_of` | the named uint8 tensor as float32 (masks of 0 and 1) |
 | `clip_normalised` | the named uint8 picture, normalised as CLIP's preprocessing does |
-| `values`, `index` | the first named tensor's values at the second's places (alpha masks: a few values each) |
+| `values`, `index` | the first named tensor's values at the second's places (for few values) |
 | `same_as` | another tensor of the case |
 
-Of the tensors that a sidecar's `strided` names, every n-th value is stored, as `<name>.strided`; n shares no factor
-with the tensor's sizes, so every channel, row and column is met. Files whose name ends in `.gz` are compressed.
+Of the tensors that a sidecar's `strided` names, every n-th value is stored, as `<name>.strided`; n shares no
+factor with the tensor's sizes, so every channel, row and column is met.
+Files whose name ends in `.gz` are compressed.
 """
 
 import gzip
@@ -56,7 +59,9 @@ class Golden:
 
 
 def stored_bytes(path: str) -> bytes | None:
-    """The content of `tests/golden/<path>`, which may lie there compressed as `<path>.gz`; None without either."""
+    """The content of `tests/golden/<path>`, which may lie there compressed as `<path>.gz`;
+    None without either.
+    """
     file = GOLDEN / path
     packed = file.with_name(file.name + ".gz")
     if packed.exists():
@@ -80,8 +85,8 @@ def read_shapes(name: str) -> dict[str, tuple[int, ...]]:
 def load_golden(family: str, case: str) -> Golden:
     """The case `family/case`; a case without tensors (only numbers in its sidecar) has an empty `tensors`.
 
-    Lists of keys that several sidecars share are read from `manifests/` into their places. Skips the test where a
-    tensor is a crop of a scikit-image picture and there is no scikit-image.
+    Lists of keys that several sidecars share are read from `manifests/` into their places. Skips the test
+    where a tensor is a crop of a scikit-image picture and there is no scikit-image.
     """
     meta = read_json(f"{family}/{case}.json")
     for described in (meta.get("weights"), meta.get("lora")):

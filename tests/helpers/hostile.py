@@ -1,4 +1,6 @@
-"""Hostile and broken files to order: pickles put together operation by operation, and the archives around them."""
+"""Hostile and broken files to order: pickles put together operation by operation,
+and the archives around them.
+"""
 
 import io
 import json
@@ -13,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-# ---- pickle operations, as bytes ------------------------------------------------------------------------------------------
+# ---- pickle operations, as bytes ---------------------------------------------------------------------------
 
 NONE, TRUE, FALSE, MARK, STOP = b"N", b"\x88", b"\x89", b"(", b"."
 TUPLE1, TUPLE2, TUPLE, REDUCE, BUILD, NEWOBJ = b"\x85", b"\x86", b"t", b"R", b"b", b"\x81"
@@ -91,7 +93,7 @@ def pickled(body: bytes) -> bytes:
 SOUND = table(("a", tensor()))
 
 
-# ---- files around them ----------------------------------------------------------------------------------------------------
+# ---- files around them -------------------------------------------------------------------------------------
 
 
 def zipped(members: Mapping[str, bytes], method: int = zipfile.ZIP_STORED) -> bytes:
@@ -139,11 +141,12 @@ def entry(shape: list[int], begin: int, end: int, dtype: str = "F32") -> dict[st
 GOOD = container({"a": entry([2], 0, 8)}, bytes(8))
 
 
-# ---- pickles that run something -------------------------------------------------------------------------------------------
+# ---- pickles that run something ----------------------------------------------------------------------------
 
 SHELL = "touch {canary}"
 PYTHON = "open({canary!r}, 'w').close()"
-# Name -> arguments with which it would leave a file at {canary}, in words of its own. Refused for their names:
+# Name -> arguments with which it would leave a file at {canary}, in words of its own. Refused for their
+# names:
 BLOCKED: dict[str, tuple[str, ...]] = {
     "os.system": (SHELL,),
     "posix.system": (SHELL,),
@@ -151,7 +154,8 @@ BLOCKED: dict[str, tuple[str, ...]] = {
     "os.popen": (SHELL,),
     "sys.exit": ("x",),
 }
-# These are read beside the tensors, and stand-ins take their place; or they are torch.load's own, which takes no such arguments.
+# These are read beside the tensors, and stand-ins take their place; or they are torch.load's own, which takes
+# no such arguments.
 RUNNING: dict[str, tuple[str, ...]] = {
     "builtins.eval": (PYTHON,),
     "builtins.exec": (PYTHON,),
@@ -231,7 +235,7 @@ def running(dotted: str, canary: Path, words: tuple[str, ...]) -> bytes:
     return call(dotted, *(text(word.format(canary=str(canary))) for word in words))
 
 
-# ---- everything else ------------------------------------------------------------------------------------------------------
+# ---- everything else ---------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ MULTIPLE = 64  # pixels; all official sizes are multiples of it
 def rectangle_size(
     mask_size: tuple[int, int], picture_size: tuple[int, int], margin: float, native: int = 512
 ) -> tuple[int, int]:
-    """The rectangle (H, W) that is edited around a mask of extents `mask_size`, at least `native` on each side.
+    """The rectangle (H, W) that is edited around a mask of extents `mask_size`,
+    at least `native` on each side.
 
     The extents there are last - first, one pixel short, of the mask before it is thresholded;
     `crops.mask_box` is exact.

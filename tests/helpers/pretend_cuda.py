@@ -1,11 +1,12 @@
-"""A GPU that is not there: tensors that say they are on cuda:0 and are computed on the CPU, to test where things lie.
+"""A GPU that is not there: tensors that say they are on cuda:0 and are computed on the CPU,
+to test where things lie.
 
-Refused, as CUDA refuses them: tensors of both devices in one call (a number on the CPU may meet a tensor on the GPU,
-indices may lie on the CPU, `copy_` may cross), `numpy()`, a generator of the other device, an operator without a CUDA
-kernel. `tensor.device`, autocast, GradScaler and fused Adam go the way that they go on CUDA, with real values and with
-the backward pass. With `memory` given, torch.OutOfMemoryError comes where the tensors alive exceed that many bytes.
-Not seen: times, workspaces, the rounding of other algorithms, NCCL, other threads and processes, and what happens
-inside of one call of torch.
+Refused, as CUDA refuses them: tensors of both devices in one call (a number on the CPU may meet a tensor on
+the GPU, indices may lie on the CPU, `copy_` may cross), `numpy()`, a generator of the other device, an
+operator without a CUDA kernel. `tensor.device`, autocast, GradScaler and fused Adam go the way that they go
+on CUDA, with real values and with the backward pass. With `memory` given, torch.OutOfMemoryError comes where
+the tensors alive exceed that many bytes. Not seen: times, workspaces, the rounding of other algorithms, NCCL,
+other threads and processes, and what happens inside of one call of torch.
 
     with pretend_cuda(memory=12 * 2**30) as gpu:
         load_edit_pipeline("mini", device="cuda", dtype=torch.float16)(...)
@@ -118,8 +119,8 @@ class _Memory(TorchDispatchMode):
 class PretendedGPU(TorchFunctionMode):
     """The mode behind `pretend_cuda`, and what it counted.
 
-    `memory.peak` is the most bytes that were alive at once; `crossings` says how often what call crossed the bus, or
-    made the CPU wait, and from which line: {(call, "file:line"): times}.
+    `memory.peak` is the most bytes that were alive at once; `crossings` says how often what call crossed the
+    bus, or made the CPU wait, and from which line: {(call, "file:line"): times}.
     """
 
     def __init__(self, memory: int | None) -> None:

@@ -1,4 +1,6 @@
-"""Full-size files with the keys and shapes of official ones, filled with seeded float16 noise, in the containers that those come in."""
+"""Full-size files with the keys and shapes of official ones, filled with seeded float16 noise, in the
+containers that those come in.
+"""
 
 import json
 import sys
@@ -22,7 +24,9 @@ def manifest(name: str) -> dict[str, tuple[int, ...]]:
 
 
 def fill(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
-    """Tensors of these shapes in float16, each seeded by its name, of a size that keeps a net's activations tame."""
+    """Tensors of these shapes in float16, each seeded by its name,
+    of a size that keeps a net's activations tame.
+    """
     return {key: _tensor(key, shape) for key, shape in shapes.items()}
 
 
@@ -34,7 +38,9 @@ def _tensor(key: str, shape: tuple[int, ...]) -> Tensor:
 
 
 def write_lightning(path: Path, state: Mapping[str, Tensor]) -> Path:
-    """A checkpoint as PyTorch Lightning wrote Stable Diffusion's: tensors under `state_dict`, beside them what training left."""
+    """A checkpoint as PyTorch Lightning wrote Stable Diffusion's: tensors under `state_dict`,
+    beside them what training left.
+    """
     name = "pytorch_lightning.callbacks.model_checkpoint"
     module, callback = ModuleType(name), type("ModelCheckpoint", (), {"__module__": name})
     module.ModelCheckpoint = callback  # type: ignore[attr-defined]
@@ -60,7 +66,9 @@ def write_lightning(path: Path, state: Mapping[str, Tensor]) -> Path:
 
 
 def write_shards(folder: Path, stem: str, state: Mapping[str, Tensor], count: int = 2) -> Path:
-    """`state` in `count` safetensors files and their index, as diffusers and transformers write large nets."""
+    """`state` in `count` safetensors files and their index,
+    as diffusers and transformers write large nets.
+    """
     keys = list(state)
     names = {
         key: f"{stem}-{1 + i * count // len(keys):05}-of-{count:05}.safetensors" for i, key in enumerate(keys)

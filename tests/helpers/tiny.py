@@ -1,4 +1,6 @@
-"""Tiny nets and a pipeline of them, for tests that are about the algorithm and not about what a net has learned."""
+"""Tiny nets and a pipeline of them, for tests that are about the algorithm and not about what a net has
+learned.
+"""
 
 from typing import Any
 
@@ -46,7 +48,9 @@ def tiny_vae() -> AutoencoderKL:
 
 
 class TinyNet(nn.Module):
-    """A denoiser with something of everything: neighbours, timestep and prompt matter; tame at every timestep."""
+    """A denoiser with something of everything: neighbours, timestep and prompt matter;
+    tame at every timestep.
+    """
 
     def __init__(self, channels: int = 4) -> None:
         super().__init__()

@@ -85,7 +85,7 @@ def write_tiny_bundle(folder: Path, **training: Any) -> Path:
     return folder
 
 
-# ---- the same model in other layouts --------------------------------------------------------------------------------------
+# ---- the same model in other layouts -----------------------------------------------------------------------
 
 
 def base_parts(bundle: Path) -> dict[str, dict[str, Tensor]]:

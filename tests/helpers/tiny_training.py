@@ -123,7 +123,8 @@ def trained(
     before: TrainConfig | None = None,
     **options: Any,
 ) -> dict[str, Any]:
-    """What a run gives: "gradients" and "figures" of each step, at last "weights", those "kept" and the "state".
+    """What a run gives: "gradients" and "figures" of each step, at last "weights",
+    those "kept" and the "state".
 
     The calls of `poison` (rank, numbers) have gradients that are not finite; after `resume` steps, with
     the options `before` if they were others, another Trainer goes on.
@@ -243,7 +244,9 @@ def run(
 
 
 def run_and_die(folder: Path, step: int | None = None, save: int | None = None) -> None:
-    """A run that is killed after `step`, or half through writing the checkpoint of step `save`, or not at all."""
+    """A run that is killed after `step`, or half through writing the checkpoint of step `save`,
+    or not at all.
+    """
     torch.set_num_threads(1)
     whole_save = torch.save
 

@@ -1,7 +1,8 @@
-"""How often one edit carries the picture or its mask into a function of msbd/: `python -m tests.helpers.walk`.
+"""How often one edit carries the picture or its mask into a function of msbd/:
+`python -m tests.helpers.walk`.
 
-Counts the calls, in one process and by `sys.setprofile`, of functions of msbd/ an argument of which is a picture or a mask,
-a list of them, or a dataclass that holds one.
+Counts the calls, in one process and by `sys.setprofile`, of functions of msbd/ an argument of which is a
+picture or a mask, a list of them, or a dataclass that holds one.
 """
 
 import sys

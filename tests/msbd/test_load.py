@@ -1,4 +1,6 @@
-"""From files to a pipeline: what loads, how it is cast, and the one line that refuses what does not go together."""
+"""From files to a pipeline: what loads, how it is cast,
+and the one line that refuses what does not go together.
+"""
 
 import importlib
 import json
@@ -342,7 +344,7 @@ def test_model_hash_changes_with_any_part(bundle: Path, copy: Path) -> None:
     assert len(seen) == 4
 
 
-# ---- other layouts of the same model ----------------------------------------------------------------------------------------
+# ---- other layouts of the same model -----------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -445,7 +447,7 @@ def test_model_hash_of_other_layouts(layouts: dict[str, Path], tmp_path: Path) -
     assert model_hash(folder) != model_hash(layouts["hub"])
 
 
-# ---- LoRAs ------------------------------------------------------------------------------------------------------------------
+# ---- LoRAs -------------------------------------------------------------------------------------------------
 
 CHANGED = {
     "unet": ("down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_q", "lora_unet", 8),
@@ -511,7 +513,7 @@ def test_what_is_no_lora_of_this_model_is_refused(bundle: Path, tmp_path: Path) 
         load_edit_pipeline(bundle, loras=[(tmp_path / "other.safetensors", 1.0)])
 
 
-# ---- one net ----------------------------------------------------------------------------------------------------------------
+# ---- one net -----------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -645,7 +647,7 @@ def test_a_single_file_with_a_damaged_part_is_refused(layouts: dict[str, Path], 
     assert "'quant_conv.bias' holds values that are not finite" in refusal(tmp_path / "x.safetensors")
 
 
-# ---- PASD -------------------------------------------------------------------------------------------------------------------
+# ---- PASD --------------------------------------------------------------------------------------------------
 
 
 def same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> bool:
@@ -765,7 +767,7 @@ def test_a_spoilt_ldm_file_is_refused_by_key(layouts: dict[str, Path], tmp_path:
         assert reason in refusal(tmp_path / "x.safetensors")
 
 
-# ---- restoring --------------------------------------------------------------------------------------------------------------
+# ---- restoring ---------------------------------------------------------------------------------------------
 
 PIXELS = torch.linspace(-0.5, 0.5, 3 * 24 * 40).view(1, 3, 24, 40)
 
@@ -1000,7 +1002,9 @@ def test_precision_is_as_in_editing(restorers: dict[str, Path]) -> None:
 def test_a_known_name_takes_what_was_not_fetched_from_its_base(
     restorers: dict[str, Path], layouts: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of pasd only its two nets: Stable Diffusion 1.5, and the small files beside it, come with the user's own base."""
+    """Of pasd only its two nets: Stable Diffusion 1.5, and the small files beside it,
+    come with the user's own base.
+    """
     monkeypatch.setenv("MSBD_WEIGHTS", str(tmp_path))
     there = tmp_path / "yangtao9009" / "PASD" / "pasd" / "checkpoint-100000"
     for part in ("unet", "controlnet"):
@@ -1026,7 +1030,7 @@ def test_the_mini_bundle_has_a_restorer_for_each_mode(mode: str, name: str, vari
     assert unet.config.variant == variant
 
 
-# ---- each file once ---------------------------------------------------------------------------------------------------------
+# ---- each file once ----------------------------------------------------------------------------------------
 
 
 class Counter:

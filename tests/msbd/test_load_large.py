@@ -1,4 +1,6 @@
-"""Full-size files of every official layout: they load strictly, into the net whose numbers they are, in little memory and time."""
+"""Full-size files of every official layout: they load strictly, into the net whose numbers they are,
+in little memory and time.
+"""
 
 import copy
 import json

@@ -1,7 +1,8 @@
-"""CLIP beside transformers' CLIPTextModel, CLIPVisionModel and CLIPModel: their weights and configs, fresh inputs.
+"""CLIP beside transformers' CLIPTextModel, CLIPVisionModel and CLIPModel: their weights and configs,
+fresh inputs.
 
-transformers 5 leaves the prefix `text_model.` or `vision_model.` out of the names of a half alone, in files too;
-older versions, and the official files, have it.
+transformers 5 leaves the prefix `text_model.` or `vision_model.` out of the names of a half alone, in files
+too; older versions, and the official files, have it.
 """
 
 from typing import Any

@@ -1,7 +1,7 @@
 """schedule.py, ddim.py and ddpm.py beside diffusers' schedulers, on random trajectories.
 
-diffusers steps by the integer T // N whatever its list of timesteps says, so trajectories are compared where N
-divides T.
+diffusers steps by the integer T // N whatever its list of timesteps says,
+so trajectories are compared where N divides T.
 """
 
 from collections.abc import Callable
@@ -118,7 +118,9 @@ def test_ddim_of_a_net_that_predicts_v_equals_diffusers(num_steps: int, seed: in
     st.sampled_from(sorted(SPACINGS)),
 )
 def test_ddpm_equals_diffusers(num_steps: int, seed: int, schedule: str, variance: str, spacing: str) -> None:
-    """But for the last step of "fixed_large": diffusers adds noise there, algorithm 2 of Ho et al. does not."""
+    """But for the last step of "fixed_large": diffusers adds noise there, algorithm 2 of Ho et al.
+    does not.
+    """
     scheduler = scheduler_of("DDPMScheduler", schedule, timestep_spacing=spacing, variance_type=variance)
     x, model = random("x", seed), model_of(seed)
     theirs, ours = (torch.Generator().manual_seed(seed) for _ in range(2))  # diffusers draws in x's shape too
@@ -159,7 +161,8 @@ def test_noising_and_velocity_equal_diffusers(seed: int, t: list[int], schedule:
     levels = make_alphas_cumprod(make_betas(schedule))
     x0, noise = random("x0", seed), random("noise", seed)
     noised, v = q_sample(x0, timesteps, levels, noise), velocity(x0, noise, timesteps, levels)
-    # Not 1e-6 as the tables: diffusers takes its roots in float32, ours are of float64 tables (found: 1.1e-6).
+    # Not 1e-6 as the tables: diffusers takes its roots in float32, ours are of float64 tables (found:
+    # 1.1e-6).
     assert relative_error(noised, scheduler.add_noise(x0, noise, timesteps)) <= 2e-6
     assert relative_error(v, scheduler.get_velocity(x0, noise, timesteps)) <= 2e-6
     assert relative_error(eps_from_velocity(v, noised, timesteps, levels), noise) <= 2e-6

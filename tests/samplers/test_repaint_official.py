@@ -1,4 +1,6 @@
-"""Blended sampling with the official counting, against stored runs of official MSBD and of LDM's masked sampling."""
+"""Blended sampling with the official counting, against stored runs of official MSBD and of LDM's masked
+sampling.
+"""
 
 from collections.abc import Callable
 from dataclasses import replace

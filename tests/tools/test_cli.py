@@ -1,4 +1,6 @@
-"""The command lines of edit and restore: what their help shows, that it is at hand at once, and that earlier flags still work."""
+"""The command lines of edit and restore: what their help shows, that it is at hand at once,
+and that earlier flags still work.
+"""
 
 import re
 import subprocess
@@ -63,7 +65,9 @@ def parse(command: str, *words: str) -> dict[str, Any]:
 
 
 def shown(command: str, *words: str) -> str:
-    """What `python -m tools.COMMAND` prints into a pipe of no known width, and that it has not imported torch."""
+    """What `python -m tools.COMMAND` prints into a pipe of no known width,
+    and that it has not imported torch.
+    """
     code = f"""
 import sys
 from {COMMANDS[command].__name__} import main

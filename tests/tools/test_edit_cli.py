@@ -1,4 +1,6 @@
-"""`python -m tools.edit` on a model of tiny random nets: what it writes, and that it refuses before it writes."""
+"""`python -m tools.edit` on a model of tiny random nets: what it writes,
+and that it refuses before it writes.
+"""
 
 import ast
 import dataclasses

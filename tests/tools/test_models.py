@@ -43,7 +43,9 @@ SD_TEXT = CLIPTextConfig(
 
 @pytest.fixture(scope="module")
 def nets() -> dict[str, dict[str, torch.Tensor]]:
-    """U-Net, VAE and text encoder, tiny, with Stable Diffusion's groups and heads, which no single file states."""
+    """U-Net, VAE and text encoder, tiny, with Stable Diffusion's groups and heads,
+    which no single file states.
+    """
     torch.manual_seed(0)
     parts = {"unet": UNet(SD_UNET), "vae": AutoencoderKL(SD_VAE), "text_encoder": CLIPTextModel(SD_TEXT)}
     return {part: net.half().state_dict() for part, net in parts.items()}

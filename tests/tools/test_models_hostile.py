@@ -1,4 +1,6 @@
-"""`python -m tools.models` and `tools.edit` on hostile and broken files: exit code 1 and one line on stderr, whatever it is."""
+"""`python -m tools.models` and `tools.edit` on hostile and broken files:
+exit code 1 and one line on stderr, whatever it is.
+"""
 
 import json
 import os
@@ -65,7 +67,7 @@ def refused(capsys: pytest.CaptureFixture[str], main: Callable[[list[str]], int]
     return error
 
 
-# ---- files that are no weights ----------------------------------------------------------------------------------------------
+# ---- files that are no weights -----------------------------------------------------------------------------
 
 
 def test_every_odd_file_is_told_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -118,7 +120,7 @@ def test_places_that_are_no_files(
     assert not (tmp_path / "out.safetensors").exists()
 
 
-# ---- nets that are none -----------------------------------------------------------------------------------------------------
+# ---- nets that are none ------------------------------------------------------------------------------------
 
 
 def changed(change: Callable[[Tensor], Tensor]) -> Callable[[State, State], State]:
@@ -249,7 +251,7 @@ def main_refuses(capsys: pytest.CaptureFixture[str], *words: object) -> bool:
     return code == 1 and error.count("\n") == 1 and error[:-1].isprintable() and len(error) < 1200
 
 
-# ---- files mixed up ---------------------------------------------------------------------------------------------------------
+# ---- files mixed up ----------------------------------------------------------------------------------------
 
 
 @pytest.fixture

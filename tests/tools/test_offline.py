@@ -45,7 +45,9 @@ NETS = {
 
 @pytest.fixture
 def filled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A machine whose only weights are those of sd-v1-5-diffusers, in the cache, and on which a socket fails the test."""
+    """A machine whose only weights are those of sd-v1-5-diffusers, in the cache,
+    and on which a socket fails the test.
+    """
     empty_machine(tmp_path, monkeypatch, sockets=False)
     torch.manual_seed(0)
     for part, net in NETS.items():
@@ -73,7 +75,8 @@ def test_an_edit_by_name(filled: Path, capsys: pytest.CaptureFixture[str]) -> No
 
 
 def test_fetch_and_verify_of_what_is_there(filled: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    # The registry knows the true files' hashes, so these are told to be others; what it does not know is taken from the cache.
+    # The registry knows the true files' hashes, so these are told to be others; what it does not know is
+    # taken from the cache.
     assert models(["verify", "sd-v1-5-diffusers"]) == 1
     text = capsys.readouterr().out
     assert text.count("wrong file") == 2 and text.count(": ok") == 4

@@ -1,4 +1,6 @@
-"""`python -m tools.restore` on tiny random nets: what it writes, and that it refuses before it reads weights."""
+"""`python -m tools.restore` on tiny random nets: what it writes,
+and that it refuses before it reads weights.
+"""
 
 import dataclasses
 import json
@@ -660,7 +662,8 @@ def test_every_option_does_something(
             content = (tmp_path / "out.png").read_bytes()
             assert content not in pictures, f"{more} gives the picture of {pictures[content]}"
             pictures[content] = more
-    # What changes none: --tile-batch, but memory; --high-level-info, --device and --dtype have tests of their own.
+    # What changes none: --tile-batch, but memory; --high-level-info, --device and --dtype have tests of their
+    # own.
 
 
 def test_help_says_what_the_fields_say() -> None:

@@ -1,9 +1,11 @@
-"""Same machine, versions, seed, threads, tile size and batch: the same bytes, in every process and at every address.
+"""Same machine, versions, seed, threads, tile size and batch: the same bytes,
+in every process and at every address.
 
-Where a tensor lies can change how it is summed: on an AMD EPYC (AVX-512), MKL's product of a matrix with one row, and with
-two or three, gives other last digits where the matrix begins 4, 8 or 12 bytes behind a multiple of 16. So this promise rests
-on two facts: PyTorch allocates at multiples of 64, and a file of weights is mapped, which puts each of its tensors
-at the same place in a page of memory in every run. The first two tests hold these facts, the others the promise itself.
+Where a tensor lies can change how it is summed: on an AMD EPYC (AVX-512), MKL's product of a matrix with one
+row, and with two or three, gives other last digits where the matrix begins 4, 8 or 12 bytes behind a multiple
+of 16. So this promise rests on two facts: PyTorch allocates at multiples of 64, and a file of weights is
+mapped, which puts each of its tensors at the same place in a page of memory in every run. The first two tests
+hold these facts, the others the promise itself.
 """
 
 import hashlib
@@ -55,11 +57,13 @@ def test_new_tensors_lie_at_multiples_of_64(values: int, dtype: torch.dtype) -> 
     assert {tensor.data_ptr() % 64 for tensor in kept} == {0}
 
 
-# ---- the commands -----------------------------------------------------------------------------------------------------------
+# ---- the commands ------------------------------------------------------------------------------------------
 
 
 def digest(command: list[str], output: Path, run: int) -> str:
-    """sha256 of the file that a process of its own writes; each has other addresses, and another order of sets."""
+    """sha256 of the file that a process of its own writes; each has other addresses,
+    and another order of sets.
+    """
     environment = os.environ | {
         "PYTHONPATH": str(ROOT),
         "PYTHONHASHSEED": str(run),
@@ -78,7 +82,9 @@ def digest(command: list[str], output: Path, run: int) -> str:
 
 
 def as_float32_off_by_8(path: Path) -> None:
-    """Rewrite a file of weights in float32, which nets on a CPU take as it is mapped, 8 bytes behind a multiple of 16."""
+    """Rewrite a file of weights in float32, which nets on a CPU take as it is mapped,
+    8 bytes behind a multiple of 16.
+    """
     tensors = {name: tensor.float() for name, tensor in read_state_dict(path).items()}
     metadata = read_metadata(path)
     for pad in range(0, 64, 8):

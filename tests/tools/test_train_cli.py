@@ -354,7 +354,9 @@ def test_the_curves_are_drawn(photos: Path, bundle: Path, tmp_path: Path, capsys
 
 
 def test_two_processes(photos: Path, bundle: Path, tmp_path: Path) -> None:
-    """torchrun's environment, gloo: the same curve as one process with twice the batch, in two goes, the state spread."""
+    """torchrun's environment, gloo: the same curve as one process with twice the batch, in two goes,
+    the state spread.
+    """
     assert run("pasd", photos, bundle, tmp_path / "one", "--batch", "2", steps=4) == 0
     for steps in ("2", "4"):
         assert two_processes(photos, bundle, tmp_path / "two", "--steps", steps, "--zero") == [0, 0]
@@ -372,7 +374,9 @@ def test_processes_with_folders_of_their_own_are_refused(photos: Path, bundle: P
 
 
 def test_processes_stop_together(photos: Path, bundle: Path, tmp_path: Path) -> None:
-    """A signal to one of them, the one that does not save, and, as torchrun does it, to the worker that reads for it."""
+    """A signal to one of them, the one that does not save, and, as torchrun does it,
+    to the worker that reads for it.
+    """
 
     def stop(processes: list[subprocess.Popen[bytes]]) -> None:
         while len(RunFolder(tmp_path).read_log()) < 2:

@@ -1,4 +1,6 @@
-"""weights/canonical.py: the same tensors come out of every layout, everything in a file is accounted for, and the rest is refused."""
+"""weights/canonical.py: the same tensors come out of every layout, everything in a file is accounted for,
+and the rest is refused.
+"""
 
 import re
 from collections.abc import Callable, Mapping
@@ -83,7 +85,9 @@ def old_vae(vae: Mapping[str, Tensor]) -> State:
 
 
 def esrgan_first(state: Mapping[str, Tensor], blocks: int) -> State:
-    """The names of ESRGAN's first code, a Sequential: written down here a second time, from its published models."""
+    """The names of ESRGAN's first code, a Sequential: written down here a second time,
+    from its published models.
+    """
     ends = {"conv_first": "0", "conv_body": f"1.sub.{blocks}", "conv_up1": "3", "conv_up2": "6", "conv_hr": "8", "conv_last": "10"}  # fmt: skip
     renamed = {}
     for key, tensor in state.items():
@@ -241,7 +245,7 @@ def test_the_layout_is_said_in_words(state: State, layout: str) -> None:
     assert read_contents(state).layout == layout
 
 
-# ---- what does not belong ---------------------------------------------------------------------------------------------------
+# ---- what does not belong ----------------------------------------------------------------------------------
 
 
 def test_tensors_of_no_net_are_refused_when_a_part_is_taken() -> None:

@@ -177,7 +177,7 @@ def keys(*names: str, **shaped: tuple[int, ...]) -> dict[str, Tensor]:
     }
 
 
-# ---- config.json beside the file ------------------------------------------------------------------------------------------
+# ---- config.json beside the file ---------------------------------------------------------------------------
 
 
 def free_fields(config: Any, family: str) -> dict[str, Any]:
@@ -235,7 +235,7 @@ def test_a_config_json_with_impossible_values_gives_one_line(free: dict[str, Any
     assert "\n" not in str(caught.value)
 
 
-# ---- models that nothing here runs ------------------------------------------------------------------------------------------
+# ---- models that nothing here runs -------------------------------------------------------------------------
 
 U, V = "model.diffusion_model.", "first_stage_model."
 REFUSED = {
@@ -299,7 +299,7 @@ def test_a_plain_unet_with_pasds_residuals_is_a_plain_unet() -> None:
     assert detect_family(meta_state(PASDUNet, tiny_pasd("none"))) == "unet"
 
 
-# ---- damage -----------------------------------------------------------------------------------------------------------------
+# ---- damage ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

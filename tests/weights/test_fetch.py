@@ -1,4 +1,6 @@
-"""weights/fetch.py: what is on the machine is found, without a network, and told from what only has its name."""
+"""weights/fetch.py: what is on the machine is found, without a network,
+and told from what only has its name.
+"""
 
 import os
 from pathlib import Path
@@ -18,7 +20,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     empty_machine(tmp_path, monkeypatch, sockets=False)
 
 
-# ---- what is on this machine -------------------------------------------------------------------------------------------------
+# ---- what is on this machine -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("links", [True, False])
@@ -141,7 +143,7 @@ def test_a_file_of_the_wrong_size_is_refused_and_left_alone() -> None:
         local_files(Model("m", "", "MIT", (file,)))
 
 
-# ---- is it the right file? ---------------------------------------------------------------------------------------------------
+# ---- is it the right file? ---------------------------------------------------------------------------------
 
 
 def test_verify_compares_with_the_registry(tmp_path: Path) -> None:

@@ -1,4 +1,6 @@
-"""weights/fetch.py: what is downloaded is the right file, or is not kept; every failure is one line with the way out."""
+"""weights/fetch.py: what is downloaded is the right file, or is not kept;
+every failure is one line with the way out.
+"""
 
 import errno
 import os
@@ -39,12 +41,14 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.Fix
     empty_machine(tmp_path, monkeypatch, sockets="site" in request.fixturenames)
 
 
-# ---- from the hub ------------------------------------------------------------------------------------------------------------
+# ---- from the hub ------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    """A stand-in for hf_hub_download: it puts `content` into the cache, under the name `blob`, or raises `error`."""
+    """A stand-in for hf_hub_download: it puts `content` into the cache, under the name `blob`,
+    or raises `error`.
+    """
     hub = SimpleNamespace(content=CONTENT, blob=None, links=True, error=None, calls=[])
 
     def download(repo: str, path: str, *, revision: str | None) -> str:
@@ -143,7 +147,7 @@ def test_a_full_disk_is_noticed_before_the_download(
     assert "1 MB free" in said and variable in said and not hub.calls
 
 
-# ---- by url ------------------------------------------------------------------------------------------------------------------
+# ---- by url ------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -292,7 +296,7 @@ def test_a_disk_that_fills_up_and_a_folder_that_cannot_be_made(
     assert "the download failed" in refusal(site.file())
 
 
-# ---- huggingface_hub itself, with a hub on this machine ----------------------------------------------------------------------
+# ---- huggingface_hub itself, with a hub on this machine ----------------------------------------------------
 
 
 @pytest.fixture

@@ -1,4 +1,6 @@
-"""weights/files.py: round trips, equal bytes, and checkpoints as trainers write them. What it refuses: test_hostile.py."""
+"""weights/files.py: round trips, equal bytes, and checkpoints as trainers write them.
+What it refuses: test_hostile.py.
+"""
 
 import argparse
 import collections
@@ -135,7 +137,7 @@ def test_metadata_without_tensors_read_and_checked(tmp_path: Path) -> None:
         write_safetensors(tmp_path / "x", {}, {"steps": 3})  # type: ignore[dict-item]
 
 
-# ---- checkpoints of torch.save ---------------------------------------------------------------------------------------------
+# ---- checkpoints of torch.save -----------------------------------------------------------------------------
 
 FORMATS = pytest.mark.parametrize("zipped", [True, False], ids=["zip", "old"])
 DTYPES = (
@@ -163,7 +165,9 @@ def bits(tensor: Tensor) -> Tensor:
 
 
 def a_state() -> dict[str, Tensor]:
-    """Tensors of every dtype, with what no number says (NaN), views, shared storages, parameters and empty ones."""
+    """Tensors of every dtype, with what no number says (NaN), views, shared storages,
+    parameters and empty ones.
+    """
     whole = torch.randn(5, 6)
     state = {str(dtype): torch.randn(3, 2).mul(9).to(dtype) for dtype in DTYPES}
     special = torch.tensor([float("nan"), float("-inf"), -0.0])
@@ -203,7 +207,9 @@ def test_tensors_are_found_where_trainers_put_them(wrap: Any, tmp_path: Path, zi
 
 
 def _beside() -> dict[str, object]:
-    """What training checkpoints hold besides tensors, of classes that are there, and of others that are not where it is read."""
+    """What training checkpoints hold besides tensors, of classes that are there,
+    and of others that are not where it is read.
+    """
     generator = np.random.default_rng(0)
     optimizer = torch.optim.Adam([{"params": [torch.nn.Parameter(torch.ones(3))]} for _ in range(2)])
     return {

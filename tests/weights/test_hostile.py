@@ -1,4 +1,6 @@
-"""weights/files.py against hostile and broken files: one line that says what and what to do, and no code run."""
+"""weights/files.py against hostile and broken files: one line that says what and what to do,
+and no code run.
+"""
 
 import json
 import os
@@ -52,7 +54,7 @@ def refusal(path: Path, read: Callable[[Path], object] = read_state_dict) -> str
     return said
 
 
-# ---- pickles that run something --------------------------------------------------------------------------------------------
+# ---- pickles that run something ----------------------------------------------------------------------------
 
 
 @FORMATS
@@ -78,7 +80,9 @@ def test_what_weights_have_no_use_for_is_refused_before_it_is_opened(
 def test_no_function_that_a_pickle_names_is_ever_called(
     tmp_path: Path, make: Callable[[bytes], bytes]
 ) -> None:
-    """Stand-ins are called in their place, beside the tensors or alone; no module of the pickle's is imported."""
+    """Stand-ins are called in their place, beside the tensors or alone;
+    no module of the pickle's is imported.
+    """
     path, canary, modules = tmp_path / "model.ckpt", tmp_path / "canary", set(sys.modules)
     for name, words in (RUNNING | INERT).items():
         call = running(name, canary, words)
@@ -124,7 +128,7 @@ def test_the_canary_sings(tmp_path: Path) -> None:
     assert (tmp_path / "canary").exists()
 
 
-# ---- everything else that is wrong ------------------------------------------------------------------------------------------
+# ---- everything else that is wrong -------------------------------------------------------------------------
 
 
 @FORMATS
@@ -198,9 +202,10 @@ def test_names_with_line_ends_stay_in_one_line(tmp_path: Path) -> None:
     assert str(caught.value).startswith(str(path).replace("\n", " "))
 
 
-# ---- memory and time of headers --------------------------------------------------------------------------------------------------------
+# ---- memory and time of headers ----------------------------------------------------------------------------
 
-# One process with torch in it, which for each file starts a child of its own: {file: [how it ended, message, peak in KiB]}.
+# One process with torch in it, which for each file starts a child of its own: {file: [how it ended, message,
+# peak in KiB]}.
 MEASURE = """
 import json, os, signal, sys
 from weights.files import WeightsError, read_state_dict
@@ -242,7 +247,7 @@ def test_headers_take_neither_memory_nor_time(tmp_path: Path) -> None:
         assert peak - baseline < 400_000, f"{name}: {(peak - baseline) // 1000} MB"
 
 
-# ---- what lies beside the weights -------------------------------------------------------------------------------------------
+# ---- what lies beside the weights --------------------------------------------------------------------------
 
 TABLES: dict[str, tuple[bytes, str]] = {
     "deep": (b"[" * 100_000, "not a JSON file"),
@@ -314,7 +319,7 @@ def test_indexes_of_shards_lead_nowhere_else(case: str, tmp_path: Path) -> None:
             assert len(str(error)) < 300 + 2 * len(str(folder)) or case == "a very long name"
 
 
-# ---- chance -----------------------------------------------------------------------------------------------------------------
+# ---- chance ------------------------------------------------------------------------------------------------
 
 SOUND = [
     torch_saved({"state_dict": {"a": torch.arange(6.0).view(2, 3), "b": torch.ones(2).half()}, "n": 1}),

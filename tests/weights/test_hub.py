@@ -59,7 +59,7 @@ def put(path: Path, text: str = "{}") -> Path:
     return path
 
 
-# ---- which file -----------------------------------------------------------------------------------------------------------
+# ---- which file --------------------------------------------------------------------------------------------
 
 
 def test_the_best_file_is_taken_in_order(tmp_path: Path) -> None:
@@ -116,7 +116,7 @@ def test_a_file_with_a_nets_name_has_its_config_beside_it(tmp_path: Path) -> Non
         assert source_of(tmp_path / name) == Source(tmp_path / name, {})
 
 
-# ---- tensors --------------------------------------------------------------------------------------------------------------
+# ---- tensors -----------------------------------------------------------------------------------------------
 
 
 def tensors() -> dict[str, Tensor]:
@@ -201,7 +201,7 @@ def test_a_shard_that_is_no_weights_file_is_refused(tmp_path: Path, name: str) -
     refusal(lambda: read_source(Source(tmp_path / INDEX)))
 
 
-# ---- JSON -----------------------------------------------------------------------------------------------------------------
+# ---- JSON --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

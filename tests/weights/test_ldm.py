@@ -1,4 +1,6 @@
-"""weights/ldm.py: LDM's names are the official ones in both directions, for every size, and the nets behind them compute the same."""
+"""weights/ldm.py: LDM's names are the official ones in both directions, for every size,
+and the nets behind them compute the same.
+"""
 
 import gc
 from collections.abc import Iterable
@@ -48,7 +50,7 @@ def meta_state(net: type[nn.Module], config: Any) -> dict[str, Tensor]:
         return net(config).state_dict()
 
 
-# ---- the official names --------------------------------------------------------------------------------------------------
+# ---- the official names ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("part", OFFICIAL)
@@ -80,7 +82,7 @@ def test_the_official_single_file_is_written_back_under_its_names() -> None:
     assert shapes_of(written) == {key: official[key] for key in official if key not in contents.ignored}
 
 
-# ---- what is behind the names --------------------------------------------------------------------------------------------
+# ---- what is behind the names ------------------------------------------------------------------------------
 
 
 def compare_unet(case: str, tolerance: float) -> None:
@@ -127,7 +129,7 @@ def test_there_and_back_is_bit_equal(family: str, case: str, part: str) -> None:
     assert all(torch.equal(written[key], tensor) for key, tensor in state.items())
 
 
-# ---- other sizes ---------------------------------------------------------------------------------------------------------
+# ---- other sizes -------------------------------------------------------------------------------------------
 
 
 def unet_config(levels: int, layers: int, attention: int) -> UNetConfig:
@@ -145,7 +147,9 @@ def unet_config(levels: int, layers: int, attention: int) -> UNetConfig:
 
 
 def check_any_size(part: str, state: dict[str, Tensor]) -> None:
-    """Every key gets an LDM name, and that leads back to the key: with and without the prefix, and other nets' keys beside."""
+    """Every key gets an LDM name, and that leads back to the key: with and without the prefix,
+    and other nets' keys beside.
+    """
     written = to_ldm({part: state})
     assert len(written) == len(state)
     assert all(key.startswith(PREFIXES[part][0]) for key in written)
@@ -196,7 +200,7 @@ def test_made_up_sizes_do_not_fill_the_memory() -> None:
     assert len(map_of("unet", claims).pairs) < 40 * len(claims)
 
 
-# ---- the rest of the file --------------------------------------------------------------------------------------------------
+# ---- the rest of the file ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,6 @@
-"""weights/locate.py: a model, however it is given, to its parts; what is beside it and on this machine, and nothing else."""
+"""weights/locate.py: a model, however it is given, to its parts; what is beside it and on this machine,
+and nothing else.
+"""
 
 import shutil
 from collections.abc import Callable
@@ -28,7 +30,9 @@ CLIP = "openai/clip-vit-large-patch14"
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same tiny model as a flat folder, a single file and a diffusers folder; and PASD. Not to be written to."""
+    """The same tiny model as a flat folder, a single file and a diffusers folder; and PASD.
+    Not to be written to.
+    """
     root = tmp_path_factory.mktemp("models")
     bundle = write_tiny_bundle(root / "flat")
     write_ldm_file(bundle, root / "ldm" / "model.safetensors")
@@ -64,7 +68,7 @@ def paths(located: Located) -> dict[str, Path]:
     return {part: source.path for part, source in located.nets.items()}
 
 
-# ---- every way to give a model ----------------------------------------------------------------------------------------------
+# ---- every way to give a model -----------------------------------------------------------------------------
 
 
 def test_a_flat_folder(models: Path, weights: Path) -> None:
@@ -135,7 +139,7 @@ def test_a_flat_folder_of_one_net(tmp_path: Path) -> None:
     assert set(locate(tmp_path).nets) == {"rrdb"}
 
 
-# ---- names ------------------------------------------------------------------------------------------------------------------
+# ---- names -------------------------------------------------------------------------------------------------
 
 
 def test_a_name_wins_over_a_folder_of_that_name(
@@ -193,7 +197,7 @@ def test_a_name_that_is_no_base_model_has_no_net_to_edit_with(weights: Path) -> 
     assert "lcm-lora: no unet there; it has no net at all" in refusal(lambda: locate("lcm-lora").net("unet"))
 
 
-# ---- what lies beside ---------------------------------------------------------------------------------------------------------
+# ---- what lies beside --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["ldm", "hub", "flat"])
@@ -229,7 +233,7 @@ def test_companions_are_found_in_the_hugging_face_cache(models: Path) -> None:
     assert locate(models / "hub", companions=True).net("clip").path == clip
 
 
-# ---- nothing there ------------------------------------------------------------------------------------------------------------
+# ---- nothing there -----------------------------------------------------------------------------------------
 
 
 def test_nothing_found_is_one_line(tmp_path: Path) -> None:

@@ -1,4 +1,6 @@
-"""weights/lora.py: stored merges, the formula under every name, undo, and one line for whatever does not fit."""
+"""weights/lora.py: stored merges, the formula under every name, undo,
+and one line for whatever does not fit.
+"""
 
 import json
 from collections.abc import Callable, Mapping
@@ -132,7 +134,7 @@ def clone(base: Mapping[str, Mapping[str, Tensor]]) -> Base:
     return {part: {key: value.clone() for key, value in tensors.items()} for part, tensors in base.items()}
 
 
-# --- stored reference merges ---------------------------------------------------------------------------------------
+# --- stored reference merges --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("case", ["diffusers_kohya_r4", "diffusers_kohya_r4_conv3", "pasd_convert_lora_r4"])
@@ -158,7 +160,7 @@ def test_alpha_is_one_of_two() -> None:
         merge_loras({}, [], alpha=wrong)
 
 
-# --- the formula, under every name -----------------------------------------------------------------------------------
+# --- the formula, under every name --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("spelling", SPELLINGS)
@@ -178,7 +180,9 @@ def test_every_spelling_gives_the_formula(spelling: str) -> None:
 def test_a_merged_layer_does_what_it_and_its_lora_do(
     shape: tuple[int, ...], tucker: bool, alpha: float | None, scale: float
 ) -> None:
-    """The oracle is the net that training sees: the base's layer, and the factors one after the other beside it."""
+    """The oracle is the net that training sees: the base's layer,
+    and the factors one after the other beside it.
+    """
     pieces, weight = factors(shape, 4, tucker), tensor("weight", *shape).double()
     lora = read_lora(named("unet", "conv_in", pieces, alpha))
     x = tensor("x", 3, 5, 6, 4).double() if len(shape) == 4 else tensor("x", 3, 5).double()
@@ -265,7 +269,7 @@ def test_kohya_and_other_names_merge_bit_equal(data: st.DataObject) -> None:
     assert flat(first).keys() == {(part, f"{path}.weight") for part, path in modules}
 
 
-# --- several, undo, what is left alone -------------------------------------------------------------------------------
+# --- several, undo, what is left alone ----------------------------------------------------------------------
 
 
 def test_several_loras_add_up() -> None:
@@ -285,7 +289,9 @@ def test_several_loras_add_up() -> None:
 
 
 def test_the_sum_is_rounded_once() -> None:
-    """Two changes of 0.4 steps each, in float16 around 1: one step together, none if each were rounded alone."""
+    """Two changes of 0.4 steps each, in float16 around 1: one step together,
+    none if each were rounded alone.
+    """
     step = 2**-10
     base = {"unet": {"conv_in.weight": torch.ones(1, 1, dtype=torch.float16)}}
     pieces = {"down": torch.full((1, 1), 0.4 * step), "up": torch.ones(1, 1)}
@@ -342,7 +348,7 @@ def test_is_lora() -> None:
     assert not is_lora([])
 
 
-# --- alpha from the metadata -----------------------------------------------------------------------------------------
+# --- alpha from the metadata --------------------------------------------------------------------------------
 
 
 def settings(**values: Any) -> dict[str, str]:
@@ -380,7 +386,7 @@ def test_settings_that_are_not_read_are_refused(metadata: dict[str, str], messag
     check_line(caught.value)
 
 
-# --- refusals --------------------------------------------------------------------------------------------------------
+# --- refusals -----------------------------------------------------------------------------------------------
 
 
 def check_line(error: WeightsError) -> None:

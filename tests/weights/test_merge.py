@@ -1,4 +1,6 @@
-"""weights/merge.py: blends are exact at both ends, PASD's tensors move to another base and into a file of their own and back."""
+"""weights/merge.py: blends are exact at both ends, PASD's tensors move to another base and into a file of
+their own and back.
+"""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -56,7 +58,7 @@ def check_line(error: WeightsError) -> None:
     assert "\n" not in str(error) and len(str(error)) < 300, str(error)
 
 
-# --- blend -----------------------------------------------------------------------------------------------------------
+# --- blend --------------------------------------------------------------------------------------------------
 
 
 @given(weight=st.floats(0, 1), dtype=st.sampled_from(FLOATS), other_dtype=st.sampled_from(FLOATS))
@@ -84,7 +86,9 @@ def test_blend_is_exact_at_both_ends_and_between_equals(dtype: torch.dtype) -> N
 
 
 def test_blend_is_rounded_once() -> None:
-    """Between 1 and the next float16, 0.6 of the way gives the next; the two products in float16 would not add up to it."""
+    """Between 1 and the next float16, 0.6 of the way gives the next;
+    the two products in float16 would not add up to it.
+    """
     step = 2**-10
     base, other = (
         {"w": torch.ones(1, dtype=torch.float16)},
@@ -114,7 +118,7 @@ def test_blending_weights_outside_0_to_1_are_refused(weight: float) -> None:
         blend(make(BASE_SHAPES), make(BASE_SHAPES), weight)
 
 
-# --- PASD's tensors --------------------------------------------------------------------------------------------------
+# --- PASD's tensors -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name, count", [("pasd_unet", 312), ("pasd_light_unet", 81)])
@@ -126,7 +130,7 @@ def test_added_tensors_of_the_official_models(name: str, count: int) -> None:
     assert shapes == read_shapes("sd15_unet_diffusers")
 
 
-# --- delta files -----------------------------------------------------------------------------------------------------
+# --- delta files --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])

@@ -1,4 +1,6 @@
-"""weights/registry.py: the table is well formed, complete for what it promises, and free of guesses that can be noticed."""
+"""weights/registry.py: the table is well formed, complete for what it promises,
+and free of guesses that can be noticed.
+"""
 
 import re
 from pathlib import Path

@@ -31,7 +31,7 @@ def refusal(given: Source, scheduler: dict[str, Any] | None = None) -> str:
     return line
 
 
-# ---- training ---------------------------------------------------------------------------------------------------------------
+# ---- training ----------------------------------------------------------------------------------------------
 
 
 def test_what_nothing_says_is_as_in_stable_diffusion(tmp_path: Path) -> None:
@@ -154,7 +154,7 @@ def test_a_yaml_or_modelspec_says_that_a_single_file_predicts_v(tmp_path: Path) 
     assert kinds == ["v_prediction", "v_prediction", "epsilon"]
 
 
-# ---- normalisation ------------------------------------------------------------------------------------------------------------
+# ---- normalisation -----------------------------------------------------------------------------------------
 
 GIVEN = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)
 

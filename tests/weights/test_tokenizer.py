@@ -19,7 +19,9 @@ SMALL = PromptTokenizer(train_tokenizer(CAPTIONS, 600))
 
 
 def clip_vocabulary() -> Path:
-    """CLIP's files: not ours to commit, so from $MSBD_CLIP_TOKENIZER or ../shared/clip_tokenizer, else the test is skipped."""
+    """CLIP's files: not ours to commit, so from $MSBD_CLIP_TOKENIZER or ../shared/clip_tokenizer,
+    else the test is skipped.
+    """
     folder = Path(os.environ.get("MSBD_CLIP_TOKENIZER", ROOT.parent / "shared" / "clip_tokenizer"))
     if not (folder / "merges.txt").is_file():
         pytest.skip(f"no CLIP vocabulary in {folder}; set MSBD_CLIP_TOKENIZER")

@@ -249,7 +249,7 @@ def tiles(args: argparse.Namespace) -> str:
 
 
 def tiles_in_cells(args: argparse.Namespace, cell: int) -> tuple[int | None, list[int] | None]:
-    """--tile and --tile-overlap in latent cells of `cell` pixels. ValueError where these are no whole cells."""
+    """--tile and --tile-overlap in latent cells of `cell` pixels. ValueError unless these are whole cells."""
     for flag, value in (("--tile", args.tile), *(("--tile-overlap", one) for one in args.tile_overlap or ())):
         if value is not None and value % cell:
             raise ValueError(

@@ -1,11 +1,11 @@
 """Known models and model files: what there is, get it, check it, convert it, look into it.
 
-python -m tools.models list                      every known model: size, licence, whether it is on this machine
-python -m tools.models list sd-v1-5              one of them with its files: sizes, hashes, where they come from
-python -m tools.models fetch sd-v1-5             download it and what it needs; what is here already costs nothing
-python -m tools.models verify sd-v1-5 FILE ...   hash files, and compare with what is known of them
-python -m tools.models keys FILE                 what a file is, its sizes, where its keys map, what is missing
-python -m tools.models convert IN -o OUT         any layout to safetensors under canonical names: a folder or a file
+python -m tools.models list                every known model: size, licence, whether it is on this machine
+python -m tools.models list sd-v1-5        one of them with its files: sizes, hashes, where they come from
+python -m tools.models fetch sd-v1-5       download it and what it needs; what is here already costs nothing
+python -m tools.models verify NAME FILE    hash files, and compare with what is known of them
+python -m tools.models keys FILE           what a file is, its sizes, where its keys map, what is missing
+python -m tools.models convert IN -o OUT   any layout to safetensors under canonical names: a folder or a file
 
 Pickles (.ckpt, .pth, .bin) are read without running any code, and converted in a process of their own.
 """
@@ -139,7 +139,7 @@ def _description(model: "Model") -> list[str]:
 
 
 def _state(model: "Model") -> str:
-    """Whether this machine has the model and the models it needs: "here", "not here" or "2 of 5 files here"."""
+    """Whether this machine has the model and those it needs: "here", "not here" or "2 of 5 files here"."""
     from weights.fetch import find_local
     from weights.registry import needed_files
 

@@ -1,4 +1,4 @@
-"""Any model to safetensors under canonical names; another model or LoRAs mixed in on the way, if asked for."""
+"""Any model to safetensors under canonical names; another model or LoRAs mixed in, if asked for."""
 
 import argparse
 import json

@@ -13,8 +13,8 @@ from msbd.edit.pipeline import EditPipeline
 from samplers import repaint
 from tests.helpers.walk import count_calls, example
 
-# Which lines of the paper's Algorithm 1 each function's comments name. Where one names a range, the function it calls
-# there is another row.
+# Which lines of the paper's Algorithm 1 each function's comments name. Where one names a range, the function
+# it calls there is another row.
 PAGES: list[tuple[Callable[..., Any], int, int]] = [
     (EditPipeline.__call__, 1, 29),
     (stage.sample_stage, 2, 16),
@@ -26,7 +26,9 @@ SAMPLED = (21, 26)  # the later stages' loop is `sample_stage` too, of a schedul
 
 
 def lines_named(function: Callable[..., Any]) -> list[int]:
-    """The numbers in a function's comments, "line 4" and "lines 5-14", in the order in which they stand there."""
+    """The numbers in a function's comments, "line 4" and "lines 5-14",
+    in the order in which they stand there.
+    """
     numbers: list[int] = []
     for text in inspect.getsource(function).splitlines():
         _, _, comment = text.partition("# ")

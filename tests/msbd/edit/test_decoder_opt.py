@@ -15,7 +15,9 @@ CONFIG = VAEConfig(block_out_channels=(32, 64), layers_per_block=1, mid_attentio
 
 
 def diffusers_name(ldm: str, levels: int = 2) -> str:
-    """The LDM key of a VAE, as this net calls it (manifests/map_vae_ldm_to_diffusers.json, for any number of levels)."""
+    """The LDM key of a VAE, as this net calls it (manifests/map_vae_ldm_to_diffusers.json,
+    for any number of levels).
+    """
     name = (
         ldm.removeprefix("first_stage_model.")
         .replace("norm_out", "conv_norm_out")

@@ -30,7 +30,9 @@ def on_the_cpu() -> Any:
 @pytest.mark.cuda
 @pytest.mark.parametrize("dtype, tolerance", [("float32", 0.02), ("bfloat16", 0.1), ("float16", 0.05)])
 def test_a_gpu_paints_what_the_cpu_does(dtype: str, tolerance: float) -> None:
-    """The noise is drawn on the CPU, so the pictures differ by rounding alone, which a sampler amplifies; mean |difference|."""
+    """The noise is drawn on the CPU, so the pictures differ by rounding alone,
+    which a sampler amplifies; mean |difference|.
+    """
     (image, mask), on_cpu = inputs(), on_the_cpu()
     pipeline = load_edit_pipeline("mini", device="cuda", dtype=getattr(torch, dtype))
     on_gpu = pipeline(image, mask, "a red ball", config=CONFIG)

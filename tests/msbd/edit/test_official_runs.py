@@ -1,9 +1,10 @@
-"""Whole runs of MSBD's official code, as its traces tell them, beside our functions and our plan of preset `official`.
+"""Whole runs of MSBD's official code, as its traces tell them,
+beside our functions and our plan of preset `official`.
 
-The sidecars `golden/msbd/msbd_*.json` list what the official generator did, call by call, with fake networks. Its sizes, crops,
-tiles and step counts must come out of official.py exactly. Our plan differs from it in some places on purpose: `DIFFERENCES`
-names each, with the official value, ours and the reason, and a test fails both for a difference that is not in that table and
-for an entry that is no longer one.
+The sidecars `golden/msbd/msbd_*.json` list what the official generator did, call by call, with fake networks.
+Its sizes, crops, tiles and step counts must come out of official.py exactly. Our plan differs from it in some
+places on purpose: `DIFFERENCES` names each, with the official value, ours and the reason, and a test fails
+both for a difference that is not in that table and for an entry that is no longer one.
 """
 
 import math
@@ -197,7 +198,9 @@ def test_official_crop_and_stage_sizes_match_the_trace(name: str) -> None:
 
 @pytest.mark.parametrize("name", RUNS)
 def test_official_crops_of_later_stages_match_the_trace(name: str) -> None:
-    """Each is the crop around the mask that the stage's size amounts to at full resolution: int(size / zoom)."""
+    """Each is the crop around the mask that the stage's size amounts to at full resolution:
+    int(size / zoom).
+    """
     run = read(name)
     longest = max(rectangle_of(run))
     for stage in run.stages:
@@ -208,7 +211,9 @@ def test_official_crops_of_later_stages_match_the_trace(name: str) -> None:
 
 @pytest.mark.parametrize("name", RUNS)
 def test_official_upscaler_inputs_match_the_trace(name: str) -> None:
-    """The last output's long edge, and the new crop's aspect, truncated; a tile's part of it by the row factor."""
+    """The last output's long edge, and the new crop's aspect, truncated;
+    a tile's part of it by the row factor.
+    """
     run = read(name)
     previous = run.first_size
     for stage in run.stages:
@@ -274,7 +279,9 @@ def test_official_plan_differs_from_the_trace_only_where_the_table_says(name: st
 
 @pytest.mark.parametrize("name", RUNS)
 def test_official_plan_takes_the_timesteps_of_the_traced_steps(name: str) -> None:
-    """tau_k = 1 + k (1000 // N), the first int(N start) of them, descending; each 1 + R times in the first stage."""
+    """tau_k = 1 + k (1000 // N), the first int(N start) of them, descending;
+    each 1 + R times in the first stage.
+    """
     run, plan = read(name), plan_of(read(name))
     traced = [(run.meta["trace"][0]["steps"], 1.0), *((stage.num_steps, stage.start) for stage in run.stages)]
     repeats = run.meta["kwargs"].get("repaint_steps", 0)

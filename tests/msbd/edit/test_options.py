@@ -1,4 +1,6 @@
-"""The edit pipeline's decoder optimisation, baselines, ablations, preset official and callbacks, with tiny nets."""
+"""The edit pipeline's decoder optimisation, baselines, ablations, preset official and callbacks,
+with tiny nets.
+"""
 
 import copy
 from dataclasses import replace
@@ -63,7 +65,7 @@ def test_an_exception_in_on_step_leaves_the_nets_as_they_were(task: str) -> None
     assert torch.equal(pipeline(IMAGE, MASK, "", config=config).image, expected)
 
 
-# ---- methods, ablations, preset official ---------------------------------------------------------------------
+# ---- methods, ablations, preset official -------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("method", ["naive", "segments", "first-stage-only"])

@@ -90,7 +90,9 @@ def test_edit_keeps_the_picture_even_where_a_net_fails() -> None:
     ids=["several stages", "37x53", "wide and thin", "all four borders", "whole picture"],
 )
 def test_pixel_space_diffusion_paints_the_target(height: int, width: int, boxes: list[Box]) -> None:
-    """A.2: "also applicable to pixel-space diffusion models": the same pipeline, an identity for the autoencoder."""
+    """A.2: "also applicable to pixel-space diffusion models": the same pipeline,
+    an identity for the autoencoder.
+    """
     image, mask = picture(height, width), rectangle(height, width, *boxes)
     config = replace(FAST, decoder_optimization=True)  # nothing to optimise, and that is no error
     result = pixel_pipeline(TARGET)(image, mask, "", config=config)

@@ -172,7 +172,9 @@ def test_plan_of_a_mask_at_all_four_borders() -> None:
 
 @pytest.mark.parametrize("picture", [(1280, 1920), (4000, 6000), (1700, 900), (1100, 2000)])
 def test_the_middle_stage_is_one_piece_whatever_its_aspect(picture: tuple[int, int]) -> None:
-    """(640, 960) is what 768^2 pixels of a 2:3 crop round to: more than 768^2 of them, and no reason for tiles."""
+    """(640, 960) is what 768^2 pixels of a 2:3 crop round to: more than 768^2 of them,
+    and no reason for tiles.
+    """
     for spec in (SD, MINI):
         plan = plan_edit(rectangle(*picture, Box(0, 0, *picture)), EditConfig(), spec)
         middle = [stage for stage in plan.stages[1:] if max(stage.size) <= 3 * spec.native]

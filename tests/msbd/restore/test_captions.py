@@ -1,4 +1,6 @@
-"""msbd/restore/captions.py and msbd/loading/captions.py: what the nets say becomes text, and files become the nets, or one clear line."""
+"""msbd/restore/captions.py and msbd/loading/captions.py: what the nets say becomes text,
+and files become the nets, or one clear line.
+"""
 
 import json
 import sys
@@ -63,7 +65,7 @@ class Boxes:
 NAMES = ["__background__", "person", "dog", "cat"]
 
 
-# ---- preprocessing --------------------------------------------------------------------------------------------------------------
+# ---- preprocessing -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("size", [(300, 200), (97, 64), (233, 231), (40, 159), (224, 500), (10, 13)])
@@ -102,7 +104,7 @@ def test_blip_pixels_are_transformers(size: tuple[int, int]) -> None:
     assert levels.max() <= 2 and levels.mean() <= 0.5  # it calculates in 8 bits
 
 
-# ---- classification ---------------------------------------------------------------------------------------------------------------
+# ---- classification ----------------------------------------------------------------------------------------
 
 
 def constant_classifier(logits: Sequence[float]) -> Classifier:
@@ -131,7 +133,7 @@ def test_a_classifier_sees_its_own_size(size: tuple[int, int]) -> None:
     assert seen == [(1, 3, 224, 224)]
 
 
-# ---- detection --------------------------------------------------------------------------------------------------------------------
+# ---- detection ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -173,7 +175,7 @@ def test_a_detector_gets_no_picture_that_it_would_make_empty(
     torch.testing.assert_close(net.seen, torch.ones_like(net.seen))
 
 
-# ---- captions ---------------------------------------------------------------------------------------------------------------------
+# ---- captions ----------------------------------------------------------------------------------------------
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "picture", "of", "dog", "bench", "on", "##es"]
 
@@ -229,7 +231,7 @@ def test_captions_are_asked_for_as_the_official_code_does() -> None:
     torch.testing.assert_close(model.net.pixels, blip_pixels(picture(20, 30), 32))
 
 
-# ---- together ---------------------------------------------------------------------------------------------------------------------
+# ---- together ----------------------------------------------------------------------------------------------
 
 EVERY: dict[Kind, Any] = {
     "caption": speaking([4, 7]),
@@ -276,7 +278,7 @@ def test_what_was_not_loaded_and_other_shapes_are_refused() -> None:
             describe(torch.zeros(shape), (), {})
 
 
-# ---- files ------------------------------------------------------------------------------------------------------------------------
+# ---- files -------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -295,7 +297,9 @@ def small_resnet(weights: None = None) -> nn.Module:
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> dict[str, Tensor]:
-    """A net of one layer in ResNet-50's place; its weights make the green pictures class 7, and others class 9."""
+    """A net of one layer in ResNet-50's place; its weights make the green pictures class 7,
+    and others class 9.
+    """
     monkeypatch.setattr(torchvision.models, "resnet50", small_resnet)
     state = {"2.weight": torch.zeros(1000, 3), "2.bias": torch.full((1000,), -20.0)}
     state["2.weight"][7] = torch.tensor([-1.0, 9.0, -1.0])
@@ -391,7 +395,7 @@ def test_a_library_that_is_missing_or_broken_is_said(
     assert '`pip install -e ".[captions]"`' in refusal("caption")
 
 
-# ---- torchvision's nets in full -----------------------------------------------------------------------------------------------------
+# ---- torchvision's nets in full ----------------------------------------------------------------------------
 
 
 @pytest.mark.full
@@ -438,7 +442,7 @@ def test_the_detector_from_its_file_counts_through_torchvisions_operators(machin
     assert detect(picture(1, 3000), model, threshold=0.8) == ""
 
 
-# ---- transformers' BLIP -------------------------------------------------------------------------------------------------------------
+# ---- transformers' BLIP ------------------------------------------------------------------------------------
 
 
 def blip_state() -> dict[str, Tensor]:

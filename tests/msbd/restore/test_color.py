@@ -1,4 +1,6 @@
-"""msbd/restore/color.py: the colours come from the reference, the structure stays; or the luma does, to a level."""
+"""msbd/restore/color.py: the colours come from the reference, the structure stays; or the luma does,
+to a level.
+"""
 
 from collections.abc import Callable
 
@@ -122,7 +124,8 @@ def test_transferred_chroma_keeps_its_hue_and_what_fits(levels: list[tuple[int, 
     result = transfer_chroma(image, gray)
     chroma, kept = image - luma(image), result - luma(result)
     power = chroma.square().sum(1, keepdim=True)
-    # A grey pixel's chroma is the rounding of its luma, in another order of sums for each kernel: no factor is in it.
+    # A grey pixel's chroma is the rounding of its luma, in another order of sums for each kernel: no factor
+    # is in it.
     s = torch.where(power > 1e-24, (kept * chroma).sum(1, keepdim=True) / power.clamp_min(1e-24), 0)
     torch.testing.assert_close(kept, s * chroma, atol=1e-12, rtol=0)  # one factor for the three channels
     assert s.min() > -1e-12 and s.max() < 1 + 1e-12

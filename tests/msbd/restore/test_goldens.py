@@ -1,4 +1,6 @@
-"""Whole runs of the official PASD pipeline and of diffusers' Stable Diffusion pipelines, with tiny seeded nets, reproduced."""
+"""Whole runs of the official PASD pipeline and of diffusers' Stable Diffusion pipelines,
+with tiny seeded nets, reproduced.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -47,7 +49,9 @@ def first_pipeline() -> Meta:
 
 
 def build(meta: Meta, embeds: Tensor, **parts: Any) -> RestorePipeline:
-    """The pipeline of a case; its text states are the stored ones, as CLIP's vocabulary is not ours to keep."""
+    """The pipeline of a case; its text states are the stored ones,
+    as CLIP's vocabulary is not ours to keep.
+    """
     vae = seeded(AutoencoderKL, config_of(VAEConfig, meta["vae_config"]), weights_of(meta, "vae"))
 
     def encode_text(prompts: list[str]) -> Tensor:
@@ -65,7 +69,9 @@ def build(meta: Meta, embeds: Tensor, **parts: Any) -> RestorePipeline:
 
 
 def stored_noise(golden: Golden, names: dict[str, str]) -> Callable[[str, int, tuple[int, ...]], Tensor]:
-    """The stored draws by the site that we draw them at; the first of prepare_latents is "start", the second "more"."""
+    """The stored draws by the site that we draw them at; the first of prepare_latents is "start",
+    the second "more".
+    """
     sites: dict[str, Tensor] = {}
     for k, drawn in enumerate(golden.meta["noise_draws_in_order"]):
         name = drawn if isinstance(drawn, str) else drawn[0]
@@ -88,9 +94,9 @@ def image_of(golden: Golden) -> Tensor:
     return golden["out.image_float_hwc"].permute(2, 0, 1)[None] * 2 - 1
 
 
-# Random nets, guided 9 times, magnify rounding up to a hundredfold a step: at the end our own run in float32 and the
-# same in float64 differ by 2.5e-2, 1.6e-4, below 1e-5 and 6.5e-4, and one thread and two as much. So the limit grows
-# with the steps, from 1e-5 for the first two; these are those of the last.
+# Random nets, guided 9 times, magnify rounding up to a hundredfold a step: at the end our own run in float32
+# and the same in float64 differ by 2.5e-2, 1.6e-4, below 1e-5 and 6.5e-4, and one thread and two as much. So
+# the limit grows with the steps, from 1e-5 for the first two; these are those of the last.
 ENDS = {
     "pipe_64x64_unipc6": 0.3,
     "pipe_64x96_purenoise": 3e-3,
@@ -102,7 +108,9 @@ MIDDLES = {"out.latents_after_step2": 5e-4, "out.latents_after_step3": 3e-3}  # 
 
 @pytest.mark.parametrize("case", ENDS)
 def test_whole_runs_of_the_official_pipeline(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Start latent, guidance, tiles with their Gaussian weights, solver and decoding; before the cut to 8 bits."""
+    """Start latent, guidance, tiles with their Gaussian weights, solver and decoding;
+    before the cut to 8 bits.
+    """
     monkeypatch.setattr("msbd.restore.official.finish", lambda restored, *_: restored)
     latents: list[Tensor] = []
 
@@ -183,7 +191,9 @@ def test_image_to_image_of_stable_diffusion() -> None:
 
 @pytest.mark.parametrize("case", ["txt2img_ddim8", "txt2img_pndm10_nonsquare", "txt2img_dpm6_clipskip"])
 def test_text_to_image_of_stable_diffusion(case: str) -> None:
-    """U-Net, guidance, each solver at Stable Diffusion's own settings, decoder: StableDiffusionPipeline's runs."""
+    """U-Net, guidance, each solver at Stable Diffusion's own settings, decoder:
+    StableDiffusionPipeline's runs.
+    """
     golden = load_golden("sd_pipeline", case)
     meta = golden.meta
     unet = seeded(UNet, config_of(UNetConfig, meta["unet_config"]), weights_of(meta, "unet"))

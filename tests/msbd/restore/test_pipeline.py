@@ -76,7 +76,7 @@ class Spy:
         return self.results[-1]
 
 
-# ---- sizes, seeds --------------------------------------------------------------------------------------------------------------
+# ---- sizes, seeds ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -124,7 +124,7 @@ def test_a_generator_seeds_all_noise_and_the_plan_says_how() -> None:
     assert torch.equal(repeated.image, first.image)
 
 
-# ---- one prediction for the whole latent -----------------------------------------------------------------------------------------
+# ---- one prediction for the whole latent -------------------------------------------------------------------
 
 
 def denoiser_of(
@@ -203,7 +203,7 @@ def test_pieces_of_the_hint_are_no_larger_than_said(monkeypatch: pytest.MonkeyPa
     assert len(sizes) > 1 and max(max(size) for size in sizes) == 32 + 2 * 64
 
 
-# ---- memory ---------------------------------------------------------------------------------------------------------------------
+# ---- memory ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError, RuntimeError])
@@ -263,7 +263,7 @@ def test_another_error_is_not_taken_for_it() -> None:
         run(fake_nets() | {"unet": Broken()}, TILED)
 
 
-# ---- control, guidance, texts ------------------------------------------------------------------------------------------------------
+# ---- control, guidance, texts ------------------------------------------------------------------------------
 
 
 def test_control_and_guidance_act_in_their_intervals() -> None:
@@ -356,7 +356,7 @@ def test_information_and_the_users_words_make_the_prompt() -> None:
     assert (plain.prompt, plain.negative_prompt) == ("", "")
 
 
-# ---- predictions and schedules ---------------------------------------------------------------------------------------------------
+# ---- predictions and schedules -----------------------------------------------------------------------------
 
 
 def test_a_net_that_predicts_v_gives_the_same_picture() -> None:
@@ -396,7 +396,7 @@ def test_each_sampler_evaluates_as_often_as_planned(sampler: Sampler, steps: int
     }  # fmt: skip
 
 
-# ---- the start -------------------------------------------------------------------------------------------------------------------
+# ---- the start ---------------------------------------------------------------------------------------------
 
 
 def start(nets: dict[str, Any], config: RestoreConfig, monkeypatch: pytest.MonkeyPatch) -> tuple[Tensor, Spy]:
@@ -494,7 +494,7 @@ def test_a_plain_run_is_ddim_from_eq_3_and_nothing_else(guidance: float) -> None
     close(result.image, expected)
 
 
-# ---- methods ---------------------------------------------------------------------------------------------------------------------
+# ---- methods -----------------------------------------------------------------------------------------------
 
 
 class Doubler(nn.Module):
@@ -563,7 +563,7 @@ def test_another_shape_is_refused(shape: tuple[int, ...]) -> None:
         run(fake_nets(), image=torch.zeros(shape))
 
 
-# ---- colours ---------------------------------------------------------------------------------------------------------------------
+# ---- colours -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("size", [None, (40, 50), (11, 9)])
@@ -625,7 +625,7 @@ def test_stylize_leaves_the_colours_to_the_style() -> None:
     close(result.image, run(nets, replace(QUICK, color_fix="none"), output_size=(32, 40)).image, 0)
 
 
-# ---- the official formulas ----------------------------------------------------------------------------------------------------------
+# ---- the official formulas ---------------------------------------------------------------------------------
 
 
 def test_official_formulas_work_at_the_official_size_on_whole_levels() -> None:

@@ -35,7 +35,7 @@ SD, MINI = ModelSpec(), ModelSpec(128, 3.0, uses_prompts=False)
 SAMPLERS: tuple[Sampler, ...] = get_args(Sampler)
 FIELDS = {field.name for field in dataclasses.fields(RestoreConfig)}
 
-# ---- refusals -------------------------------------------------------------------------------------------------------------------
+# ---- refusals ----------------------------------------------------------------------------------------------
 
 OUTSIDE: dict[str, tuple[Any, ...]] = {
     **dict.fromkeys(("mode", "method", "sampler", "spacing", "final_level", "posterior"), ("best", "")),
@@ -87,7 +87,7 @@ def test_tiles_that_overlap_wholly_are_refused(tile: int | None, overlap: int) -
         config.for_model(MINI)
 
 
-# ---- what is left to the model and the mode -----------------------------------------------------------------------------------------
+# ---- what is left to the model and the mode ----------------------------------------------------------------
 
 
 def maybe(values: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
@@ -171,7 +171,7 @@ def test_the_dial_is_monotone_and_within_limits(one: float, other: float) -> Non
     RestoreConfig(alpha_a=high[0], conditioning_scale=high[1])
 
 
-# ---- sizes ----------------------------------------------------------------------------------------------------------------------
+# ---- sizes -------------------------------------------------------------------------------------------------
 
 sides = st.integers(1, 5000)
 sizes = st.tuples(sides, sides)
@@ -311,7 +311,7 @@ def test_official_plans_refuse_shares_of_a_scale(output: tuple[int, int]) -> Non
         official_run((100, 150), output)
 
 
-# ---- samplers by name ---------------------------------------------------------------------------------------------------------------
+# ---- samplers by name --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)

@@ -27,7 +27,7 @@ def test_the_words_are_the_official_ones() -> None:
     assert GRAY_NEGATIVE == "b&w, color bleeding"
 
 
-# ---- ours ---------------------------------------------------------------------------------------------------------------------
+# ---- ours --------------------------------------------------------------------------------------------------
 
 
 @given(st.lists(MESSY, max_size=5))
@@ -93,7 +93,7 @@ def test_the_negative_is_the_users_or_the_usual_one() -> None:
     assert join_pieces([" ugly ,, dull, "]) == "ugly, dull"
 
 
-# ---- the official code's --------------------------------------------------------------------------------------------------------
+# ---- the official code's -----------------------------------------------------------------------------------
 
 
 def official_prompt(
@@ -106,9 +106,9 @@ def official_prompt(
 ) -> str:
     """The official code's positive prompt, letter for letter: what its glue makes of the same pieces.
 
-    It knows one kind of `text` at a time: "classification" or "detection" ("" if nothing was found), "caption" (BLIP's),
-    "coca" (the caption of its default net), None for no text. Nothing separates `added` from a user's prompt or BLIP's
-    caption before it: "a dog on a benchclean, high-resolution, 8k".
+    It knows one kind of `text` at a time: "classification" or "detection" ("" if nothing was found),
+    "caption" (BLIP's), "coca" (the caption of its default net), None for no text. Nothing separates `added`
+    from a user's prompt or BLIP's caption before it: "a dog on a benchclean, high-resolution, 8k".
     """
     if kind in ("caption", "coca"):
         for word, instead in (RESTORED | (COLOURED if grayscale else {})).items():

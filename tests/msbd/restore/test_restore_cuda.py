@@ -1,4 +1,6 @@
-"""A whole restoration with the mini bundle on a GPU: everything lies on the right device, in every precision."""
+"""A whole restoration with the mini bundle on a GPU: everything lies on the right device,
+in every precision.
+"""
 
 from functools import cache
 from typing import Any
@@ -29,7 +31,9 @@ def on_the_cpu(mode: Mode) -> Any:
 @pytest.mark.parametrize("dtype, tolerance", [("float32", 0.01), ("bfloat16", 0.1), ("float16", 0.04)])
 @pytest.mark.parametrize("mode", ["sr", "colorize"])
 def test_a_gpu_restores_what_the_cpu_does(mode: Mode, dtype: str, tolerance: float) -> None:
-    """The noise is drawn on the CPU, so the pictures differ by rounding alone, which a sampler amplifies; mean |difference|."""
+    """The noise is drawn on the CPU, so the pictures differ by rounding alone,
+    which a sampler amplifies; mean |difference|.
+    """
     config = RestoreConfig(mode=mode, num_inference_steps=6)
     on_cpu = on_the_cpu(mode)
     pipeline = load_restore_pipeline("mini", mode=mode, device="cuda", dtype=getattr(torch, dtype))

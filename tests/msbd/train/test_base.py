@@ -1,4 +1,6 @@
-"""Fine-tuning a base: whole and low-rank, beside a plain loop; the LoRA file it gives; the LoRA between two bases."""
+"""Fine-tuning a base: whole and low-rank, beside a plain loop; the LoRA file it gives;
+the LoRA between two bases.
+"""
 
 import dataclasses
 import math
@@ -78,7 +80,7 @@ def merged(state: State, lora: State, part: str = "unet") -> dict[str, Tensor]:
     return {**state, **merge_loras({part: state}, [(read_lora(lora), 1.0)])[part]}
 
 
-# ---- what is trained -----------------------------------------------------------------------------------------
+# ---- what is trained ---------------------------------------------------------------------------------------
 
 
 def test_low_rank_changes_are_those_of_every_dense_layer_in_the_transformers() -> None:
@@ -123,7 +125,7 @@ def test_down_is_drawn_from_the_seed_and_up_is_zero() -> None:
             assert 0.5 * bound < tensor.abs().max() <= bound
 
 
-# ---- training ------------------------------------------------------------------------------------------------
+# ---- training ----------------------------------------------------------------------------------------------
 
 
 def changed_weights(base: State, trained: State, scale: float) -> dict[str, Tensor]:
@@ -243,7 +245,7 @@ def test_a_rank_that_no_low_rank_is_is_refused(rank: int) -> None:
         make(rank)
 
 
-# ---- files ---------------------------------------------------------------------------------------------------
+# ---- files -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("linear", [False, True])
@@ -289,7 +291,7 @@ def test_what_was_not_trained_is_not_written() -> None:
         unet_state(make(1), {})
 
 
-# ---- the difference of two bases -------------------------------------------------------------------------------
+# ---- the difference of two bases ---------------------------------------------------------------------------
 
 SHAPES = [(5, 9), (9, 5), (6, 6), (4, 3, 3, 3), (12, 2, 1, 1), (1, 7), (7, 1)]
 

@@ -51,7 +51,7 @@ def drawn(ranges: Ranges, count: int) -> list[tuple[Step, ...]]:
     return [degrade.sample_parameters(generator, ranges=ranges).steps for _ in range(count)]
 
 
-# ---- what is drawn ----------------------------------------------------------------------------------------------------------
+# ---- what is drawn -----------------------------------------------------------------------------------------
 
 
 @PRESETS
@@ -157,7 +157,7 @@ def test_sample_parameters_follows_its_generator_and_no_other() -> None:
     assert torch.equal(torch.get_rng_state(), state)
 
 
-# ---- what is done -----------------------------------------------------------------------------------------------------------
+# ---- what is done ------------------------------------------------------------------------------------------
 
 
 @settings(max_examples=40, deadline=None)
@@ -195,7 +195,8 @@ def test_apply_is_deterministic_and_treats_a_batch_as_its_pictures(seed: int) ->
     torch.randn(5)  # the global generator plays no part
     assert torch.equal(degrade.apply(images, parameters), together)
     alone = torch.cat([degrade.apply(image, parameters) for image in images.split(1)])
-    # Another batch rounds otherwise, and JPEG's coefficients may fall to the other side: a block of 16 x 16 or so.
+    # Another batch rounds otherwise, and JPEG's coefficients may fall to the other side: a block of 16 x 16
+    # or so.
     assert_same_to_rounding(alone, together, flipped=0.1)
     assert torch.equal(images, before)
 
@@ -232,7 +233,8 @@ def test_jpeg_is_whatever_apply_is_given() -> None:
 
 
 def test_resized_pictures_stay_in_register() -> None:
-    # A ramp's value says where a pixel was: its centre. (Stepping by the factor, the last of 17 columns would be 0.93, not 0.97.)
+    # A ramp's value says where a pixel was: its centre. (Stepping by the factor, the last of 17 columns would
+    # be 0.93, not 0.97.)
     ramp = ((torch.arange(48) + 0.5) / 48).expand(1, 3, 48, 48)
     for mode in ("bilinear", "bicubic"):
         out = degrade.apply(ramp, Degradation((Resize(0.37, mode),)))
@@ -271,7 +273,7 @@ def test_usm_sharpens_edges_and_leaves_faint_texture_alone() -> None:
     torch.testing.assert_close(degrade.usm_sharpen(faint), faint, atol=1e-6, rtol=0)
 
 
-# ---- blur -------------------------------------------------------------------------------------------------------------------
+# ---- blur --------------------------------------------------------------------------------------------------
 
 
 def test_gaussian_kernel_of_even_size_is_refused() -> None:

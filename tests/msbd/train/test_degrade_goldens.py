@@ -63,7 +63,8 @@ def test_filter2d_and_usm_match_golden(case: str) -> None:
 
 @pytest.mark.parametrize("name", ["area_0.5", "area_0.37", "area_1.3", "bilinear_0.5", "bicubic_0.5"])
 def test_resize_matches_golden(name: str) -> None:
-    # The others, bilinear and bicubic at 0.37 and 1.3, step by the factor instead of by the ratio of the rounded sizes.
+    # The others, bilinear and bicubic at 0.37 and 1.3, step by the factor instead of by the ratio of the
+    # rounded sizes.
     golden = load_golden("degradation", "resize")
     ref = golden[f"out.{name}"]
     out = degrade.resize(golden["in.image"], (ref.shape[-2], ref.shape[-1]), name.split("_")[0])
@@ -106,7 +107,9 @@ def test_noise_drawn_from_the_ranges_matches_golden(name: str) -> None:
 
 @pytest.fixture
 def reference_draws(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
-    """degrade.py draws from numpy's (numbers, chances) and python's (choices) generators, as the reference; seeds all."""
+    """degrade.py draws from numpy's (numbers, chances) and python's (choices) generators,
+    as the reference; seeds all.
+    """
 
     def choice(_generator: object, options: tuple, probabilities: tuple[float, ...] | None = None) -> object:
         return random.choices(options, probabilities)[0] if probabilities else random.choice(options)
@@ -151,7 +154,8 @@ def test_a_whole_degradation_matches_golden(
     first, second, sinc = reference_kernels()
     blurs = {PASD.first: first, PASD.second: second}
 
-    # What the reference draws from torch it draws when it gets there: until then, steps only say in which stage they are.
+    # What the reference draws from torch it draws when it gets there: until then, steps only say in which
+    # stage they are.
     def draw_noise(generator: torch.Generator, stage: StageRanges) -> GaussianNoise | PoissonNoise:
         gaussian = degrade.chance(generator, stage.gaussian_probability)
         return (GaussianNoise if gaussian else PoissonNoise)(0, False, seed=stages.index(stage))
@@ -193,7 +197,9 @@ def test_a_whole_degradation_matches_golden(
 
 
 def test_degradations_are_as_strong_as_the_reference() -> None:
-    """By the mean absolute difference from the clean picture: the mean over seeds beside that of the reference's three."""
+    """By the mean absolute difference from the clean picture:
+    the mean over seeds beside that of the reference's three.
+    """
     golden = load_golden("degradation", "degrade_process")
 
     def strengths(pairs: list[tuple[Tensor, Tensor]]) -> Tensor:

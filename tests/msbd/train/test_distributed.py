@@ -1,4 +1,6 @@
-"""Training in two processes (gloo, on the CPU) is training in one: the gradients, the weights, what is skipped, what is kept."""
+"""Training in two processes (gloo, on the CPU) is training in one: the gradients, the weights,
+what is skipped, what is kept.
+"""
 
 import dataclasses
 from typing import Any
@@ -21,7 +23,8 @@ def config(batch: int, accumulate: int = 1, **changes: Any) -> TrainConfig:
 ZERO = config(1, 2, zero=True, optimizer="adamw")
 PLAIN = dataclasses.replace(ZERO, zero=False)
 
-# What two ranks do: 4 samples a step, however they are split. The official code fails with `accumulated` (bug 18).
+# What two ranks do: 4 samples a step, however they are split. The official code fails with `accumulated` (bug
+# 18).
 CASES: dict[str, dict[str, Any]] = {
     "full": {"config": config(2)},
     "accumulated": {"config": config(1, 2)},
@@ -71,7 +74,9 @@ def without_clock(figures: dict[str, float]) -> dict[str, float]:
 
 
 def test_the_comparison_can_fail(ranks: list[dict[str, Any]]) -> None:
-    """One rank's own batch alone, or gradients that were not averaged, are far more than the tolerance away."""
+    """One rank's own batch alone, or gradients that were not averaged,
+    are far more than the tolerance away.
+    """
     own = trained(config(2), variant="full")
     assert difference(ranks[0]["full"]["gradients"][0], own["gradients"][0]) > 1e-3
     assert difference(ranks[0]["full"]["weights"], own["weights"]) > 1e-4

@@ -177,7 +177,8 @@ def test_gradient_flows_through_the_roundings_of_libjpeg() -> None:
     plain = 2 * (image - target)
     assert bool(gradient.isfinite().all())
     assert torch.cosine_similarity(gradient.flatten(), plain.flatten(), dim=0) > 0.5
-    # In float64 the sums of libjpeg's whole numbers are exact, in whichever order a product of matrices makes them.
+    # In float64 the sums of libjpeg's whole numbers are exact, in whichever order a product of matrices makes
+    # them.
     assert_same_to_rounding(
         tensor_jpeg(leaf.double(), 60, rounding="smooth"), tensor_jpeg(image.double(), 60, rounding="smooth")
     )

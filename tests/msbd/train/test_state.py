@@ -1,4 +1,6 @@
-"""A run that is interrupted, killed or looked at goes on as if nothing had been; its folder, its average, its validation."""
+"""A run that is interrupted, killed or looked at goes on as if nothing had been; its folder, its average,
+its validation.
+"""
 
 import copy
 import dataclasses
@@ -103,7 +105,7 @@ def test_a_run_that_is_killed_twice_is_the_run_that_was_not(tmp_path: Path) -> N
     assert [path.name for path in killed.glob("*unfinished*")] == []
 
 
-# ---- interruptions in one process -----------------------------------------------------------------------------
+# ---- interruptions in one process --------------------------------------------------------------------------
 
 
 class Interrupt(BaseException):
@@ -190,7 +192,7 @@ def test_skipped_updates_are_remembered_but_a_streak_begins_anew() -> None:
         second.step(batches)
 
 
-# ---- checkpoints of other runs -------------------------------------------------------------------------------
+# ---- checkpoints of other runs -----------------------------------------------------------------------------
 
 
 def test_a_checkpoint_of_another_net_is_refused() -> None:
@@ -231,7 +233,7 @@ def test_a_run_may_go_on_in_float16() -> None:
     assert trainer.scaler.get_scale() == 2.0**16
 
 
-# ---- the folder ----------------------------------------------------------------------------------------------
+# ---- the folder --------------------------------------------------------------------------------------------
 
 
 def test_a_folder_gives_back_what_was_saved(tmp_path: Path) -> None:
@@ -330,7 +332,7 @@ def test_a_checkpoint_runs_no_code(tmp_path: Path) -> None:
     assert "weights_only" in str(refused.value.__cause__)
 
 
-# ---- the average -----------------------------------------------------------------------------------------------
+# ---- the average -------------------------------------------------------------------------------------------
 
 
 def test_the_average_of_weights_that_stand_still_is_these_weights() -> None:
@@ -358,7 +360,7 @@ def test_an_average_is_a_copy_and_goes_on_where_it_was() -> None:
     assert parts.weights["a"].data_ptr() != live["a"].data_ptr()
 
 
-# ---- looking at a run -------------------------------------------------------------------------------------------
+# ---- looking at a run --------------------------------------------------------------------------------------
 
 
 def after_steps(count: int, config: TrainConfig = CONFIG, dtype: torch.dtype = torch.float32) -> Trainer:

@@ -363,7 +363,7 @@ def test_new_tensors_depend_on_the_seed_alone() -> None:
     assert difference(first, new(6)) > 0
 
 
-# ---- what is trained, what is not ---------------------------------------------------------------------------
+# ---- what is trained, what is not --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -475,7 +475,9 @@ def test_gradients_are_clipped_all_together_after_accumulation(clip: float) -> N
 
 @pytest.mark.parametrize(("name", "decay"), [("adam", 0.0), ("adam", 0.1), ("adamw", 0.0), ("adamw", 0.1)])
 def test_first_update_by_the_formula_of_the_optimizer(name: Any, decay: float) -> None:
-    """From Kingma & Ba's algorithm 1 the first step is g / (|g| + eps); decay is in g, or beside it (AdamW)."""
+    """From Kingma & Ba's algorithm 1 the first step is g / (|g| + eps); decay is in g,
+    or beside it (AdamW).
+    """
     config = configured(optimizer=name, weight_decay=decay, clip=1e9, warmup=1)
     rate = 0.5e-3  # of the first of the two steps up
     trainer = Trainer(objective(config, dtype=torch.float64), config)
@@ -505,7 +507,9 @@ def test_learning_rate_by_step(changes: dict[str, Any], expected: list[float]) -
 
 
 def test_average_by_hand() -> None:
-    """The mean of what each update gave, the one i updates ago weighted by decay^i; the start does not count."""
+    """The mean of what each update gave, the one i updates ago weighted by decay^i;
+    the start does not count.
+    """
     config = configured(ema=0.75)
     trainer = Trainer(objective(config, dtype=torch.float64), config)
     batches, each = feed(trainer, torch.float64), []
@@ -606,7 +610,8 @@ def test_float16_clips_the_true_gradient() -> None:
     half = dataclasses.replace(config, precision="fp16")
     exact, scaled = (Trainer(objective(c), c) for c in (config, half))
     norms = [trainer.step(feed(trainer))["gradient"] for trainer in (exact, scaled)]
-    # Float16's own rounding in this net is 4 %; a loss scale that was not taken out would be a factor of 65,536.
+    # Float16's own rounding in this net is 4 %; a loss scale that was not taken out would be a factor of
+    # 65,536.
     assert norms[0] == pytest.approx(norms[1], rel=0.1)
     assert torch.cat([g.flatten() for g in gradients(scaled).values()]).norm().item() <= 0.0101
 

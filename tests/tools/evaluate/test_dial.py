@@ -1,4 +1,6 @@
-"""`python -m tools.evaluate fidelity | colorize`: the levels in the table are those that were used, and the tables."""
+"""`python -m tools.evaluate fidelity | colorize`: the levels in the table are those that were used,
+and the tables.
+"""
 
 import json
 from pathlib import Path

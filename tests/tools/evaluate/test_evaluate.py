@@ -90,7 +90,9 @@ def test_trials_are_the_modes_with_their_candidates() -> None:
 
 
 def background_of(task: EditTask, decoded: torch.Tensor, pasted: torch.Tensor) -> dict[str, float]:
-    """The record of an edit whose last stage decoded to `decoded`, cut to the crop, and that ended as `pasted`."""
+    """The record of an edit whose last stage decoded to `decoded`, cut to the crop,
+    and that ended as `pasted`.
+    """
     plan = plan_edit(task.mask, EditConfig(), ModelSpec(native=32, multiple=16), ALPHAS)
     crop, stage = plan.crop, plan.stages[-1]
     assert stage.size == crop.size

@@ -46,7 +46,9 @@ class Bicubic(nn.Module):
 
 
 class Oracle(nn.Module):
-    """A CLIP that knows which picture it is shown next: two of each caption, in order. It is wrong where `wrong` says."""
+    """A CLIP that knows which picture it is shown next: two of each caption, in order.
+    It is wrong where `wrong` says.
+    """
 
     def __init__(self, captions: int, wrong: tuple[int, ...] = ()) -> None:
         super().__init__()

@@ -1,4 +1,6 @@
-"""Red chalk: the same drawing at every size; and measures of a style that are right where the answer is known."""
+"""Red chalk: the same drawing at every size; and measures of a style that are right where the answer is
+known.
+"""
 
 import shutil
 from pathlib import Path

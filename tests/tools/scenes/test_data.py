@@ -1,4 +1,6 @@
-"""Training pictures: what is captioned how, and the rule that says which caption the U-Net sees at which timestep."""
+"""Training pictures: what is captioned how, and the rule that says which caption the U-Net sees at which
+timestep.
+"""
 
 import numpy as np
 import pytest
