@@ -4,7 +4,7 @@ Paper    Wang et al. 2021 (Real-ESRGAN), arXiv:2107.10833, section 3: the second
          on it (Yang et al. 2023, arXiv:2308.14469, section 4), with milder ranges in its published parameters
 Tensors  image (B, 3, H, W) in [0, 1], Real-ESRGAN's range, NOT the [-1, 1] of the rest of msbd/; any H, W
          from 1 up
-Copying  needs pixels/resize.py, train/blur_kernels.py, train/jpeg.py
+Copying  needs pixels/luma.py, pixels/resize.py, train/blur_kernels.py, train/jpeg.py
 
 Two halves, so that a degradation can be stored, shown and repeated: `sample_parameters` draws everything from
 one generator, `apply` follows it and draws nothing but the noise fields, whose seeds are among the
@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..pixels.luma import BT601_FOUR_DIGITS, luma
 from ..pixels.resize import round_to_8_bits
 from .blur_kernels import filter2d, gaussian_kernel, sinc_kernel
 from .jpeg import pillow_jpeg
@@ -279,7 +280,8 @@ def add_poisson_noise(image: Tensor, scale: float, *, gray: bool, generator: tor
     With `gray` it is the noise of its luma, on all channels. The photon count at white is the number of 8-bit
     levels a picture uses, rounded up to a power of two, as in Real-ESRGAN's code.
     """
-    signal = round_to_8_bits(_luma(image) if gray else image).cpu().float()
+    # Torchvision's luma, as the official code has it: the draws of Poisson's noise follow its last digit.
+    signal = round_to_8_bits(luma(image, BT601_FOUR_DIGITS) if gray else image).cpu().float()
     used = [(255 * x).round().int().flatten().bincount().count_nonzero().item() for x in signal]
     counts = torch.tensor([2.0 ** math.ceil(math.log2(levels)) for levels in used]).view(-1, 1, 1, 1)
     noise = torch.poisson(signal * counts, generator=generator) / counts - signal
@@ -372,12 +374,3 @@ def choice(
 def draw_seed(generator: torch.Generator) -> int:
     """A seed for a noise field."""
     return int(torch.randint(2**31, (), generator=generator))
-
-
-def _luma(image: Tensor) -> Tensor:
-    """ITU-R 601 luma (B, 1, H, W), with the four digits that torchvision and Real-ESRGAN use.
-
-    Not pixels/luma.py's: 0.2989 is a ten-thousandth less, and the draws of Poisson's noise follow the
-    official code's.
-    """
-    return (image * image.new_tensor([0.2989, 0.587, 0.114]).view(1, 3, 1, 1)).sum(1, keepdim=True)
