@@ -197,15 +197,27 @@ def load_restore_pipeline(
     )
 
 
-def restore_spec(
+@dataclass(frozen=True)
+class RestoreFacts:
+    """What a plan of a restoration needs to know of its model, under the names that `plan_restore` has for
+    it.
+    """
+
+    spec: RestoreSpec
+    alphas_cumprod: Tensor  # (1000,) float64
+    downscale: int  # pixels: side of the autoencoder's latent cells
+
+
+def restore_facts(
     model: str | Path | RestoreModel,
     *,
     mode: str = "sr",
     method: str = "pasd",
     base: str | Path | None = None,
-) -> RestoreSpec:
-    """The spec of the pipeline that `load_restore_pipeline` would give; no net is built. Raises WeightsError
-    for a model that is not there, or not complete.
+) -> RestoreFacts:
+    """What `plan_restore` asks of the model that `load_restore_pipeline` would load; no net is built, and of
+    tensors only the VAE's shapes are looked at. Raises WeightsError for a model that is not there, or not
+    complete.
     """
     if not isinstance(model, RestoreModel):
         model = locate_restorer(model, mode=mode, method=method, base=base)
@@ -214,7 +226,8 @@ def restore_spec(
         if part != "text_encoder" or "clip" not in located.nets:
             located.net(part)
     _load_tokenizer(located)
-    return _restore_spec(located, model_facts(located))
+    facts = model_facts(located)
+    return RestoreFacts(_restore_spec(located, facts), facts.alphas_cumprod, _downscale(located))
 
 
 def _restore_spec(located: Located, facts: "ModelFacts") -> RestoreSpec:
@@ -280,11 +293,14 @@ def plan_facts(model: Model = "mini") -> PlanFacts:
     loaded. Raises WeightsError for a model that is not there, or comes without a VAE or a tokenizer.
     """
     located = _locate(model)
-    facts = model_facts(located)
-    source = located.net("vae")
-    vae = fit_net(located.contents("vae").tensors("vae"), source).net
+    facts, downscale = model_facts(located), _downscale(located)
     _load_tokenizer(located)
-    return PlanFacts(facts.spec, facts.alphas_cumprod, vae.downscale, "rrdb" in located.nets)
+    return PlanFacts(facts.spec, facts.alphas_cumprod, downscale, "rrdb" in located.nets)
+
+
+def _downscale(located: Located) -> int:
+    """Pixels: the side of the latent cells of the model's autoencoder, by its tensors' shapes."""
+    return fit_net(located.contents("vae").tensors("vae"), located.net("vae")).net.downscale
 
 
 def model_hash(model: Model) -> str:

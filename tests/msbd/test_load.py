@@ -27,7 +27,7 @@ from msbd.load import (
     load_training_parts,
     model_hash,
     plan_facts,
-    restore_spec,
+    restore_facts,
     restorer_name,
 )
 from msbd.loading.parts import load_net, load_pasd_nets
@@ -35,6 +35,7 @@ from msbd.pixels.preprocess import CLIP_MEAN
 from msbd.restore.config import ModelSpec as RestoreSpec
 from msbd.restore.config import RestoreConfig
 from msbd.restore.pipeline import RestorePipeline
+from msbd.restore.plan import plan_restore
 from nets.clip import CLIPModel, CLIPTextModel, CLIPVisionModel
 from nets.controlnet import ControlNet, ControlNetConfig
 from nets.pasd_unet import PASDUNet
@@ -906,7 +907,7 @@ def test_measures_are_what_the_files_say(restorers: dict[str, Path], bundle: Pat
         ("nets", RestoreSpec(512)),
     ):
         assert load_restore_pipeline(restorers[kind], base=bundle).spec == expected
-        assert restore_spec(restorers[kind], base=bundle) == expected
+        assert restore_facts(restorers[kind], base=bundle).spec == expected
 
 
 def test_measures_need_no_weights(
@@ -914,7 +915,7 @@ def test_measures_need_no_weights(
 ) -> None:
     expected = load_restore_pipeline(restorers["whole"], base=other).spec
     monkeypatch.setattr("msbd.load.ModelParts", None)
-    assert restore_spec(restorers["whole"], base=other) == expected
+    assert restore_facts(restorers["whole"], base=other).spec == expected
 
 
 def test_a_restorer_that_predicts_v_is_told_so(
@@ -956,12 +957,12 @@ def test_a_method_without_its_controlnet_is_refused_at_once(bundle: Path, method
         )
     restorer = load_restore_pipeline(bundle, method="img2img")
     assert restorer.controlnet is None and type(restorer.unet) is UNet
-    assert restore_spec(bundle, method="img2img") == RestoreSpec(32)
+    assert restore_facts(bundle, method="img2img").spec == RestoreSpec(32)
 
 
 def measures_refusal(model: Path | str, **options: Any) -> str:
     with pytest.raises(WeightsError) as refused:
-        restore_spec(model, **options)
+        restore_facts(model, **options)
     return str(refused.value)
 
 
@@ -1013,7 +1014,10 @@ def test_a_known_name_takes_what_was_not_fetched_from_its_base(
     found = parts_of(load_restore_pipeline("pasd", base=layouts["ldm"]))
     expected = parts_of(load_restore_pipeline(restorers["nets"], base=layouts["ldm"]))
     assert all(same(found[part], expected[part]) for part in expected)
-    assert restore_spec("pasd", base=layouts["ldm"]) == restore_spec(restorers["nets"], base=layouts["ldm"])
+    assert (
+        restore_facts("pasd", base=layouts["ldm"]).spec
+        == restore_facts(restorers["nets"], base=layouts["ldm"]).spec
+    )
     assert model_hash(locate("pasd", companions=True, optional=BASE_PARTS)) != model_hash(layouts["ldm"])
     shutil.rmtree(there / "controlnet")
     assert "python -m tools.models fetch pasd" in restore_refusal("pasd", base=layouts["ldm"])
@@ -1024,8 +1028,8 @@ def test_a_known_name_takes_what_was_not_fetched_from_its_base(
 )
 def test_the_mini_bundle_has_a_restorer_for_each_mode(mode: str, name: str, variant: str) -> None:
     assert restorer_name("mini", mode) == name and restorer_name("pasd", "sr") == "pasd"
-    measures = restore_spec("mini", mode=mode)
-    assert measures.native == 128 and measures == restore_spec(name)
+    measures = restore_facts("mini", mode=mode).spec
+    assert measures.native == 128 and measures == restore_facts(name).spec
     unet: Any = load_restore_pipeline("mini", mode=mode).unet
     assert unet.config.variant == variant
 
@@ -1136,3 +1140,23 @@ def test_what_a_plan_asks_is_what_the_pipeline_has(layouts: dict[str, Path], kin
     assert facts.spec == pipeline.spec and facts.downscale == pipeline.vae.downscale
     assert torch.equal(facts.alphas_cumprod, pipeline.alphas_cumprod)
     assert facts.has_upscaler == (pipeline.upscaler is not None)
+
+
+@pytest.mark.parametrize("kind", ["whole", "v", "nets", "delta"])
+def test_what_a_restoration_plan_asks_is_what_the_pipeline_has(
+    restorers: dict[str, Path], layouts: dict[str, Path], kind: str, tmp_path: Path
+) -> None:
+    model, base = restorers.get(kind, tmp_path / "v"), None if kind in ("whole", "v") else layouts["ldm"]
+    if kind == "v":  # another schedule than Stable Diffusion 1.x's
+        shutil.copytree(restorers["whole"], model)
+        settings = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}
+        (model / "scheduler" / "scheduler_config.json").write_text(json.dumps(settings))
+    facts, pipeline = restore_facts(model, base=base), load_restore_pipeline(model, base=base)
+    assert facts.spec == pipeline.spec and facts.downscale == pipeline.vae.downscale
+    assert torch.equal(facts.alphas_cumprod, pipeline.alphas_cumprod)
+    config = RestoreConfig(num_inference_steps=3)
+    ours, theirs = (
+        plan_restore((20, 30), None, config, **vars(facts)),
+        pipeline.plan((20, 30), None, config),
+    )
+    assert ours.a_a == theirs.a_a and ours.tiles == theirs.tiles and ours.padded_box == theirs.padded_box

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from msbd.restore.config import NET_FREE, ModelSpec, RestoreConfig
+from msbd.restore.config import NET_FREE, RestoreConfig
 
 from .._cli import (
     CELL,
@@ -48,7 +48,7 @@ from .tasks import RestoreTask, asked_size, find_tasks, read_picture, resampled_
 if TYPE_CHECKING:
     import torch
 
-    from msbd.load import RestoreModel
+    from msbd.load import RestoreFacts, RestoreModel
     from msbd.restore.captions import Kind
     from msbd.restore.pipeline import RestorePipeline
     from msbd.restore.plan import RestorePlan, RestoreResult
@@ -182,7 +182,7 @@ class RestoreJob:
     config: RestoreConfig
     model: "RestoreModel"
     loras: "list[tuple[Lora, float]]"
-    spec: ModelSpec
+    facts: "RestoreFacts"
     kinds: "tuple[Kind, ...]"
     device: "torch.device"
     dtype: "torch.dtype"
@@ -193,7 +193,7 @@ def prepare(args: argparse.Namespace) -> RestoreJob:
 
     ValueError or OSError, in one line.
     """
-    from msbd.load import locate_restorer, restore_spec
+    from msbd.load import locate_restorer, restore_facts
     from msbd.loading.captions import available, load_captioners
     from msbd.loading.nets import read_lora_file
     from msbd.restore.plan import plan_restore
@@ -209,18 +209,18 @@ def prepare(args: argparse.Namespace) -> RestoreJob:
     with errors_by_flag(OPTIONS):
         config = restore_config(args)
     model = locate_restorer(args.model, mode=args.mode, method=config.method, base=args.base)
-    spec = restore_spec(model)
+    facts = restore_facts(model)
     with errors_by_flag(OPTIONS):
-        plan_restore((64, 64), None, config, spec)  # what suits no picture
+        plan_restore((64, 64), None, config, **vars(facts))  # what suits no picture
     loras = [(read_lora_file(path), weight) for path, weight in args.lora]  # refused now, not after minutes
     kinds = args.high_level_info
     if kinds is None:
-        kinds = available() if spec.uses_prompts and config.method not in NET_FREE else ()
+        kinds = available() if facts.spec.uses_prompts and config.method not in NET_FREE else ()
     elif kinds:
         there = available()
         if missing := [kind for kind in kinds if kind not in there]:
             load_captioners(missing)  # says what it lacks
-    job = RestoreJob(tasks, config, model, loras, spec, tuple(kinds), device, dtype)
+    job = RestoreJob(tasks, config, model, loras, facts, tuple(kinds), device, dtype)
     if not args.image.is_dir():
         plan_picture(args, job, tasks[0])
     if args.skip_existing:
@@ -251,7 +251,7 @@ def describe(args: argparse.Namespace, job: RestoreJob) -> int:
         print(f"{head}{task.image.name}: {plan_text(plan)}")
 
     failed = for_each(args, job, plan_one)
-    unguided = job.config.for_model(job.spec).guidance_scale == 1
+    unguided = job.config.for_model(job.facts.spec).guidance_scale == 1
     print(f"in all {total:,} evaluations, {'without guidance' if unguided else 'each for both prompts'}")
     return failed
 
@@ -264,7 +264,7 @@ def plan_picture(args: argparse.Namespace, job: RestoreJob, task: RestoreTask) -
     size = read_picture(task).size
     if not args.image.is_dir():  # into a folder go PNGs, which hold any size
         check_output_path(task.output, asked_size(args, size))
-    return plan_restore(size, asked_size(args, size), job.config, job.spec)
+    return plan_restore(size, asked_size(args, size), job.config, **vars(job.facts))
 
 
 def for_each(args: argparse.Namespace, job: RestoreJob, work: Callable[[str, RestoreTask], None]) -> int:
