@@ -199,9 +199,7 @@ def load_restore_pipeline(
 
 @dataclass(frozen=True)
 class RestoreFacts:
-    """What a plan of a restoration needs to know of its model, under the names that `plan_restore` has for
-    it.
-    """
+    """What a restoration's plan needs to know of its model, under the names `plan_restore` has for it."""
 
     spec: RestoreSpec
     alphas_cumprod: Tensor  # (1000,) float64

@@ -178,7 +178,7 @@ class ModelParts:
 
 
 def _check_finite(path: Path, state: Mapping[str, Tensor]) -> None:
-    """WeightsError where a value of freshly read tensors is NaN or infinite."""
+    """WeightsError where a value is NaN or infinite. The tensors are freshly read: their pages are let go."""
     for key, tensor in state.items():
         if tensor.is_floating_point() and not is_finite(tensor):
             raise WeightsError(

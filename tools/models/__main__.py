@@ -3,7 +3,7 @@
 python -m tools.models list                every known model: size, licence, whether it is on this machine
 python -m tools.models list sd-v1-5        one of them with its files: sizes, hashes, where they come from
 python -m tools.models fetch sd-v1-5       download it and what it needs; what is here already costs nothing
-python -m tools.models verify NAME FILE    hash files, and compare with what is known of them
+python -m tools.models verify NAME ...     hash a model's files, or any file, and compare with what is known
 python -m tools.models keys FILE           what a file is, its sizes, where its keys map, what is missing
 python -m tools.models convert IN -o OUT   any layout to safetensors under canonical names: a folder or a file
 
