@@ -3,8 +3,8 @@
 Tensors  {key in the file: tensor} -> {part: {canonical key: tensor}}, views of the same memory
 Parts    unet, vae, text_encoder, clip, clip_vision, controlnet, rrdb; lora (names as in the file); pasd_added
          (PASD's own tensors without their base)
-Copying  this file, keymap.py, ldm.py, hub.py, esrgan.py, lora.py, merge.py, detect.py, files.py and
-         pickles.py; torch, safetensors
+Copying  this file, keymap.py, ldm.py, hub.py, ncnn.py, esrgan.py, lora.py, merge.py, detect.py, files.py
+         and pickles.py; torch, safetensors
 """
 
 from collections.abc import Iterable, Mapping

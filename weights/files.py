@@ -196,6 +196,7 @@ _FOREIGN = {
     (b"<!doctype", b"<html", b"<?xml"): "a web page, not weights: a log-in, licence or error came instead; download it again",
     (b"version https://git-lfs",): "a Git LFS pointer, not the weights themselves: run `git lfs pull`, or download the file",
     (b"gguf",): "a GGUF file; expected safetensors",
+    (b"gk0\x01",): "the numbers of an ncnn model; give the .param file beside it, which says what they are",
     (b"\x89hdf",): "a Keras or TensorFlow file (HDF5); take the model's safetensors file",
     (b"7z\xbc\xaf", b"rar!", b"\x1f\x8b", b"\xfd7zxz", b"bzh", b"(\xb5/\xfd"): _PACKED,
     (b"\x89png", b"\xff\xd8\xff", b"riff", b"gif8"): "a picture, not weights; expected safetensors",

@@ -2,8 +2,9 @@
 tensors.
 
 Reads    diffusers folders (model_index.json, unet/, vae/, text_encoder/, tokenizer/, scheduler/), PASD's
-         (unet/, controlnet/), a net's own folder, files in shards; and the older names that such files have
-Copying  this file, keymap.py, files.py and pickles.py; torch and safetensors through them
+         (unet/, controlnet/), a net's own folder, files in shards, ncnn's graphs; and the older names that
+         such files have
+Copying  this file, keymap.py, ncnn.py, files.py and pickles.py; torch and safetensors through them
 """
 
 import json
@@ -14,8 +15,9 @@ from typing import Any
 
 from torch import Tensor
 
-from .files import MAX_HEADER, WeightsError, first_line, read_state_dict
+from .files import MAX_HEADER, WeightsError, first_line, read_metadata, read_state_dict
 from .keymap import KeyMap
+from .ncnn import is_ncnn, ncnn_files, read_ncnn
 
 # Parts, each in the folder of its name. CLIP as a whole (openai/clip-vit-large-patch14) lies in a folder of
 # its own.
@@ -84,6 +86,13 @@ def find_sources(folder: Path) -> dict[str, Source]:
     return {part: find_source(folder / part) for part in PART_FOLDERS if (folder / part).is_dir()}
 
 
+def source_metadata(source: Source) -> dict[str, str]:
+    """The metadata of a source's safetensors file; {} for any other. Raises WeightsError."""
+    if source.path.name.endswith(".json") or is_ncnn(source.path):  # the index of shards, or a graph
+        return {}
+    return read_metadata(source.path)
+
+
 def source_of(path: Path) -> Source:
     """A single file, and the config.json beside it where the file has the name of a net's folder."""
     named = any(path.name.startswith(f"{stem}.") for stem in _STEMS)
@@ -91,7 +100,9 @@ def source_of(path: Path) -> Source:
 
 
 def read_source(source: Source) -> dict[str, Tensor]:
-    """All tensors, of every shard; keys as stored. Raises WeightsError."""
+    """All tensors, of every shard; keys as stored, of ncnn's files basicsr's. Raises WeightsError."""
+    if is_ncnn(source.path):
+        return read_ncnn(source.path)
     if not source.path.name.endswith(".json"):
         return read_state_dict(source.path)
     index = _read_index(source.path)
@@ -108,6 +119,8 @@ def read_source(source: Source) -> dict[str, Tensor]:
 
 def source_files(source: Source) -> list[Path]:
     """Every file that `read_source` opens. Raises WeightsError for an index that is none."""
+    if is_ncnn(source.path):
+        return [*ncnn_files(source.path)]
     if not source.path.name.endswith(".json"):
         return [source.path]
     shards = set(_read_index(source.path).values())

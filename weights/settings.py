@@ -4,7 +4,8 @@ pictures' normalisation.
 Reads    the safetensors metadata (JSON under `config`, modelspec.prediction_type), config.json's sample_size,
          scheduler_config.json, the .yaml beside a single file; what is absent is as in Stable Diffusion 1.x
          and in CLIP
-Copying  this file, detect.py, files.py, hub.py, keymap.py, merge.py and pickles.py; torch, safetensors
+Copying  this file, detect.py, files.py, hub.py, keymap.py, merge.py, ncnn.py and pickles.py; torch,
+         safetensors
 """
 
 import re
@@ -14,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from .detect import stored_config, table_of
-from .files import MAX_HEADER, WeightsError, read_metadata
-from .hub import Source
+from .files import MAX_HEADER, WeightsError
+from .hub import Source, source_metadata
 
 _CELL = 8  # pixels per latent cell of Stable Diffusion, in which config.json counts
 _CELLS = 16  # a native size is a multiple of this many cells, so that 3/2 of it is one of 64 pixels
@@ -93,10 +94,8 @@ def read_normalisation(
 
 def read_config(source: Source, part: str) -> dict[str, Any]:
     """What the metadata of a file say of its `part`; {} for a file without any. Raises WeightsError."""
-    if source.path.name.endswith(".json"):  # the index of shards
-        return {}
     try:
-        metadata = read_metadata(source.path)
+        metadata = source_metadata(source)
         kind = {"v": "v_prediction", "epsilon": "epsilon"}.get(metadata.get("modelspec.prediction_type", ""))
         usual = {"prediction_type": kind} if kind and part == "unet" else {}
         return usual | table_of(stored_config(metadata), part)

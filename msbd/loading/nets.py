@@ -23,7 +23,7 @@ from weights.canonical import read_contents
 from weights.detect import net_config
 from weights.fetch import local_files
 from weights.files import WeightsError, read_metadata, read_state_dict
-from weights.hub import Source, read_json
+from weights.hub import Source, read_json, source_metadata
 from weights.lora import METADATA_KEY, Lora, read_lora
 from weights.registry import MODELS
 
@@ -119,7 +119,7 @@ def fit_net(state: Mapping[str, Tensor], source: Source) -> Fit:
     told.
     """
     path = source.path
-    metadata = {} if path.name.endswith(".json") else read_metadata(path)
+    metadata = source_metadata(source)
     try:
         family, sizes = net_config(state, metadata, path, source.config)
         with torch.device("meta"):  # no memory and no random numbers for weights that are replaced at once
