@@ -1,37 +1,33 @@
 """A registered file on this machine: found where it lies already, else downloaded, and checked before it is
 used.
 
-Looks in  the checkout, `$MSBD_WEIGHTS`, ~/.cache/msbd/weights, the Hugging Face cache; without any network
-          call
-Gets      hub files through huggingface_hub, with its settings (HF_HOME, HF_TOKEN, HF_ENDPOINT,
-          HF_HUB_OFFLINE, ...); others by https, size-limited, continued after a break
-Copying   this file, registry.py, files.py and pickles.py; huggingface_hub, and torch and safetensors through
-          them
+Looks in  the checkout, `$MSBD_WEIGHTS`, ~/.cache/msbd/weights, the Hugging Face cache, and installed
+          packages that carry weights; without any network call, and without importing a package
+Gets      hub files through fetch_hub.py, unless HF_HUB_OFFLINE is set; others by https, size-limited,
+          continued after a break
+Copying   this file, fetch_hub.py, registry.py, files.py and pickles.py; huggingface_hub, and torch and
+          safetensors through them
 """
 
-import errno
+import importlib.metadata
+import importlib.util
 import os
-import re
 import shutil
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from http.client import HTTPException, HTTPMessage, HTTPResponse
 from pathlib import Path
 from typing import IO, Literal
 from urllib.error import HTTPError
 from urllib.request import HTTPRedirectHandler, Request, build_opener
 
-from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
-from huggingface_hub.errors import (
-    EntryNotFoundError,
-    GatedRepoError,
-    LocalEntryNotFoundError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
+from huggingface_hub import constants
 
+from .fetch_hub import blob_of, cached, download, repo_names, stated_sha256, transport_reason
 from .files import WeightsError, first_line, sha256
-from .registry import MINI, RENAMED, Model, ModelFile, current_repo, needed_files
+from .registry import MINI, Model, ModelFile, Package, needed_files
 
 CHUNK = 2**20  # bytes read at a time
 TIMEOUT = 30.0  # seconds without an answer
@@ -49,30 +45,93 @@ def local_files(model: Model, optional: Collection[str] = ()) -> dict[str, Path]
     only if they are there.
 
     No network call. Raises WeightsError where files are missing, naming the command that gets them and the
-    size of the download, and for a file that is there but not of the registered size.
+    size of the download, and for a file that is there but not the registered one, see `usable`.
     """
-    found = {file: find_local(file) for file in needed_files(model)}
-    missing = [file for file, path in found.items() if path is None]
-    if any(file in model.files or file.part not in (*OPTIONAL_PARTS, *optional) for file in missing):
+    found = {file: find_source(file) for file in needed_files(model)}
+    missing = [file for file, here in found.items() if here is None]
+    if _lacks(model, missing, optional):
         raise WeightsError(_what_to_do(model, missing))
-    return {file.part: _of_right_size(path, file) for file, path in found.items() if path is not None}
+    paths = {file.part: usable(*here) for file, here in found.items() if here is not None}
+    for file in found:  # what is read together lies together, though another snapshot may have it too
+        if file.beside is not None and {file.part, file.beside.part} <= paths.keys():
+            paths[file.beside.part] = beside(paths[file.part], file.beside)
+    return paths
+
+
+def is_here(model: Model, optional: Collection[str] = ()) -> bool:
+    """Whether `local_files` finds all it cannot do without. No network call, and no content is looked at."""
+    return not _lacks(model, [file for file in needed_files(model) if find_source(file) is None], optional)
+
+
+def _lacks(model: Model, missing: list[ModelFile], optional: Collection[str] = ()) -> bool:
+    return any(file in model.files or file.part not in (*OPTIONAL_PARTS, *optional) for file in missing)
 
 
 def find_local(file: ModelFile) -> Path | None:
-    """Where the file lies, None if it is not on this machine. No network call; size and content are not
-    looked at.
-
-    In the weights folders it lies under its repository's name
-    (openai/clip-vit-large-patch14/model.safetensors), or under its bare name where that says what it is: that
-    of a whole model, or of a file that is on no hub.
+    """Where the file lies, or one of its `others`; None if none of them is on this machine. No network call;
+    size and content are not looked at: `usable` does that.
     """
-    places = list(_places(file))
-    if file.repo is not None:
-        for repo in _names(file.repo):
-            cached = try_to_load_from_cache(repo, file.file, revision=file.revision)
-            if isinstance(cached, str):  # else None, or the mark of a file known not to exist
-                places.append(Path(cached))
-    return next((path for path in places if path.is_file()), None)
+    here = find_source(file)
+    return here and here[1]
+
+
+def find_source(file: ModelFile) -> tuple[ModelFile, Path] | None:
+    """Which one of `file` and its `others` is on this machine, and where; the first one that is.
+
+    In the weights folders a file lies under its repository's name
+    (openai/clip-vit-large-patch14/model.safetensors), or under its bare name where that says what it is: that
+    of a whole model, or of a file that is on no hub. One that lacks the file beside it is not there.
+    """
+    for source in file.sources:
+        for path in _places(source):
+            if path.is_file() and (source.beside is None or beside(path, source.beside).is_file()):
+                return source, path
+    return None
+
+
+def beside(path: Path, second: ModelFile) -> Path:
+    """Where the second file of the one at `path` lies."""
+    return path.with_name(Path(second.file).name)
+
+
+def usable(source: ModelFile, path: Path) -> Path:
+    """The path, as `find_source` gave both, of a file that is as large as registered.
+
+    One of a package is hashed too, with the one beside it, once as long as it does not change: nobody checked
+    it when it came. Raises WeightsError with what was found, expected, and the way out.
+    """
+    if source.package is not None:
+        _check_packed(source, path, source.package)
+        if source.beside is not None:
+            _check_packed(source.beside, beside(path, source.beside), source.package)
+        return path
+    found = path.stat().st_size
+    if source.size is not None and found != source.size:
+        raise WeightsError(
+            f"{path}: {found:,} bytes, expected {source.size:,} ({source.label}): damaged, or another file; move it away, then fetch again"
+        )
+    return path
+
+
+def _check_packed(file: ModelFile, path: Path, package: Package) -> None:
+    status = path.stat()
+    if status.st_size == file.size and _sha256_of(path, status.st_size, status.st_mtime_ns) == file.sha256:
+        return
+    try:
+        version = importlib.metadata.version(package.distribution)
+    except importlib.metadata.PackageNotFoundError:
+        version = "unknown"
+    raise WeightsError(
+        f"{path}: not the file that {package.distribution} {package.version} has (found version {version}, {status.st_size:,} "
+        f"bytes, expected {file.size:,} with sha256 {file.sha256}); run "
+        f"`python -m pip install --force-reinstall {package.distribution}=={package.version}`"
+    )
+
+
+@lru_cache
+def _sha256_of(path: Path, size: int, changed: int) -> str:
+    """The hash of a file, for as long as its size and its time of change are these."""
+    return sha256(path)
 
 
 def weights_folder() -> Path:
@@ -84,7 +143,8 @@ def download_size(files: Iterable[ModelFile]) -> str:
     """What downloading `files` takes, in words: "4.27 GB", "at least 1.89 GB" where some size is not known,
     "size not known".
     """
-    sizes = {file: file.size or file.about or 0 for file in files}
+    each = [one for file in files for one in (file, file.beside) if one is not None]
+    sizes = {file: file.size or file.about or 0 for file in each}
     known = sum(sizes.values())
     # The .json and .txt files of a model are a few megabytes at most.
     partly = any(not size and not file.file.endswith((".json", ".txt")) for file, size in sizes.items())
@@ -104,50 +164,53 @@ def _folders() -> list[Path]:
     return [Path(own).expanduser(), usual] if own else [usual]
 
 
-def _names(repo: str) -> list[str]:
-    """Today's name of a repository, and the old ones, under which a cache may still have it."""
-    today = current_repo(repo)
-    return [today, *(old for old, new in RENAMED.items() if new == today)]
-
-
 def _places(file: ModelFile) -> Iterator[Path]:
-    if file.repo is file.url is file.page is None:
+    if file.inside:
         yield MINI / file.file
-        return
-    for folder in _folders():
+    elif file.package is not None:
+        yield from (folder / file.file for folder in _package_folders(file.package))
+    else:
+        for folder in _folders():
+            if file.repo is not None:
+                yield from (folder / repo / file.file for repo in repo_names(file.repo))
+            if file.repo is None or file.part == "all":
+                yield folder / Path(file.file).name
         if file.repo is not None:
-            yield from (folder / repo / file.file for repo in _names(file.repo))
-        if file.repo is None or file.part == "all":
-            yield folder / Path(file.file).name
+            yield from cached(file, file.repo)
 
 
-def _of_right_size(path: Path, file: ModelFile) -> Path:
-    found = path.stat().st_size
-    if file.size is not None and found != file.size:
-        raise WeightsError(
-            f"{path}: {found:,} bytes, expected {file.size:,} ({_label(file)}): damaged, or another file; move it away, then fetch again"
-        )
-    return path
-
-
-def _label(file: ModelFile) -> str:
-    """The file as a message names it."""
-    return f"{current_repo(file.repo)}/{file.file}" if file.repo else file.url or file.file
+def _package_folders(package: Package) -> list[Path]:
+    """The folders of a package, which is not imported for that; none where it is not installed."""
+    try:
+        spec = importlib.util.find_spec(package.module)
+    except (ImportError, ValueError):  # ValueError: something of that name was imported without a spec
+        return []
+    return [Path(folder) for folder in (spec and spec.submodule_search_locations) or ()]
 
 
 def _what_to_do(model: Model, missing: list[ModelFile]) -> str:
     """Why `local_files` refuses a model."""
     first = missing[0]
-    if first.repo is first.url is first.page is None:
+    if first.inside:
         return f"{MINI / first.file}: missing, though it is part of the checkout; restore it with `git checkout weights/mini`"
     others = f"and what else it needs ({len(missing)} files) are" if len(missing) > 1 else "is"
-    ways = [
-        f"get {file.file} by hand from {file.page} into {weights_folder()}" for file in missing if file.page
-    ]
-    direct = [file for file in missing if file.page is None]
+    ways = [" or ".join(_by_hand(file)) for file in missing if not file.direct]
+    direct = [file for file in missing if file.direct]
     if direct:
-        ways.append(f"run `python -m tools.models fetch {model.name}` ({download_size(direct)})")
-    return f"{model.name}: {_label(first)} {others} not on this machine; {', and '.join(ways)}"
+        fetch = f"run `python -m tools.models fetch {model.name}` ({download_size(direct)})"
+        ways.append(" or ".join([fetch, *(_by_hand(direct[0]) if len(missing) == 1 else [])]))
+    return f"{model.name}: {first.label} {others} not on this machine; {', and '.join(ways)}"
+
+
+def _by_hand(file: ModelFile) -> list[str]:
+    """The ways to a file, or to one of its `others`, that a person has to go."""
+    ways = []
+    for source in file.sources:
+        if source.package is not None:
+            ways.append(f'run `python -m pip install -e ".[{source.package.extra}]"`')
+        elif source.page is not None:
+            ways.append(f"get {source.file} by hand from {source.page} into {weights_folder()}")
+    return ways
 
 
 # ---- is it the right file? ---------------------------------------------------------------------------------
@@ -180,26 +243,16 @@ def verify(path: Path, file: ModelFile, found: str | None = None) -> Check:
     Takes about two seconds a gigabyte, none where `found`, the file's sha256, is known already.
     """
     size, found = path.stat().st_size, found or sha256(path)
-    blob = _blob(path)
+    stated = stated_sha256(path)
     if file.size is not None and size != file.size:
         return Check(path, "wrong", size, found, f"{file.size:,} bytes", "the registry")
     if file.sha256 is not None:
         expected, source = file.sha256, "the registry"
-    elif blob is not None and re.fullmatch("[0-9a-f]{64}", blob.name):
-        expected, source = blob.name, "the Hugging Face hub"
+    elif stated is not None:
+        expected, source = stated, "the Hugging Face hub"
     else:
         return Check(path, "unknown", size, found, None, None)
     return Check(path, "ok" if found == expected else "wrong", size, found, expected, source)
-
-
-def _blob(path: Path) -> Path | None:
-    """The file that a link in the Hugging Face cache points to. Only one step: that itself may be a link into
-    a shared store.
-    """
-    if not path.is_symlink():
-        return None
-    blob = path.parent / path.readlink()
-    return blob if blob.parent.name == "blobs" else None
 
 
 def _keep_only_right(path: Path, file: ModelFile) -> None:
@@ -207,13 +260,13 @@ def _keep_only_right(path: Path, file: ModelFile) -> None:
     check = verify(path, file)
     if check.state != "wrong":
         return
-    blob = _blob(path)
+    blob = blob_of(path)
     path.unlink()
     if blob is not None:
         blob.unlink(missing_ok=True)
     raise WeightsError(
-        f"{_label(file)}: found sha256 {check.sha256} ({check.size:,} bytes), {check.source} expects {check.expected}; "
-        "deleted it: damaged on its way, or not the file known here; fetch again"
+        f"{file.label}: found sha256 {check.sha256} ({check.size:,} bytes), {check.source} expects {check.expected}; "
+        "deleted it; fetch again once: if the same comes, it is not the file known here"
     )
 
 
@@ -221,77 +274,95 @@ def _keep_only_right(path: Path, file: ModelFile) -> None:
 
 
 def fetch(file: ModelFile, *, on_progress: OnProgress | None = None) -> Path:
-    """The file on this machine, downloaded if need be. One that is there already costs no network call.
+    """The file on this machine, downloaded if need be, from the first of its sources that gives it. One that
+    is there already costs no network call.
 
     `on_progress(bytes_there, bytes_in_all)` follows a download by url; huggingface_hub shows its own bar for
     the others. Whatever was downloaded is hashed: what the registry or the hub does not confirm is deleted.
     Raises WeightsError, one line with the way out, for that, and where there is no network, access, space, or
-    direct download.
+    direct download: nothing is installed here, and no web page is read.
     """
-    path = find_local(file)
-    if path is not None:
-        return _of_right_size(path, file)
-    folder = weights_folder()
-    if file.page is not None:
-        raise WeightsError(
-            f"{file.file}: to be downloaded by hand, from {file.page}; put it into {folder} under that name"
-        )
-    if file.repo is file.url is None:
+    here = find_source(file)
+    if here is not None:
+        return usable(*here)
+    if file.inside:
         raise WeightsError(
             f"{MINI / file.file}: part of the checkout; `git checkout weights/mini` restores it"
         )
+    ways = "".join(f", or {way}" for way in _by_hand(file))
+    if not file.direct:
+        raise WeightsError(f"{file.label}: cannot be fetched; {ways.removeprefix(', or ')}")
     if constants.HF_HUB_OFFLINE:
         raise WeightsError(
-            f"{_label(file)}: not on this machine, and HF_HUB_OFFLINE forbids to get it; unset it, or put the file at {next(_places(file))}"
+            f"{file.label}: not on this machine, and HF_HUB_OFFLINE forbids to get it; unset it, or put the file at "
+            f"{next(_places(file))}{ways}"
         )
-    if file.repo is not None:
-        return _from_hub(file, file.repo)
-    return _from_url(file, folder, on_progress or (lambda *_: None))
+    refusals: list[WeightsError] = []
+    for source in file.sources:
+        try:
+            if source.repo is not None:
+                return _from_hub(source, source.repo)
+            if source.url is not None:
+                return _from_url(source, weights_folder(), on_progress or (lambda *_: None))
+        except WeightsError as error:
+            refusals.append(error)
+    tried = "".join(f"; {source.label} failed too" for source in file.others if source.repo or source.url)
+    if not tried and not ways:
+        raise refusals[0]
+    raise WeightsError(f"{refusals[0]}{tried}{ways}") from refusals[0]
 
 
-def _check_space(folder: Path, need: int, file: ModelFile, variable: str) -> None:
+def check_space(files: Iterable[ModelFile], what: str) -> None:
+    """Raise WeightsError, with the way out, where a disk has less room than the downloads take of those
+    `files` that are not here yet. `what` they are for begins the message.
+
+    The Hugging Face cache and the weights folder are often on one disk, which then has to take both.
+    """
+    needs: dict[int, int] = defaultdict(int)
+    folders: dict[int, dict[str, Path]] = defaultdict(dict)
+    for file in dict.fromkeys(files):
+        source = next((source for source in file.sources if source.repo or source.url), None)
+        if source is not None and not constants.HF_HUB_OFFLINE and find_source(file) is None:
+            folder, variable = _target(source)
+            disk = _disk(folder)
+            needs[disk] += source.size or source.about or 0
+            folders[disk][variable] = folder
+    for disk, need in needs.items():
+        _check_free(next(iter(folders[disk].values())), need, what, " or ".join(folders[disk]))
+
+
+def _target(source: ModelFile) -> tuple[Path, str]:
+    """Where a download goes, and the variable that says so."""
+    return (Path(constants.HF_HUB_CACHE), "HF_HOME") if source.repo else (weights_folder(), "MSBD_WEIGHTS")
+
+
+def _existing(folder: Path) -> Path:
     while not folder.exists():
         folder = folder.parent
+    return folder
+
+
+def _disk(folder: Path) -> int:
+    return _existing(folder).stat().st_dev
+
+
+def _check_free(folder: Path, need: int, what: str, variables: str) -> None:
+    folder = _existing(folder)
     free = shutil.disk_usage(folder).free
     if free < need:
         raise WeightsError(
-            f"{_label(file)}: {readable_size(need)} to download, but {folder} has {readable_size(free)} free; make room, "
-            f"or set {variable} to a folder on another disk"
+            f"{what}: {readable_size(need)} to download, but {folder} has {readable_size(free)} free, "
+            f"{readable_size(need - free)} too little; make room, or set {variables} to a folder on another disk"
         )
 
 
 def _from_hub(file: ModelFile, repo: str) -> Path:
-    _check_space(Path(constants.HF_HUB_CACHE), file.size or file.about or 0, file, "HF_HOME")
-    try:
-        path = Path(hf_hub_download(current_repo(repo), file.file, revision=file.revision))
-    except Exception as error:
-        # Bare, because its HTTP library, whose errors reach us, is another one in every major release.
-        raise WeightsError(
-            f"{_label(file)}: {_hub_reason(error, current_repo(repo), next(_places(file)))}"
-        ) from error
+    _check_free(Path(constants.HF_HUB_CACHE), file.size or file.about or 0, file.label, "HF_HOME")
+    path = download(file, repo, next(_places(file)))
     _keep_only_right(path, file)
+    if file.beside is not None:
+        _keep_only_right(beside(path, file.beside), file.beside)
     return path
-
-
-def _hub_reason(error: Exception, repo: str, place: Path) -> str:
-    """What went wrong at the hub, and the way out; `place` is where a file got by other means is found."""
-    page = f"{constants.ENDPOINT}/{repo}"
-    status = getattr(getattr(error, "response", None), "status_code", None)
-    if isinstance(error, GatedRepoError):
-        return f"its licence must be accepted first, at {page}; then make an access token there and set HF_TOKEN to it"
-    if isinstance(error, LocalEntryNotFoundError):  # what the library makes of a failed connection
-        return f"{constants.ENDPOINT} cannot be reached; check the connection, or set HF_ENDPOINT to a mirror"
-    if isinstance(error, RevisionNotFoundError | EntryNotFoundError):
-        return f"no such file there, see {page}; get it elsewhere, and put it at {place}"
-    if isinstance(error, RepositoryNotFoundError) or status in (401, 403):
-        return f"refused, {status or 'no such repository'}; see {page} with your browser, and set HF_TOKEN if it needs a log-in"
-    return _transport_reason(error)
-
-
-def _transport_reason(error: Exception) -> str:
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        return "the disk is full; make room, then fetch again"
-    return f"the download failed ({first_line(error)}); check the connection, then fetch again"
 
 
 def _from_url(file: ModelFile, folder: Path, on_progress: OnProgress) -> Path:
@@ -307,11 +378,20 @@ def _from_url(file: ModelFile, folder: Path, on_progress: OnProgress) -> Path:
         if error.code == 416:  # the part is longer than what the server has: nothing to continue
             part.unlink(missing_ok=True)
         raise WeightsError(
-            f"{file.url}: {first_line(error)}; fetch again later, or with your browser, and put it at {target}"
+            f"{file.url}: {first_line(error)}: {_refusal(error.code)}; fetch again later, or with your browser, and put it at {target}"
         ) from error
     except (OSError, HTTPException) as error:
-        raise WeightsError(f"{file.url}: {_transport_reason(error)}") from error
+        raise WeightsError(f"{file.url}: {transport_reason(error)}") from error
     return target
+
+
+def _refusal(status: int) -> str:
+    """What an HTTP status says of the server."""
+    if status == 429:
+        return "too many requests from here"
+    if status in (401, 403):
+        return "the server refuses"
+    return "the server itself fails" if status >= 500 else "the server does not give it"
 
 
 def _complete(part: Path, file: ModelFile, on_progress: OnProgress) -> None:
@@ -322,7 +402,7 @@ def _complete(part: Path, file: ModelFile, on_progress: OnProgress) -> None:
         return
     if done > file.size:
         done = 0
-    _check_space(part.parent, file.size - done, file, "MSBD_WEIGHTS")
+    _check_free(part.parent, file.size - done, file.label, "MSBD_WEIGHTS")
     with _open(file.url, done) as response:
         done = _starts_at(response, file.url, done)
         with open(part, "ab" if done else "wb") as out:

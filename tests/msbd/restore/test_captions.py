@@ -340,7 +340,7 @@ def refusal(kind: Kind) -> str:
     [
         ("classification", "resnet50", "103 MB"),
         ("detection", "fasterrcnn-resnet50-v2", "175 MB"),
-        ("caption", "blip-base", "990 MB"),
+        ("caption", "blip-base", "991 MB"),
     ],
 )
 def test_missing_weights_are_said_with_the_places_and_the_way_out(
