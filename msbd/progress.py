@@ -13,8 +13,8 @@ class EditStep:
     """Where an edit is: `step` of `total` (counted from 1) of a task of a stage.
 
     "sample" counts evaluations of the U-Net, each candidate and tile by itself, so that several are done at
-    once; "decode" counts tiles or candidates, "optimize" steps of Adam; "rerank" and "upscale" are one step
-    each.
+    once; "decode" counts tiles or candidates, "optimize" steps of Adam; "upscale" counts the upscaler's
+    blocks and pieces, and is one step without a net; "rerank" is one step.
     """
 
     stage: str

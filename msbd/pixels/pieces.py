@@ -27,21 +27,33 @@ class Piece:
     kept: Box  # the part whose result is kept
 
 
-def mirrored_pieces(size: tuple[int, int], side: int, context: int, multiple: int = 1) -> list[Piece]:
+def mirrored_pieces(
+    size: tuple[int, int], side: int, context: int, multiple: int = 1, rim: int | None = None
+) -> list[Piece]:
     """Pieces of `side` pixels that cover a picture of `size` (H, W) once, each with `context` pixels all
     around it.
 
-    At the picture's border the context is the picture mirrored, so that the net never sees an end. What the
-    net sees is rounded up to `multiple` pixels a side.
+    Beyond the picture's border the net sees the picture mirrored, `rim` pixels of it (None: `context`). What
+    it sees is rounded up to `multiple` pixels a side.
     """
-    height, width = size
-    pieces = []
-    for top in range(0, height, side):
-        for left in range(0, width, side):
-            kept = Box(top, left, min(side, height - top), min(side, width - left))
-            rows, columns = (length + -length % multiple + 2 * context for length in kept.size)
-            pieces.append(Piece(Box(top - context, left - context, rows, columns), kept))
-    return pieces
+    rim = context if rim is None else rim
+    rows, columns = (_spans(length, side, context, multiple, rim) for length in size)
+    return [
+        Piece(Box(top, left, high, wide), Box(kept_top, kept_left, kept_high, kept_wide))
+        for top, high, kept_top, kept_high in rows
+        for left, wide, kept_left, kept_wide in columns
+    ]
+
+
+def _spans(length: int, side: int, context: int, multiple: int, rim: int) -> list[tuple[int, int, int, int]]:
+    """(start and length of what is seen, of what is kept) of the pieces along one side of a picture."""
+    spans = []
+    for start in range(0, length, side):
+        end = min(start + side, length)
+        first, last = max(start - context, -rim), min(end + context, length + rim)
+        seen = last - first
+        spans.append((first, seen + -seen % multiple, start, end - start))
+    return spans
 
 
 def inner_pieces(size: tuple[int, int], side: int, context: int, multiple: int = 1) -> list[Piece]:

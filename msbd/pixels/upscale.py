@@ -3,50 +3,59 @@
 Paper    Ackermann & Li 2022, arXiv:2210.12965, appendix A.2: Real-ESRGAN x4, then bilinear down; its ablation
          has the others
 Tensors  image (1, 3, H, W) in [-1, 1] -> (1, 3, H', W') in [-1, 1]; the upscaler net takes and gives [0, 1]
-Copying  needs pixels/masks.py, pixels/pieces.py, pixels/resize.py, pixels/tiles.py
+Copying  needs pixels/luma.py, pixels/masks.py, pixels/pieces.py, pixels/resize.py, pixels/tiles.py
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .luma import luma
 from .masks import dilate, resize_mask
 from .pieces import mirrored_pieces, run_in_pieces
 from .resize import low_pass, resize, sharpen
 from .tiles import touches
 
-# Pixels. _PIECE: side of the pieces in which the upscaler is run. _CONTEXT: margin around each.
+# Pixels. _PIECE: side of the pieces in which the upscaler is run. _CONTEXT: how much of the mirrored picture
+# it sees beyond the border, and around a piece where it does not say how far it looks (`config.context`).
 # _MULTIPLE: what a piece and its margins are rounded up to; upscalers of scale 2 and 1 take no other sizes.
 _PIECE, _CONTEXT, _MULTIPLE = 256, 16, 4
 _REACH = 2  # pixels: how far the bilinear resize after the net looks
+# A picture is taken for grey where this share of its pixels has channels at most so many 8-bit levels apart.
+_GRAY_SHARE, _GRAY_LEVELS = 0.99, 8
+
+OnProgress = Callable[[int, int], None]  # done, of how many
 
 
-@torch.no_grad()
 def super_resolve(
     image: Tensor, size: tuple[int, int], mode: str, upscaler: Callable[[Tensor], Tensor] | None = None,
-    needed: Tensor | None = None,
+    needed: Tensor | None = None, on_progress: OnProgress | None = None,
 ) -> Tensor:  # fmt: skip
-    """`image` (1, 3, H, W) in [-1, 1] at `size` by "rrdb" (the `upscaler`, then bilinear), "bilinear",
-    "bicubic", "sharpen" or "none".
+    """`image` (1, 3, H, W) in [-1, 1] at `size` by "rrdb" (`enlarge_by_net`), "bilinear", "bicubic",
+    "sharpen" or "none".
 
-    "none" repeats pixels. `needed` (1, 1, H', W') is set where the result will be looked at (None:
-    everywhere): the upscaler, which takes nearly all of the time, is run on those pieces only, and elsewhere
-    the picture is bilinear. The same size comes back as it is. ValueError for "rrdb" without an upscaler, or
-    another word.
+    "none" repeats pixels. `needed` is for "rrdb". The same size comes back as it is. `on_progress(done,
+    total)` is called once, by "rrdb" more often. ValueError for "rrdb" without an upscaler, or another word.
     """
-    if tuple(image.shape[-2:]) == tuple(size):
-        return image
-    if mode == "rrdb":
+    if mode == "rrdb" and tuple(image.shape[-2:]) != tuple(size):
         if upscaler is None:
             raise ValueError(
                 "upscaling_mode is rrdb, but this model has no upscaler; use bilinear, or load one"
             )
-        needed = torch.ones_like(image[:, :1]) if needed is None else needed
-        asked = resize_mask(needed, (image.shape[-2], image.shape[-1]))
-        return resize(_in_pieces(upscaler, image / 2 + 0.5, asked) * 2 - 1, size).clamp(-1, 1)
+        return enlarge_by_net(image, size, upscaler, needed, on_progress)
+    made = _interpolated(image, size, mode)
+    if on_progress is not None:
+        on_progress(1, 1)
+    return made
+
+
+def _interpolated(image: Tensor, size: tuple[int, int], mode: str) -> Tensor:
+    if tuple(image.shape[-2:]) == tuple(size):
+        return image
     if mode in ("bilinear", "bicubic"):
         return resize(image, size, mode).clamp(-1, 1)
     if mode == "sharpen":
@@ -54,6 +63,37 @@ def super_resolve(
     if mode == "none":
         return F.interpolate(image, size=size, mode="nearest")
     raise ValueError(f"upscaling_mode is {mode!r}; expected rrdb, bilinear, bicubic, sharpen or none")
+
+
+@torch.no_grad()
+def enlarge_by_net(
+    image: Tensor, size: tuple[int, int], upscaler: Callable[[Tensor], Tensor], needed: Tensor | None = None,
+    on_progress: OnProgress | None = None,
+) -> Tensor:  # fmt: skip
+    """`image` (1, 3, H, W) in [-1, 1] at `size`, of any ratio: `upscaler`, then bilinear.
+
+    The net runs on pieces, and at the picture's own size too. `needed` (1, 1, H', W') is set where the result
+    will be looked at (None: everywhere): the net, which takes nearly all of the time, is run on those pieces
+    only, and elsewhere the picture is bilinear. `on_progress(done, total)` counts pieces, of a net with
+    blocks (`.body`) these too. Of a grey picture the net gives the luma only: it would colour it.
+    """
+    needed = torch.ones_like(image[:, :1]) if needed is None else needed
+    asked = resize_mask(needed, (image.shape[-2], image.shape[-1]))
+    made = _in_pieces(upscaler, image / 2 + 0.5, asked, on_progress or (lambda *_: None)) * 2 - 1
+    if _looks_gray(image):
+        made = _with_chroma_of(image, made)
+    return resize(made, size).clamp(-1, 1)
+
+
+def _looks_gray(image: Tensor) -> bool:
+    spread = (image.amax(1) - image.amin(1)) * 127.5
+    return bool((spread <= _GRAY_LEVELS + 0.01).float().mean() >= _GRAY_SHARE)
+
+
+def _with_chroma_of(image: Tensor, made: Tensor) -> Tensor:
+    """The luma of `made` (1, 3, H', W') with the chroma of `image`, enlarged; equal channels stay equal."""
+    from_green = resize(image - image[:, 1:2], (made.shape[-2], made.shape[-1]))
+    return luma(made) - luma(from_green) + from_green
 
 
 def low_pass_reference(reference: Tensor, input_size: tuple[int, int], mode: str) -> Tensor:
@@ -70,12 +110,15 @@ def low_pass_reference(reference: Tensor, input_size: tuple[int, int], mode: str
     return low_pass(reference, input_size)
 
 
-def _in_pieces(upscaler: Callable[[Tensor], Tensor], image: Tensor, asked: Tensor) -> Tensor:
+def _in_pieces(
+    upscaler: Callable[[Tensor], Tensor], image: Tensor, asked: Tensor, on_progress: OnProgress
+) -> Tensor:
     """The upscaler over the pieces of a picture (1, 3, H, W) in [0, 1] that `asked` touches; bilinear
     elsewhere.
     """
     asked = dilate(asked, _REACH)
-    pieces = mirrored_pieces((image.shape[-2], image.shape[-1]), _PIECE, _CONTEXT, _MULTIPLE)
+    context = getattr(getattr(upscaler, "config", None), "context", _CONTEXT)
+    pieces = mirrored_pieces((image.shape[-2], image.shape[-1]), _PIECE, context, _MULTIPLE, _CONTEXT)
     pieces = [piece for piece in pieces if touches(piece.kept, asked)]
     if not pieces:
         return image
@@ -84,7 +127,31 @@ def _in_pieces(upscaler: Callable[[Tensor], Tensor], image: Tensor, asked: Tenso
         large = resize(image, size)
         return image.clone() if large is image else large
 
-    return run_in_pieces(lambda piece: _run(upscaler, piece), image, pieces, bilinear)
+    with _counted(upscaler, len(pieces), on_progress) as run:
+        return run_in_pieces(run, image, pieces, bilinear)
+
+
+@contextmanager
+def _counted(upscaler: Any, pieces: int, on_progress: OnProgress) -> Iterator[Callable[[Tensor], Tensor]]:
+    """What runs the upscaler on one of `pieces`, in its own dtype, and counts its blocks and its end."""
+    blocks, done = list(getattr(upscaler, "body", ())), 0
+
+    def count(*_: object) -> None:
+        nonlocal done
+        done += 1
+        on_progress(done, pieces * (len(blocks) + 1))
+
+    def run(piece: Tensor) -> Tensor:
+        made = _run(upscaler, piece)
+        count()
+        return made
+
+    hooks = [block.register_forward_hook(count) for block in blocks]
+    try:
+        yield run
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def _run(upscaler: Any, image: Tensor) -> Tensor:

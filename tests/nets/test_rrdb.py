@@ -83,6 +83,7 @@ def test_upscaling_equals_the_official_wrapper_away_from_where_it_pads_with_zero
     net, x, y = wrapper_case(case)
     monkeypatch.setattr(upscale, "_PIECE", piece)
     monkeypatch.setattr(upscale, "_CONTEXT", context)
+    monkeypatch.setattr(RRDBConfig, "context", context)
     out = upscale.super_resolve(x / 127.5 - 1, (y.shape[-2], y.shape[-1]), "rrdb", net)
     assert (((out + 1) * 127.5).round() - y)[..., inside, inside].abs().max() <= 1
 
