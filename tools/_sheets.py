@@ -4,6 +4,7 @@ Sheets are (H, W, 3) uint8.
 """
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -51,6 +52,15 @@ def contact_sheet(candidates: Tensor, scores: Tensor | None, chosen: int, *, col
     width = max(row.shape[1] for row in rows)
     return np.concatenate(
         [np.pad(row, ((0, GAP), (0, width - row.shape[1]), (0, 0)), constant_values=255) for row in rows]
+    )
+
+
+def labelled_row(pictures: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Pictures (H, W, 3) of one size, side by side at that size, each with its name below."""
+    cards = [_labelled(pixels, name, framed=False) for name, pixels in pictures.items()]
+    height = max(len(card) for card in cards)  # letters differ in height
+    return _row(
+        [np.pad(card, ((0, height - len(card)), (0, 0), (0, 0)), constant_values=255) for card in cards]
     )
 
 

@@ -9,7 +9,6 @@ byte; JPEG cannot.
 
 import argparse
 import re
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ from ._cli import (
     add_lora,
     add_model_and_preset,
     add_options,
+    add_parts,
     add_result_options,
     add_shared_options,
     check_not_shadowed,
@@ -32,12 +32,16 @@ from ._cli import (
     choose_device,
     config_options,
     errors_by_flag,
+    flags_of,
     given_options,
     lora_names,
     machine_facts,
+    parts_facts,
     picture_parser,
+    print_notes,
     report_errors,
     same_file,
+    sampling_of,
     warn_of_long_prompts,
     wide,
 )
@@ -112,6 +116,7 @@ def build_parser() -> CommandParser:
     add("--compare", type=Path, metavar="FILE", help="before, the mask's outline and after, side by side")
     add = parser.add_argument_group("model and mask").add_argument
     add_lora(add, "the model")
+    add_parts(add, "a stage's result for the next stage")
     add("--invert-mask", action="store_true", help="edit where the mask is black (from alpha: opaque)")
     add("--resize-mask", action="store_true", help="accept a mask of another size, and stretch it")
     add_config_options(parser, OPTIONS, GROUPS)
@@ -135,6 +140,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with report_errors(debug=args.debug) as outcome:
         check_not_shadowed()
         job = prepare(args)
+        print_notes(job.notes, quiet=args.quiet)
         if args.dry_run:
             print("\n".join(describe(job)))
         else:
@@ -154,6 +160,7 @@ class EditJob:
     loras: "list[tuple[Lora, float]]"
     device: "torch.device"
     dtype: "torch.dtype"
+    notes: list[str]
 
 
 def prepare(args: argparse.Namespace) -> EditJob:
@@ -162,15 +169,19 @@ def prepare(args: argparse.Namespace) -> EditJob:
     ValueError or OSError, in one line.
     """
     from msbd.edit.plan import plan_edit
-    from msbd.load import plan_facts
+    from msbd.load import locate_editor, plan_facts
+    from msbd.loading.choose import choose_editor
     from msbd.loading.nets import read_lora_file
-    from weights.locate import locate
 
     check_paths(args)
     device, dtype = choose_device(args.device, args.dtype)
     with errors_by_flag(OPTIONS):
         config = edit_config(args)
-    model = locate(args.model, companions=True)
+    name, notes = args.model, []
+    if name == "auto":
+        choice = choose_editor()
+        name, notes = choice.model, [str(choice)]
+    model = locate_editor(name, upscaler=args.upscaler, vae=args.vae)
     facts = plan_facts(model)
     loras = [(read_lora_file(path), weight) for path, weight in args.lora]  # refused now, not after minutes
     with errors_by_flag(OPTIONS):
@@ -184,7 +195,23 @@ def prepare(args: argparse.Namespace) -> EditJob:
         downscale=facts.downscale,
         has_upscaler=facts.has_upscaler,
     )
-    return EditJob(photo, mask, config, plan, model, loras, device, dtype)
+    notes += unused(args, plan)
+    return EditJob(photo, mask, config, plan, model, loras, device, dtype, notes)
+
+
+def unused(args: argparse.Namespace, plan: "EditPlan") -> list[str]:
+    """A note for each thing that was asked for and does not apply."""
+    from msbd.restore.config import RestoreConfig
+
+    notes = []
+    for name, sampling in sampling_of(args.lora).items():
+        asked = flags_of(sampling, config_options(RestoreConfig, {"num_inference_steps": "--steps"}))
+        notes.append(f"{name}: made for {asked}, which tools.edit does not have; expect a worse picture")
+    if args.upscaler and plan.config.upscaling_mode != "rrdb":
+        notes.append(f"--upscaler: not used with --upscaling-mode {plan.config.upscaling_mode}")
+    elif args.upscaler and len(plan.stages) == 1:
+        notes.append("--upscaler: not used, as this edit has one stage")
+    return notes
 
 
 def edit_config(args: argparse.Namespace) -> EditConfig:
@@ -306,8 +333,7 @@ def run(args: argparse.Namespace, job: EditJob) -> None:
             icc_profile=job.photo.icc_profile,
         )
     if not args.quiet:
-        for note in result.notes:
-            print(f"note: {note}", file=sys.stderr)
+        print_notes(result.notes, quiet=False)
         written = {
             "result": args.output,
             "comparison": args.compare,
@@ -321,10 +347,10 @@ def metadata(args: argparse.Namespace, job: EditJob) -> dict[str, Any]:
     """What is needed to make the picture again; asked before the edit, as the model's files may change."""
     from msbd.load import model_hash
 
-    model = Path(args.model).name  # of a folder no more than its own name
     return {
         "prompt": args.prompt,
-        "model": model,
+        "model": Path(job.model.name).name,  # of a folder no more than its own name
+        **parts_facts(args),
         "model_hash": model_hash(job.model),
         "loras": lora_names(args.lora),
         "preset": args.preset,

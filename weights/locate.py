@@ -2,8 +2,8 @@
 
 Model    a name of registry.py; a folder of files named by their part, as weights/mini/ and `tools.models
          convert` write it; a diffusers or PASD folder; one file with several nets
-Copying  this file, canonical.py, detect.py, esrgan.py, fetch.py, files.py, hub.py, keymap.py, ldm.py,
-         lora.py, merge.py, pickles.py and registry.py; torch, safetensors, huggingface_hub
+Copying  this file, canonical.py, detect.py, esrgan.py, fetch.py, fetch_hub.py, files.py, hub.py, keymap.py,
+         ldm.py, lora.py, merge.py, ncnn.py, pickles.py and registry.py; torch, safetensors, huggingface_hub
 """
 
 import os
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from .canonical import Contents, read_contents
-from .fetch import find_local, local_files
+from .fetch import find_source, local_files, usable
 from .files import WeightsError
 from .hub import Source, find_sources, read_json, read_source, source_files, source_of
 from .registry import MODELS, find_model
@@ -21,8 +21,10 @@ from .registry import MODELS, find_model
 # In a flat folder each is in <part>.safetensors.
 PARTS = ("unet", "vae", "text_encoder", "clip", "rrdb", "controlnet")
 _TOKENIZERS = ("tokenizer.json", "tokenizer/tokenizer.json", "vocab.json", "tokenizer/vocab.json")
+# What enlarges a photograph four times, best first.
+ENLARGERS = ("realesrgan-x4plus", "realsr-df2k")
 # What editing with Stable Diffusion takes besides its own files.
-_COMPANIONS = ("clip-vit-l14", "realesrgan-x4plus")
+_COMPANIONS = ("clip-vit-l14", *ENLARGERS)
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,10 @@ class Located:
         """The source of one part. Raises WeightsError naming what the model has."""
         if set(self.nets) == {"lora"} != {part}:
             raise WeightsError(f"{self.name}: a LoRA, which changes a model and is none; take it with --lora")
+        if self.only_enlarges and part != "rrdb":
+            raise WeightsError(
+                f"{self.name}: an upscaler, no {part} there; `tools.restore` enlarges with it, other models take it with --upscaler"
+            )
         if part not in self.nets:
             raise WeightsError(
                 f"{self.name}: no {part} there; it has {', '.join(self.nets) or 'no net at all'}. Add {part}.safetensors to a folder "
@@ -67,6 +73,22 @@ class Located:
         nets.
         """
         self._read.clear()
+
+    @property
+    def only_enlarges(self) -> bool:
+        """Whether it is an upscaler and nothing else."""
+        return set(self.nets) == {"rrdb"}
+
+    def with_part(self, part: str, other: "Located") -> "Located":
+        """This model with `part` from `other` in the place of its own. WeightsError where `other` has
+        none.
+        """
+        self._read.update(other._read)
+        return replace(self, nets=dict(self.nets) | {part: other.net(part)})
+
+    def without(self, part: str) -> "Located":
+        """This model less one part."""
+        return replace(self, nets={name: source for name, source in self.nets.items() if name != part})
 
     def alone(self) -> "Located":
         """The model without its companions."""
@@ -121,6 +143,14 @@ def locate(model: str | Path, *, companions: bool = False, optional: Collection[
     return Located(str(model), nets, _tokenizer(path))
 
 
+def find_enlarger() -> Located | None:
+    """The first of ENLARGERS that is on this machine; None if none is. No network call."""
+    for name in ENLARGERS:
+        if find_source(MODELS[name].files[0]):
+            return locate(name)
+    return None
+
+
 def _named(name: str, optional: Collection[str]) -> Located:
     files = local_files(find_model(name), optional)  # with those of the models it needs
     nets = {part: Source(files[part], read_json(files[f"{part}_config"]) if f"{part}_config" in files else {})
@@ -163,7 +193,8 @@ def _with_companions(located: Located) -> Located:
         return located
     for name in _COMPANIONS:
         for file in MODELS[name].files:
-            path = find_local(file)
+            here = find_source(file)
+            path = here and (usable(*here) if here[0].package else here[1])
             if path and file.part == "tokenizer":
                 tokenizer = tokenizer or path
             elif path:

@@ -17,7 +17,7 @@ class Placement(NamedTuple):
 
     main: Move  # U-Net and ControlNet, in the dtype that was asked for
     vae: Move  # float32 where that is float16, whose range its activations exceed
-    upscaler: Move  # float32 on a CPU
+    upscaler: Move  # in that dtype too; float32 for float16 on a CPU, which only holds it
     side: Move  # text encoder and CLIP: float32 on a CPU
 
 
@@ -36,6 +36,6 @@ def make_placement(device: str | torch.device, dtype: torch.dtype) -> Placement:
         vae=lambda net: net.to(
             device, torch.float32 if dtype == torch.float16 else dtype, memory_format=layout
         ),
-        upscaler=lambda net: net.to(device, side, memory_format=layout),
+        upscaler=lambda net: net.to(device, side if dtype == torch.float16 else dtype, memory_format=layout),
         side=lambda net: net.to(device, side),
     )

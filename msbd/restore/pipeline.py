@@ -23,10 +23,17 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from samplers.guidance import classifier_free_guidance
-from samplers.schedule import Denoiser, NoiseSource, q_sample, v_prediction
+from samplers.schedule import (
+    Denoiser,
+    NoiseSource,
+    make_alphas_cumprod,
+    make_betas,
+    q_sample,
+    v_prediction,
+)
 
 from ..latents import decode, dtype_of
 from ..memory import in_batches, tiles_at_once, until_it_fits
@@ -34,7 +41,7 @@ from ..noise import noise_windows
 from ..pixels.box import Box
 from ..pixels.pieces import inner_pieces, run_in_pieces
 from ..pixels.resize import take
-from ..pixels.upscale import super_resolve
+from ..pixels.upscale import enlarge_by_net, super_resolve
 from ..progress import EditStep, reporter
 from .config import NET_FREE, ModelSpec, ResolvedRestoreConfig, RestoreConfig
 from .plan import RestorePlan, RestoreResult, plan_restore
@@ -80,34 +87,39 @@ class RestorePipeline:
     def __init__(
         self,
         *,
-        unet: nn.Module,
-        vae: Any,
-        text_encoder: Callable[[Tensor], Tensor],
-        tokenizer: Callable[[list[str]], Tensor],
-        alphas_cumprod: Tensor,
+        unet: Any = None,
+        vae: Any = None,
+        text_encoder: Any = None,
+        tokenizer: Any = None,
+        alphas_cumprod: Tensor | None = None,
         controlnet: Any = None,
         prediction_type: str = "epsilon",
         spec: ModelSpec | None = None,
-        upscaler: nn.Module | None = None,
+        upscaler: Any = None,
         tiled_vae: Callable[..., Any] | None = None,
     ) -> None:
-        """Nets and what they were trained with.
+        """Nets and what they were trained with; of an enlarger alone `upscaler` and nothing else.
 
-        `alphas_cumprod` (T,) is the schedule; `prediction_type` "epsilon" or "v_prediction" says what `unet`
-        predicts; `spec` (None: PASD's on Stable Diffusion 1.5) fills in what a config leaves open.
-        `controlnet` and `upscaler` are needed by some methods only. `tiled_vae(mode=..., encoder_tile=...,
-        decoder_tile=...)` is `vae` for pictures of any size (nets/tiled_vae.py).
+        `text_encoder` takes the ids (B, 77) that `tokenizer` makes of prompts, to (B, 77, D).
+        `alphas_cumprod` (T,) is the schedule (None: Stable Diffusion 1.x's); `prediction_type` "epsilon" or
+        "v_prediction" says what `unet` predicts; `spec` (None: PASD's on Stable Diffusion 1.5) fills in what
+        a config leaves open. `controlnet` and `upscaler` are needed by some methods only.
+        `tiled_vae(mode=..., encoder_tile=..., decoder_tile=...)` is `vae` for pictures of any size
+        (nets/tiled_vae.py).
         """
         self.unet, self.controlnet, self.vae, self.tiled_vae = unet, controlnet, vae, tiled_vae
         self.text_encoder, self.tokenizer = text_encoder, tokenizer
-        self.alphas_cumprod, self.prediction_type = alphas_cumprod, prediction_type
+        usual = make_alphas_cumprod(make_betas())
+        self.alphas_cumprod = usual if alphas_cumprod is None else alphas_cumprod
+        self.prediction_type = prediction_type
         self.spec = ModelSpec() if spec is None else spec
         self.upscaler = upscaler
 
     @property
     def device(self) -> torch.device:
         """Where the nets are."""
-        return next((parameter.device for parameter in self.unet.parameters()), torch.device("cpu"))
+        nets = (net for net in (self.unet, self.upscaler) if hasattr(net, "parameters"))
+        return next((parameter.device for net in nets for parameter in net.parameters()), torch.device("cpu"))
 
     def plan(
         self,
@@ -120,8 +132,13 @@ class RestorePipeline:
         ValueError for unsuitable options, and for a method whose net is not there.
         """
         plan = plan_restore(
-            input_size, output_size, config or RestoreConfig(), self.spec, self.vae.downscale, self.alphas_cumprod
+            input_size, output_size, config or RestoreConfig(), self.spec,
+            8 if self.vae is None else self.vae.downscale, self.alphas_cumprod,
         )  # fmt: skip
+        if plan.config.method not in NET_FREE and self.unet is None:
+            raise ValueError(
+                f"method {plan.config.method} needs a U-Net, and this model only enlarges; take method rrdb"
+            )
         if plan.config.method in ("pasd", "controlnet") and self.controlnet is None:
             raise ValueError(f"method {plan.config.method} needs a ControlNet, and this model has none")
         if plan.config.method == "rrdb" and self.upscaler is None:
@@ -167,8 +184,11 @@ class RestorePipeline:
         report, show, device = reporter(on_step, seconds), on_picture or _look_away, image.device
         image = image.to(self.device, torch.float32)  # I_lq
         if plan.config.method in NET_FREE:
-            result = super_resolve(image, plan.output_size, plan.config.method, self.upscaler)
-            report("restore", "upscale", 1, 1)
+            on_progress = partial(report, "restore", "upscale")
+            if plan.config.method == "rrdb":
+                result = enlarge_by_net(image, plan.output_size, self.upscaler, on_progress=on_progress)
+            else:
+                result = super_resolve(image, plan.output_size, "bicubic", on_progress=on_progress)
             show("result", result)
             return RestoreResult(result.to(device), plan, "", "", seconds)
 

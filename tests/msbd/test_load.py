@@ -132,12 +132,13 @@ def test_the_text_encoder_is_clips_text_half_and_shares_its_memory(bundle: Path)
         (torch.float16, torch.float16, torch.float32),
     ],
 )
-def test_the_vae_is_never_float16_and_clip_stays_float32_on_a_cpu(
+def test_vae_and_upscaler_are_never_float16_and_clip_stays_float32_on_a_cpu(
     bundle: Path, dtype: torch.dtype, unet: torch.dtype, vae: torch.dtype
 ) -> None:
     pipeline = load_edit_pipeline(bundle, dtype=dtype)
     assert (dtype_of(pipeline.unet), dtype_of(pipeline.vae)) == (unet, vae)
-    assert dtype_of(pipeline.clip) == dtype_of(pipeline.upscaler) == torch.float32
+    assert dtype_of(pipeline.clip) == torch.float32
+    assert dtype_of(pipeline.upscaler) == vae
 
 
 def test_another_dtype_is_refused(bundle: Path) -> None:
@@ -927,10 +928,12 @@ def test_a_restorer_that_predicts_v_is_told_so(
     restorer = load_restore_pipeline(whole)
     assert restorer.prediction_type == "v_prediction" and float(restorer.alphas_cumprod[-1]) == 2**-24
     assert type(restorer.unet) is PASDUNet  # the pipeline itself turns what it predicts into noise
-    line = restore_refusal(whole, base=copy)
-    assert line == f"{copy}: predicts epsilon, but {whole} v_prediction; take another base"
+    # The base below the official colour model predicts epsilon: its own layers make v of it.
+    assert load_restore_pipeline(whole, base=copy).prediction_type == "v_prediction"
     set_config(copy / "unet.safetensors", prediction_type="v_prediction")
     assert load_restore_pipeline(whole, base=copy).prediction_type == "v_prediction"
+    line = restore_refusal(restorers["whole"], base=copy)
+    assert line == f"{copy}: predicts v_prediction, but {restorers['whole']} epsilon; take another base"
 
 
 def test_what_cannot_be_a_base_is_refused(restorers: dict[str, Path], bundle: Path, tmp_path: Path) -> None:

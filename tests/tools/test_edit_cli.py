@@ -429,7 +429,7 @@ def test_wrong_usage_exits_with_2(
 
 def test_a_mask_is_required() -> None:
     with pytest.raises(SystemExit) as ended:
-        main(["-i", "a.png", "-p", "x", "-o", "b.png"])
+        main(["-i", "a.png", "-p", "x", "-o", "b.png", "--model", "mini"])
     assert ended.value.code == 2
 
 
@@ -488,8 +488,9 @@ def test_the_shadow_guard_names_the_intruder(tmp_path: Path) -> None:
             "import sys; sys.path.insert(0, sys.argv[1]); import tools.edit as e; sys.exit(e.main(sys.argv[2:]))"
         )
     )
-    words = [sys.executable, "-c", source, str(tmp_path), "-i", "a", "-m", "b", "-p", "c", "-o", "d"]
-    run = subprocess.run(words, cwd=_cli.ROOT, capture_output=True, text=True)
+    words = ["-i", "a", "-m", "b", "-p", "c", "-o", "d", "--model", "mini"]
+    command = [sys.executable, "-c", source, str(tmp_path), *words]
+    run = subprocess.run(command, cwd=_cli.ROOT, capture_output=True, text=True)
     assert (
         run.returncode == 1
         and run.stderr.startswith("error: `nets` resolves to")

@@ -16,15 +16,21 @@ import torch
 from PIL import Image, ImageCms
 
 import msbd.load
+from msbd.loading import choose
+from msbd.pixels.files import load_image
 from msbd.restore import official
 from msbd.restore.config import RestoreConfig
 from msbd.restore.pipeline import RestorePipeline
-from tests.helpers.tiny_bundle import write_pasd_folder, write_tiny_bundle
+from nets.vae import AutoencoderKL
+from tests.helpers.tiny_bundle import VAE, write_part, write_pasd_folder, write_tiny_bundle
 from tools import _cli
 from tools.restore import __main__ as command_line
 from tools.restore.__main__ import FLAGS, GROUPS, OPTIONS, PRESETS, build_parser, main, restore_config
 from weights.files import write_safetensors
+from weights.locate import ENLARGERS, Located
+from weights.registry import MODELS
 
+ROOT = Path(__file__).parents[2]
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 
 
@@ -136,7 +142,8 @@ def test_a_file_becomes_one_of_the_asked_size(
     free = "bicubic" in more or "rrdb" in more
     done = "" if free else r"(, stretched)?(, restored at \d+ x \d+)?, \d evaluations"
     assert re.fullmatch(rf".*out\.png: 15 x 12 -> {size[1]} x {size[0]}{done}, \d+\.\d s\n", out)
-    assert err == ""  # no progress bar where stderr is no terminal
+    # No progress bar where stderr is no terminal.
+    assert err.startswith("note: --") and err.count("\n") == 1 if free else err == ""
 
 
 def test_into_a_folder_goes_a_png_of_the_same_name(job: list[str], tmp_path: Path) -> None:
@@ -232,14 +239,178 @@ def test_a_comparison_shows_the_input_beside_the_result(job: list[str], tmp_path
     assert np.array_equal(sheet[:, :60], np.array(enlarged))
 
 
-def test_the_mini_bundle_is_the_default(tmp_path: Path) -> None:
+# ---- --model auto ------------------------------------------------------------------------------------------
+
+INSTALL = 'python -m pip install -e ".[enlarge]"'
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> list[str]:
+    """A command without a model, for a picture of 16 x 20 pixels."""
     write_picture(tmp_path / "in.png", 20, 16)
-    words = ["-i", str(tmp_path / "in.png"), "-o", str(tmp_path / "out.png"), "--steps", "1", "--scale", "2"]
-    assert main([*words, "--device", "cpu", "--quiet"]) == 0
+    return ["-i", str(tmp_path / "in.png"), "-o", str(tmp_path / "out.png"), "--device", "cpu"]
+
+
+def have(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
+    """Let models of these names be on this machine, as far as choosing goes."""
+    monkeypatch.setattr(choose, "is_here", lambda model, optional=(): model.name in names)
+    monkeypatch.setattr(choose, "find_local", lambda file: Path("x") if any(file in MODELS[name].files for name in names) else None)  # fmt: skip
+
+
+def test_with_nothing_here_auto_is_the_mini_bundle_and_says_how_to_get_better(
+    small: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*small, "--steps", "1", "--scale", "2"]) == 0
     assert read(tmp_path / "out.png").shape == (40, 32, 3)
+    found = stored(tmp_path / "out.png")
+    assert (found["model"], found["base"], found["method"]) == ("mini-pasd", None, "pasd")
+    note = capsys.readouterr().err
+    assert note.startswith("note: model mini-pasd: a test piece that makes photographs worse")
+    assert note.count("\n") == 1 and INSTALL in note
+
+
+@pytest.mark.parametrize(
+    "here, more, model, method, said",
+    [
+        ((), "", "mini-pasd", "pasd", INSTALL),
+        ((), "-p x", "mini-pasd", "pasd", "fetch pasd"),
+        ((), "--mode colorize", "mini-pasd-color", "pasd", "fetch pasd-light-color"),
+        ((), "--method rrdb", "mini-pasd", "rrdb", INSTALL),
+        ((), "--method bicubic", "mini", "bicubic", ""),
+        (("realesrgan-x4plus", "realsr-df2k"), "", "realesrgan-x4plus", "rrdb", "fetch pasd"),
+        (("realsr-df2k",), "", "realsr-df2k", "rrdb", "fetch pasd"),
+        (("realesrgan-x4plus",), "--steps 3", "realesrgan-x4plus", "rrdb", "fetch pasd"),
+        (("realesrgan-x4plus",), "--method rrdb", "realesrgan-x4plus", "rrdb", ""),
+        (("realesrgan-x4plus",), "--method pasd", "mini-pasd", "pasd", "fetch pasd"),
+        (("realesrgan-x4plus",), "-p x", "mini-pasd", "pasd", "fetch pasd"),
+        (("realesrgan-x4plus",), "--fidelity 1", "mini-pasd", "pasd", "fetch pasd"),
+        (("realesrgan-x4plus",), "--lora mini-style", "mini-pasd", "pasd", "fetch pasd"),
+        (("realesrgan-x4plus",), "--base mini", "mini-pasd", "pasd", "fetch pasd"),
+        (("realesrgan-x4plus",), "--mode oldphoto", "mini-pasd", "pasd", "fetch pasd"),
+        (("realesrgan-x4plus",), "--mode stylize", "mini-pasd", "pasd", "fetch pasd"),
+        (("realesrgan-x4plus", "pasd"), "", "pasd", "pasd", ""),
+        (("pasd-light",), "-p x", "pasd-light", "pasd", ""),
+        (("pasd-light-color",), "--mode colorize", "pasd-light-color", "pasd", ""),
+        (("pasd",), "--mode colorize", "mini-pasd-color", "pasd", "fetch pasd-light-color"),
+    ],
+)
+def test_auto_takes_the_best_that_can_do_it(
+    here: tuple[str, ...], more: str, model: str, method: str, said: str, small: list[str],
+    monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    have(monkeypatch, *here)
+    asked: dict[str, Any] = {}
+
+    def locate(name: str, **options: Any) -> Any:
+        asked.update(options, name=name)
+        method = options["method"] or ("rrdb" if name in ENLARGERS else "pasd")
+        return msbd.load.RestoreModel(method, Located(name, {}), None, Located(name, {}))
+
+    monkeypatch.setattr(msbd.load, "locate_restorer", locate)
+    args = build_parser().parse_args([*small, *more.split()])
+    found, notes = command_line.find_model(args, restore_config(args))
+    assert (asked["name"], found.method) == (model, method)
+    if method == "bicubic":
+        assert notes == []
+    else:
+        (note,) = notes
+        assert note.startswith(f"model {model}: ") and said in note and "\n" not in note
+        assert ("python -m" in note) == bool(said)
+
+
+@pytest.mark.parametrize("mode", ["colorize", "stylize"])
+def test_an_upscaler_has_no_other_modes(
+    mode: str, small: list[str], base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = refused([*small, "--model", str(base / "rrdb.safetensors"), "--mode", mode], capsys, tmp_path)
+    assert f"an upscaler, which has no --mode {mode}" in line
+
+
+def test_an_upscaler_alone_is_a_model_and_runs_without_any_other_net(
+    small: list[str], base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    upscaler = str(base / "rrdb.safetensors")
+    assert main([*small, "--model", upscaler]) == 0
+    assert capsys.readouterr().err == ""
+    found, pixels = stored(tmp_path / "out.png"), read(tmp_path / "out.png")
+    assert (found["model"], found["method"]) == ("rrdb.safetensors", "rrdb") and pixels.shape == (80, 64, 3)
+    for other in (["--model", str(base), "--method", "rrdb"], ["--upscaler", upscaler]):
+        assert main([*small, *other]) == 0
+        assert np.array_equal(read(tmp_path / "out.png"), pixels)
+    assert main([*small, "--model", upscaler, "--method", "pasd"]) == 1
+    assert "rrdb.safetensors: an upscaler, no controlnet there" in capsys.readouterr().err
+
+
+def test_rrdb_cleans_a_picture_at_its_own_size_too(small: list[str], base: Path, tmp_path: Path) -> None:
+    assert main([*small, "--model", str(base / "rrdb.safetensors"), "--scale", "1"]) == 0
+    result, source = read(tmp_path / "out.png"), read(tmp_path / "in.png")
+    assert result.shape == source.shape and not np.array_equal(result, source)
+
+
+def test_what_does_not_apply_is_noted(
+    small: list[str], base: Path, job: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = [
+        "--model",
+        str(base / "rrdb.safetensors"),
+        "--steps",
+        "3",
+        "-p",
+        "x",
+        "--preset",
+        "fast",
+        "--dry-run",
+    ]
+    assert main([*small, *more]) == 0
+    out, err = capsys.readouterr()
     assert (
-        stored(tmp_path / "out.png")["model"] == "mini-pasd" and stored(tmp_path / "out.png")["base"] is None
+        err.startswith("note: --preset, --prompt, --steps: not used by method rrdb") and err.count("\n") == 1
     )
+    assert "no evaluation" in out
+    assert main([*job, "--upscaler", "anything.pth", "--dry-run"]) == 0
+    assert "note: --upscaler: not used by method pasd; --method rrdb uses it" in capsys.readouterr().err
+
+
+def test_a_known_lora_brings_its_sampling_and_flags_overrule_it(job: list[str]) -> None:
+    args = build_parser().parse_args(
+        [*[word for word in job if word not in ("--steps", "2")], "--lora", "lcm-lora"]
+    )
+    config = restore_config(args)
+    assert (config.sampler, config.num_inference_steps, config.guidance_scale) == ("lcm", 4, 1.0)
+    args = build_parser().parse_args(
+        [*job, "--lora", "lcm-lora", "--preset", "fast", "--guidance-scale", "2"]
+    )
+    config = restore_config(args)
+    assert (config.sampler, config.num_inference_steps, config.guidance_scale) == ("lcm", 2, 2.0)
+    model = msbd.load.RestoreModel("pasd", Located("x", {}), None, Located("x", {}))
+    (note,) = command_line.remarks(args, model)
+    assert note.startswith("lcm-lora: --sampler lcm --steps 4 --guidance-scale 1.0, as it was made for")
+
+
+def test_another_autoencoder_is_taken(job: list[str], tmp_path: Path) -> None:
+    torch.manual_seed(9)
+    write_part(tmp_path, "vae", AutoencoderKL(VAE))
+    assert main(job) == 0
+    before = read(tmp_path / "out.png")
+    assert main([*job, "--vae", str(tmp_path / "vae.safetensors")]) == 0
+    assert not np.array_equal(read(tmp_path / "out.png"), before)
+    assert stored(tmp_path / "out.png")["vae"] == "vae.safetensors"
+
+
+@pytest.mark.enlarge
+def test_a_photograph_is_enlarged_by_real_weights_without_a_flag(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photo = load_image(ROOT / "examples" / "coffee.jpg").pixels[120:152, 300:340]
+    Image.fromarray(photo).save(tmp_path / "photo.jpg", quality=95)
+    assert main(["-i", str(tmp_path / "photo.jpg"), "-o", str(tmp_path / "large.png")]) == 0
+    assert "note: model realesrgan-x4plus: " in capsys.readouterr().err
+    found = stored(tmp_path / "large.png")
+    assert (found["model"], found["method"]) == ("realesrgan-x4plus", "rrdb")
+    large = read(tmp_path / "large.png").astype(float)
+    assert large.shape == (128, 160, 3)
+    small = np.asarray(Image.fromarray(large.astype(np.uint8)).resize((40, 32), Image.Resampling.BOX))
+    assert abs(small.astype(float) - photo).mean() < 8  # levels: it shows the same
 
 
 # ---- a folder ----------------------------------------------------------------------------------------------
@@ -494,8 +665,8 @@ def test_a_bad_option_is_refused_in_one_line(
 @pytest.mark.usefixtures("no_model")
 def test_a_share_of_no_base_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_picture(tmp_path / "in.png")
-    job = ["-i", str(tmp_path / "in.png"), "-o", str(tmp_path / "out.png"), "--base-weight", "0.5"]
-    assert "of no --base" in refused(job, capsys, tmp_path)
+    job = ["-i", str(tmp_path / "in.png"), "-o", str(tmp_path / "out.png"), "--model", "mini"]
+    assert "of no --base" in refused([*job, "--base-weight", "0.5"], capsys, tmp_path)
 
 
 @pytest.mark.usefixtures("no_model")

@@ -4,6 +4,7 @@ and nothing else.
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -152,12 +153,15 @@ def test_a_name_wins_over_a_folder_of_that_name(
     assert set(locate("./mini").nets) == BASE
 
 
-def test_a_name_of_one_file(models: Path, weights: Path) -> None:
-    line = refusal(lambda: locate("toonyou"))
-    assert "toonyou_beta3.safetensors" in line and "https://civitai.com/models/30240" in line
+def test_a_name_of_one_file(models: Path, weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    toonyou = MODELS["toonyou"]
+    files = (replace(toonyou.files[0], size=None),)  # the stand-in is smaller
+    monkeypatch.setitem(MODELS, "toonyou", replace(toonyou, files=files))
+    assert "toonyou_beta3.safetensors" in refusal(lambda: locate("toonyou"))
     shutil.copytree(models / "ldm", weights)
     file = (weights / "model.safetensors").rename(weights / "toonyou_beta3.safetensors")
-    assert "tools.models fetch toonyou" in refusal(lambda: locate("toonyou"))  # gets the tokenizer, for one
+    assert "tools.models fetch toonyou" in refusal(lambda: locate("toonyou"))  # for the tokenizer
+    assert locate("toonyou", optional=("tokenizer",)).tokenizer is None
     tokenizer = put(weights / CLIP / "tokenizer.json")
     located = locate("toonyou")
     assert paths(located) == dict.fromkeys(BASE, file) and located.tokenizer == tokenizer

@@ -6,6 +6,7 @@ python -m tools.evaluate restore       degraded scenes enlarged x4: PASD beside 
 python -m tools.evaluate fidelity      what `tools.restore --fidelity` does to them: PSNR, sharpness, input
 python -m tools.evaluate colorize      grey scenes coloured: luma, hue and colourfulness
 python -m tools.evaluate photos        real pictures: likeness to the input, sharpness, seams, seconds
+python -m tools.evaluate enlarge       photographs at a quarter of their size, enlarged: official upscalers
 python -m tools.evaluate tiles         a large picture restored in tiles beside the same in one piece
 python -m tools.evaluate style         degraded scenes restored with a base of another look
 python -m tools.evaluate degrade       pairs of clean and degraded pictures, and how fast they are made
@@ -190,6 +191,18 @@ def _add_photos(parser: Parser) -> None:
     _add_reports(parser, "every picture's values", "the results, and sheets of input | results,")
 
 
+def _add_enlarge(parser: Parser) -> None:
+    add = parser.add_argument
+    add("-i", "--image", type=Path, nargs="+", metavar="PATH",
+        help="pictures, or folders of some (default: four photographs of scikit-image)")  # fmt: skip
+    _add_model(parser)
+    add("--upscalers", nargs="*", default=["realesrgan-x4plus", "realsr-df2k"], metavar="MODEL",
+        help="names, folders or files (default: realesrgan-x4plus realsr-df2k)")  # fmt: skip
+    _add_steps(parser, 20)
+    add("--fidelity", type=finite, default=1.0, metavar="X", help="of PASD (default: 1)")
+    _add_reports(parser, "every picture's values", "the results, and rows of truth | results,")
+
+
 def _add_tiles(parser: Parser) -> None:
     add = parser.add_argument
     add("-i", "--image", type=Path, metavar="FILE", help="a photo to do it with, too")
@@ -268,6 +281,8 @@ JOBS: dict[str, tuple[Callable[[Parser], None], str, str]] = {
     "colorize": (_add_colorize, "dial.colorize", "luma, hue, colourfulness of coloured grey scenes"),
     "photos": (_add_photos, "photos.photos",
                "real pictures restored, beside interpolation and the upscaler: what needs no truth"),
+    "enlarge": (_add_enlarge, "enlarge.enlarge",
+                "photographs reduced to a quarter and enlarged again, by official upscalers too"),
     "tiles": (_add_tiles, "photos.tiles", "what tiles of the latent do to a scene, grey, a gradient, photos"),
     "style": (_add_style, "style.style", "edges kept and style gained, of other bases and LoRAs under PASD"),
     "degrade": (_add_degrade, "degrade.degrade",

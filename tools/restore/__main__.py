@@ -3,8 +3,9 @@
   python -m tools.restore -i photo.jpg -o restored.png
   python -m tools.restore -i album -o restored --scale 2 --fidelity 0.8 --compare looks
   python -m tools.restore -i gray.png -o coloured.png --mode colorize -p "a red house on grass"
-  python -m tools.restore -i photo.png -o drawn.png --mode stylize --lora mini-style:1
+  python -m tools.restore -i photo.png -o drawn.png --mode stylize --lora mini-style:1 --model mini
 
+Enlarging alone is done by PASD where its weights are here, else by Real-ESRGAN; all else by PASD.
 --fidelity goes from 0, which invents detail, to 1, which keeps to what is there (shown in docs/restore.md).
 """
 
@@ -26,6 +27,7 @@ from .._cli import (
     add_lora,
     add_model_and_preset,
     add_options,
+    add_parts,
     add_result_options,
     add_shared_options,
     check_not_shadowed,
@@ -34,12 +36,16 @@ from .._cli import (
     errors_by_flag,
     expected_failure,
     finite,
+    flags_of,
     given_options,
     lora_names,
     machine_facts,
+    parts_facts,
     picture_parser,
     picture_size,
+    print_notes,
     report_errors,
+    sampling_of,
     warn_of_long_prompts,
     wide,
 )
@@ -126,6 +132,7 @@ def build_parser() -> CommandParser:
         help="its share where the model has a base of its own, 0 to 1 (default: 1)",
     )
     add_lora(add, "the base")
+    add_parts(add, "with --method rrdb")
     add(
         "--high-level-info",
         type=kinds_of,
@@ -165,6 +172,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with report_errors(debug=args.debug, memory=MEMORY) as outcome:
         check_not_shadowed()
         job = prepare(args)
+        print_notes(job.notes, quiet=args.quiet)
         failed = describe(args, job) if args.dry_run else run(args, job)
         if failed:
             raise ValueError(f"{failed} of {len(job.tasks)} pictures failed; see above")
@@ -186,6 +194,7 @@ class RestoreJob:
     kinds: "tuple[Kind, ...]"
     device: "torch.device"
     dtype: "torch.dtype"
+    notes: list[str]
 
 
 def prepare(args: argparse.Namespace) -> RestoreJob:
@@ -193,8 +202,7 @@ def prepare(args: argparse.Namespace) -> RestoreJob:
 
     ValueError or OSError, in one line.
     """
-    from msbd.load import locate_restorer, restore_facts
-    from msbd.loading.captions import available, load_captioners
+    from msbd.load import restore_facts
     from msbd.loading.nets import read_lora_file
     from msbd.restore.plan import plan_restore
 
@@ -207,20 +215,20 @@ def prepare(args: argparse.Namespace) -> RestoreJob:
     if args.base is None and args.base_weight != 1:
         raise ValueError(f"--base-weight is {args.base_weight}, but of no --base; give one")
     with errors_by_flag(OPTIONS):
-        config = restore_config(args)
-    model = locate_restorer(args.model, mode=args.mode, method=config.method, base=args.base)
+        given = restore_config(args)
+    model, notes = find_model(args, given)
+    config = replace(given, method=model.method)
     facts = restore_facts(model)
     with errors_by_flag(OPTIONS):
         plan_restore((64, 64), None, config, **vars(facts))  # what suits no picture
-    loras = [(read_lora_file(path), weight) for path, weight in args.lora]  # refused now, not after minutes
-    kinds = args.high_level_info
-    if kinds is None:
-        kinds = available() if facts.spec.uses_prompts and config.method not in NET_FREE else ()
-    elif kinds:
-        there = available()
-        if missing := [kind for kind in kinds if kind not in there]:
-            load_captioners(missing)  # says what it lacks
-    job = RestoreJob(tasks, config, model, loras, facts, tuple(kinds), device, dtype)
+    notes += remarks(args, model)
+    loras: list[tuple[Lora, float]] = []
+    kinds: tuple[Kind, ...] = ()
+    if config.method not in NET_FREE:
+        # Refused now, not after minutes.
+        loras = [(read_lora_file(path), weight) for path, weight in args.lora]
+        kinds = kinds_to_recognise(args, facts)
+    job = RestoreJob(tasks, config, model, loras, facts, kinds, device, dtype, notes)
     if not args.image.is_dir():
         plan_picture(args, job, tasks[0])
     if args.skip_existing:
@@ -228,8 +236,73 @@ def prepare(args: argparse.Namespace) -> RestoreJob:
     return job
 
 
+def find_model(args: argparse.Namespace, config: RestoreConfig) -> "tuple[RestoreModel, list[str]]":
+    """The model that runs, and what to tell of the choice. WeightsError as `locate_restorer`, ValueError for
+    a mode that it has not.
+    """
+    from msbd.load import BASE_PARTS, locate_restorer
+    from msbd.loading.choose import choose_restorer, choose_upscaler
+
+    given = given_options(args, OPTIONS)
+    method = given.get("method")
+    name, notes = args.model, []
+    if name == "auto" and (method in NET_FREE or (method is None and args.upscaler)):
+        method = method or "rrdb"
+        name = "mini"
+        if method == "rrdb" and args.upscaler is None:
+            choice = choose_upscaler()
+            name, notes = choice.model, [str(choice)]
+    elif name == "auto":
+        asked = method or args.prompt or args.lora or args.base or "fidelity" in given
+        enlarge = args.mode == "sr" and not asked
+        choice = choose_restorer(mode=args.mode, enlarge=enlarge, optional=BASE_PARTS if args.base else ())
+        name, notes = choice.model, [str(choice)]
+    model = locate_restorer(
+        name, mode=args.mode, method=method, base=args.base, upscaler=args.upscaler, vae=args.vae
+    )
+    if method is None and model.method == "rrdb" and config.mode in ("stylize", "colorize"):
+        raise ValueError(
+            f"{name}: an upscaler, which has no --mode {config.mode}; take a model of PASD's, as --model pasd is"
+        )
+    return model, notes
+
+
+def remarks(args: argparse.Namespace, model: "RestoreModel") -> list[str]:
+    """Notes on what LoRAs set, and on what was asked for and does not apply to the method."""
+    if model.method not in NET_FREE:
+        notes = [
+            f"{name}: {flags_of(sampling, OPTIONS)}, as it was made for; your own flags come first"
+            for name, sampling in sampling_of(args.lora).items()
+        ]
+        unused = [f"--upscaler: not used by method {model.method}; --method rrdb uses it"]
+        return notes + (unused if args.upscaler else [])
+    fields = given_options(args, OPTIONS).keys() - {"mode", "method", "seed"}
+    flags = {OPTIONS[name].flag for name in fields}
+    others = ("prompt", "lora", "vae", "high_level_info")
+    flags |= {f"--{name.replace('_', '-')}" for name in others if getattr(args, name)}
+    flags |= {"--preset"} if args.preset != "paper" else set()
+    flags |= {"--upscaler"} if args.upscaler and model.method == "bicubic" else set()
+    flags |= {"--base"} if args.base and (model.method == "bicubic" or args.upscaler) else set()
+    if not flags:
+        return []
+    told = ", ".join(sorted(flags))
+    return [f"{told}: not used by method {model.method}, which has no diffusion; --method pasd uses them"]
+
+
+def kinds_to_recognise(args: argparse.Namespace, facts: "RestoreFacts") -> "tuple[Kind, ...]":
+    """What to recognise in the picture: as asked, or else what this machine can, where prompts help."""
+    from msbd.loading.captions import available, load_captioners
+
+    there = available()
+    if args.high_level_info is None:
+        return there if facts.spec.uses_prompts else ()
+    if missing := [kind for kind in args.high_level_info if kind not in there]:
+        load_captioners(missing)  # says what it lacks
+    return args.high_level_info
+
+
 def restore_config(args: argparse.Namespace) -> RestoreConfig:
-    """The preset's options, overruled by the flags that were given."""
+    """The preset's options, overruled by what a known LoRA was made for, and that by the flags."""
     from msbd.restore.official import OPTIONS as OFFICIAL
 
     preset = OFFICIAL if args.preset == "official" else PRESETS[args.preset]
@@ -237,6 +310,8 @@ def restore_config(args: argparse.Namespace) -> RestoreConfig:
     tile, overlap = (given.get(name) for name in ("latent_tiled_size", "latent_tiled_overlap"))
     if tile is not None and overlap is not None and overlap >= tile:  # in pixels, as they were given
         raise ValueError(f"--tile-overlap is {CELL * overlap}; expected less than --tile, {CELL * tile}")
+    for sampling in sampling_of(args.lora).values():
+        preset = preset | sampling
     return RestoreConfig(**{**preset, **given})
 
 
@@ -251,6 +326,9 @@ def describe(args: argparse.Namespace, job: RestoreJob) -> int:
         print(f"{head}{task.image.name}: {plan_text(plan)}")
 
     failed = for_each(args, job, plan_one)
+    if job.config.method in NET_FREE:
+        print(f"in all no evaluation: method {job.config.method} has no diffusion")
+        return failed
     unguided = job.config.for_model(job.facts.spec).guidance_scale == 1
     print(f"in all {total:,} evaluations, {'without guidance' if unguided else 'each for both prompts'}")
     return failed
@@ -309,9 +387,8 @@ def run(args: argparse.Namespace, job: RestoreJob) -> int:
     if not job.tasks:
         return 0
     pipeline = load_restore_pipeline(
-        job.model, method=job.config.method, base_weight=args.base_weight,
-        loras=job.loras, device=job.device, dtype=job.dtype,
-    )  # fmt: skip
+        job.model, base_weight=args.base_weight, loras=job.loras, device=job.device, dtype=job.dtype
+    )
     models = load_captioners(job.kinds, job.device) if job.kinds else {}
     facts = None if args.no_metadata else metadata(args, job)
     if args.image.is_dir():
@@ -323,8 +400,7 @@ def run(args: argparse.Namespace, job: RestoreJob) -> int:
         result = restore_one(args, job, task, pipeline, models, facts)
         if args.quiet:
             return
-        for note in result.notes:
-            print(f"note: {note}", file=sys.stderr)
+        print_notes(result.notes, quiet=False)
         print(f"{head}{task.output}: {plan_text(result.plan)}, {time.perf_counter() - start:.1f} s")
 
     return for_each(args, job, restore_and_tell)
@@ -372,12 +448,13 @@ def restore_one(
 
 def metadata(args: argparse.Namespace, job: RestoreJob) -> dict[str, Any]:
     """What is needed to make the picture again, but the settings themselves."""
-    from msbd.load import model_hash, restorer_name
+    from msbd.load import model_hash
 
-    base = job.model.base
+    base, own = job.model.base, job.model.own
     return {
-        "model": Path(restorer_name(args.model, args.mode)).name,  # of a folder no more than its own name
-        "model_hash": model_hash(job.model.own),
+        "model": Path(own.name).name if own.nets else None,  # of a folder no more than its own name
+        "model_hash": model_hash(own) if own.nets else None,
+        **parts_facts(args),
         "base": base and f"{Path(args.base).name}:{args.base_weight:g} ({model_hash(base)})",
         "loras": lora_names(args.lora),
         "preset": args.preset,
