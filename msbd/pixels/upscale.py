@@ -6,7 +6,7 @@ Tensors  image (1, 3, H, W) in [-1, 1] -> (1, 3, H', W') in [-1, 1]; the upscale
 Copying  needs pixels/luma.py, pixels/masks.py, pixels/pieces.py, pixels/resize.py, pixels/tiles.py
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .luma import luma
 from .masks import dilate, resize_mask
-from .pieces import mirrored_pieces, run_in_pieces
+from .pieces import Piece, mirrored_pieces, run_in_pieces
 from .resize import low_pass, resize, sharpen
 from .tiles import touches
 
@@ -68,18 +68,22 @@ def _interpolated(image: Tensor, size: tuple[int, int], mode: str) -> Tensor:
 @torch.no_grad()
 def enlarge_by_net(
     image: Tensor, size: tuple[int, int], upscaler: Callable[[Tensor], Tensor], needed: Tensor | None = None,
-    on_progress: OnProgress | None = None,
+    on_progress: OnProgress | None = None, *, piece: int | None = None, context: int | None = None,
 ) -> Tensor:  # fmt: skip
     """`image` (1, 3, H, W) in [-1, 1] at `size`, of any ratio: `upscaler`, then bilinear.
 
     The net runs on pieces, and at the picture's own size too. `needed` (1, 1, H', W') is set where the result
     will be looked at (None: everywhere): the net, which takes nearly all of the time, is run on those pieces
-    only, and elsewhere the picture is bilinear. `on_progress(done, total)` counts pieces, of a net with
-    blocks (`.body`) these too. Of a grey picture the net gives the luma only: it would colour it.
+    only, and elsewhere the picture is bilinear. `piece` is their side (None: 256), `context` what is seen
+    around each (None: as the net's config says), in pixels of `image`. `on_progress(done, total)` counts
+    pieces, of a net with blocks (`.body`) these too. Of a grey picture the net gives the luma only: it would
+    colour it.
     """
     needed = torch.ones_like(image[:, :1]) if needed is None else needed
     asked = resize_mask(needed, (image.shape[-2], image.shape[-1]))
-    made = _in_pieces(upscaler, image / 2 + 0.5, asked, on_progress or (lambda *_: None)) * 2 - 1
+    around = getattr(getattr(upscaler, "config", None), "context", _CONTEXT) if context is None else context
+    pieces = mirrored_pieces((image.shape[-2], image.shape[-1]), piece or _PIECE, around, _MULTIPLE, _CONTEXT)
+    made = _in_pieces(upscaler, image / 2 + 0.5, pieces, asked, on_progress or (lambda *_: None)) * 2 - 1
     if _looks_gray(image):
         made = _with_chroma_of(image, made)
     return resize(made, size).clamp(-1, 1)
@@ -111,14 +115,13 @@ def low_pass_reference(reference: Tensor, input_size: tuple[int, int], mode: str
 
 
 def _in_pieces(
-    upscaler: Callable[[Tensor], Tensor], image: Tensor, asked: Tensor, on_progress: OnProgress
-) -> Tensor:
-    """The upscaler over the pieces of a picture (1, 3, H, W) in [0, 1] that `asked` touches; bilinear
+    upscaler: Callable[[Tensor], Tensor], image: Tensor, pieces: Sequence[Piece], asked: Tensor,
+    on_progress: OnProgress,
+) -> Tensor:  # fmt: skip
+    """The upscaler over those pieces of a picture (1, 3, H, W) in [0, 1] that `asked` touches; bilinear
     elsewhere.
     """
     asked = dilate(asked, _REACH)
-    context = getattr(getattr(upscaler, "config", None), "context", _CONTEXT)
-    pieces = mirrored_pieces((image.shape[-2], image.shape[-1]), _PIECE, context, _MULTIPLE, _CONTEXT)
     pieces = [piece for piece in pieces if touches(piece.kept, asked)]
     if not pieces:
         return image

@@ -5,7 +5,6 @@ import torch
 from torch import Tensor, nn
 
 from msbd.load import load_restore_pipeline
-from msbd.pixels import upscale
 from msbd.pixels.files import load_image, to_pixels
 from msbd.pixels.pieces import mirrored_pieces
 from msbd.pixels.upscale import enlarge_by_net, super_resolve
@@ -81,11 +80,10 @@ def test_pieces_see_their_context_and_a_rim_of_the_mirrored_picture() -> None:
     assert {(p.seen.left, p.seen.width) for p in pieces} == {(-16, 104)}  # 70 + 2 x 16, to a multiple of 4
 
 
-def test_progress_goes_through_the_blocks_of_every_piece(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(upscale, "_PIECE", 16)
+def test_progress_goes_through_the_blocks_of_every_piece() -> None:
     net, told = coloured_net(num_block=3), []
     made = enlarge_by_net(
-        torch.rand(1, 3, 16, 32) * 2 - 1, (64, 128), net, on_progress=lambda *at: told.append(at)
+        torch.rand(1, 3, 16, 32) * 2 - 1, (64, 128), net, on_progress=lambda *at: told.append(at), piece=16
     )
     assert told == [(number, 8) for number in range(1, 9)]  # 2 pieces of 3 blocks and an end
     assert not any(block._forward_hooks for block in net.body) and made.shape == (1, 3, 64, 128)
@@ -111,14 +109,11 @@ def photo() -> Tensor:
 
 @pytest.mark.enlarge
 @pytest.mark.parametrize("name", OFFICIAL)
-def test_a_seam_of_the_official_nets_does_not_show(
-    name: str, photo: Tensor, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_seam_of_the_official_nets_does_not_show(name: str, photo: Tensor) -> None:
     """Issue 15's measure: means within 4 pixels of the input, the step across the seam beside the whole's."""
     net = load_restore_pipeline(name).upscaler
     whole = enlarge_by_net(photo, (192, 640), net)
-    monkeypatch.setattr(upscale, "_PIECE", 80)
-    tiled = enlarge_by_net(photo, (192, 640), net)
+    tiled = enlarge_by_net(photo, (192, 640), net, piece=80)
     difference = (tiled - whole).abs() * 127.5
     assert 0 < difference.max() <= 8 and difference[..., 304:336].mean() <= 1
 

@@ -1,6 +1,8 @@
-"""`python -m tools.evaluate enlarge`: photographs of known truth, reduced to a quarter and enlarged again.
+"""`python -m tools.evaluate enlarge | seams`: photographs enlarged, by official upscalers too.
 
-By interpolation, by the mini bundle's upscaler and PASD, and by official upscalers.
+enlarge  photographs of known truth, reduced to a quarter and enlarged again: by interpolation, by the mini
+         bundle's upscaler and PASD, by other upscalers
+seams    a strip enlarged in two pieces beside the same in one, by how much a piece sees around itself
 """
 
 import argparse
@@ -8,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 from torch import Tensor
 from tqdm import tqdm
@@ -16,6 +19,7 @@ from msbd.load import load_restore_pipeline
 from msbd.pixels.files import load_image, save_image, to_pixels
 from msbd.pixels.metrics import gmsd, psnr, sharpness, ssim
 from msbd.pixels.resize import resize
+from msbd.pixels.upscale import enlarge_by_net
 from msbd.restore.config import RestoreConfig
 
 from .._cli import choose_device
@@ -134,3 +138,52 @@ def write_pictures(folder: Path, stem: str, made: Mapping[str, Tensor]) -> None:
     for name, one in pixels.items():
         save_image(one, folder / f"{stem}, {name}.png")
     save_image(labelled_row(pixels), folder / f"{stem}.png")
+
+
+# ---- seams -------------------------------------------------------------------------------------------------
+
+STRIP, NEAR = (48, 160), 4  # (H, W) of a strip, cut in its middle; pixels beside the cut that count as near
+
+
+def seams(args: argparse.Namespace) -> str:
+    """The middle of every picture by every upscaler and context: the table. ValueError, WeightsError."""
+    device, dtype = choose_device(args.device, args.dtype)
+    paths = find_pictures(args.image or scikit_photographs())
+    strips = [middle(load_image(path, to_srgb=True).image, STRIP).to(device) for path in paths]
+    rows: list[dict[str, str | float]] = []
+    for name in tqdm(args.upscalers, "upscalers", disable=True if args.quiet else None, leave=False):
+        net = load_restore_pipeline(name, method="rrdb", device=device, dtype=dtype).upscaler
+        found = [seam(net, strip, args.context) for strip in strips]
+        for number, context in enumerate(args.context):
+            near, most, steps = zip(*(of_strip[number] for of_strip in found), strict=True)
+            values = {"near": max(near), "most": max(most), "step": max(steps)}
+            rows.append({"upscaler": Path(name).name, "context": context, **values})
+    if args.json:
+        write_json(args.json, [], settings=settings_of(args), results=rows)
+    heads = ["", "context, px", "mean near the seam, levels", "largest", "step, of the whole's"]
+    lines = [[str(v) if isinstance(v, str | int) else f"{v:.2f}" for v in row.values()] for row in rows]
+    return table([heads, *lines])
+
+
+def middle(image: Tensor, size: tuple[int, int]) -> Tensor:
+    """The middle of `image` (1, 3, H, W), `size` large or as large as it is."""
+    high, wide = (min(one, other) for one, other in zip(size, image.shape[-2:], strict=True))
+    top, left = (image.shape[-2] - high) // 2, (image.shape[-1] - wide) // 2
+    return image[..., top : top + high, left : left + wide]
+
+
+def seam(net: Any, strip: Tensor, contexts: Sequence[int]) -> list[tuple[float, float, float]]:
+    """For each context: the mean |difference| to the strip in one piece within NEAR pixels of the cut, the
+    largest anywhere, both in 8-bit levels, and the step across the cut over that of the one piece.
+    """
+    high, wide = strip.shape[-2:]
+    size, cut = (SCALE * high, SCALE * wide), SCALE * (wide // 2)
+    whole = enlarge_by_net(strip, size, net, piece=wide)
+    found = []
+    for context in contexts:
+        made = enlarge_by_net(strip, size, net, piece=wide // 2, context=context)
+        off = (made - whole).abs() * 127.5
+        near = off[..., cut - SCALE * NEAR : cut + SCALE * NEAR].mean()
+        step, usual = ((one[..., cut] - one[..., cut - 1]).abs().mean() for one in (made, whole))
+        found.append((near.item(), off.max().item(), (step / usual).item()))
+    return found
