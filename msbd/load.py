@@ -161,13 +161,12 @@ def locate_restorer(
     if method == "rrdb":
         enlarger = _find_enlarger(*(name, base) if upscaler is None else (upscaler,))
         return RestoreModel(method, enlarger, None, enlarger)
+    own = locate(name, companions=True, optional=() if base is None else BASE_PARTS)
+    if method is None and own.only_enlarges:
+        return locate_restorer(model, mode=mode, method="rrdb", upscaler=upscaler)
     if base is None:
-        own = both = locate(name, companions=True)
-        other = None
-        if method is None and own.only_enlarges:
-            return locate_restorer(model, mode=mode, method="rrdb", upscaler=upscaler)
+        other, both = None, own
     else:
-        own = locate(name, companions=True, optional=BASE_PARTS)
         # PASD brings a tokenizer; where it does not, its absence is told when it is loaded.
         other = locate(base, companions=True, optional=("tokenizer", "tokenizer_merges"))
         other.net("unet")  # a LoRA has none

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from weights.registry import MODELS, needed_files
+
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md")] + [
     *sorted((ROOT / "docs").glob("*.md")),
@@ -203,6 +205,14 @@ def test_flags_named_in_pages_exist(page: Path) -> None:
         if span[0] == "-"
     }
     assert not named - known, f"{name_of(page)} names {sorted(named - known)}, which no command has"
+
+
+def test_the_readme_says_what_fetching_pasd_brings() -> None:
+    """models-checked.md P9: PASD has a U-Net of its own, and Stable Diffusion is not there afterwards."""
+    needed = {(file.part, file.repo) for file in needed_files(MODELS["pasd"])}
+    assert not {part for part, repo in needed if part in ("unet", "all") and repo != "yangtao9009/PASD"}
+    readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    assert "`fetch pasd` does not bring Stable Diffusion itself" in readme
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if name_of(page) not in UNWRAPPED], ids=name_of)

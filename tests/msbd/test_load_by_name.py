@@ -1,6 +1,7 @@
 """What a first user names: a base, an upscaler, an autoencoder; and what the machine has of its own."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from tests.helpers.tiny_bundle import (
 )
 from weights.files import WeightsError, read_state_dict
 from weights.locate import locate
+from weights.registry import MODELS
 
 PERSONAL = {
     "toonyou": "toonyou_beta3.safetensors",
@@ -136,6 +138,25 @@ def test_the_named_upscaler_comes_first_then_the_models_the_bases_and_this_machi
     net_of(tmp_path / "mine.pth")
     assert source(base=bundle) == bundle / "rrdb.safetensors"
     assert source(base=bundle, upscaler=tmp_path / "mine.pth") == tmp_path / "mine.pth"
+
+
+@pytest.mark.parametrize("name", ["pasd", "pasd-light-color"])
+def test_a_named_model_without_an_upscaler_takes_this_machines(name: str, pasd: Path, weights: Path) -> None:
+    """models-checked.md P3: `fetch realesrgan-x4plus` was told again and again, and never looked at."""
+    for file in MODELS[name].files:
+        if file.part in ("unet", "controlnet"):
+            target = weights / str(file.repo) / file.file
+            shutil.copytree(pasd / file.part, target.parent)
+    shutil.copytree(pasd / "scheduler", weights / "yangtao9009/PASD/pasd_light_color/scheduler")
+    with pytest.raises(WeightsError, match="none is on this machine"):
+        load_restore_pipeline(name, method="rrdb")
+    net = net_of(weights / "small.pth")
+    file = MODELS["realesrgan-x4plus"].files[0]
+    stand_in = replace(file, file="small.pth", size=(weights / "small.pth").stat().st_size)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(MODELS, "realesrgan-x4plus", replace(MODELS["realesrgan-x4plus"], files=(stand_in,)))
+        pipe = load_restore_pipeline(name, method="rrdb")
+    assert pipe.upscaler is not None and pipe.upscaler.config == net.config
 
 
 def test_an_edit_takes_another_upscaler_and_autoencoder(bundle: Path, tmp_path: Path) -> None:

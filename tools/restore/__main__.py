@@ -244,18 +244,21 @@ def find_model(args: argparse.Namespace, config: RestoreConfig) -> "tuple[Restor
     from msbd.loading.choose import choose_restorer, choose_upscaler
 
     given = given_options(args, OPTIONS)
-    method = given.get("method")
+    auto = args.model == "auto"
+    method = given.get("method", "rrdb" if auto and args.upscaler else None)
     name, notes = args.model, []
-    if name == "auto" and (method in NET_FREE or (method is None and args.upscaler)):
-        method = method or "rrdb"
-        name = "mini"
-        if method == "rrdb" and args.upscaler is None:
+    if auto and (method == "bicubic" or (method == "rrdb" and args.upscaler)):
+        name = "mini"  # of which nothing is used
+    elif auto:
+        enlarges = args.mode == "sr" and not (args.prompt or args.lora or args.base or "fidelity" in given)
+        if method == "rrdb":
             choice = choose_upscaler()
-            name, notes = choice.model, [str(choice)]
-    elif name == "auto":
-        asked = method or args.prompt or args.lora or args.base or "fidelity" in given
-        enlarge = args.mode == "sr" and not asked
-        choice = choose_restorer(mode=args.mode, enlarge=enlarge, optional=BASE_PARTS if args.base else ())
+        else:
+            choice = choose_restorer(
+                mode=args.mode,
+                enlarge=enlarges and method is None,
+                optional=BASE_PARTS if args.base else (),
+            )
         name, notes = choice.model, [str(choice)]
     model = locate_restorer(
         name, mode=args.mode, method=method, base=args.base, upscaler=args.upscaler, vae=args.vae
@@ -282,7 +285,7 @@ def remarks(args: argparse.Namespace, model: "RestoreModel") -> list[str]:
     flags |= {f"--{name.replace('_', '-')}" for name in others if getattr(args, name)}
     flags |= {"--preset"} if args.preset != "paper" else set()
     flags |= {"--upscaler"} if args.upscaler and model.method == "bicubic" else set()
-    flags |= {"--base"} if args.base and (model.method == "bicubic" or args.upscaler) else set()
+    flags |= {"--base"} if args.base and model.own.name != args.base else set()
     if not flags:
         return []
     told = ", ".join(sorted(flags))
