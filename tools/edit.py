@@ -11,6 +11,7 @@ import argparse
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +37,7 @@ from ._cli import (
     given_options,
     lora_names,
     machine_facts,
-    parts_facts,
+    part_name,
     picture_parser,
     print_notes,
     report_errors,
@@ -116,7 +117,7 @@ def build_parser() -> CommandParser:
     add("--compare", type=Path, metavar="FILE", help="before, the mask's outline and after, side by side")
     add = parser.add_argument_group("model and mask").add_argument
     add_lora(add, "the model")
-    add_parts(add, "a stage's result for the next stage")
+    add_parts(add, "the net that enlarges one stage's result for the next")
     add("--invert-mask", action="store_true", help="edit where the mask is black (from alpha: opaque)")
     add("--resize-mask", action="store_true", help="accept a mask of another size, and stretch it")
     add_config_options(parser, OPTIONS, GROUPS)
@@ -207,11 +208,17 @@ def unused(args: argparse.Namespace, plan: "EditPlan") -> list[str]:
     for name, sampling in sampling_of(args.lora).items():
         asked = flags_of(sampling, config_options(RestoreConfig, {"num_inference_steps": "--steps"}))
         notes.append(f"{name}: made for {asked}, which tools.edit does not have; expect a worse picture")
-    if args.upscaler and plan.config.upscaling_mode != "rrdb":
-        notes.append(f"--upscaler: not used with --upscaling-mode {plan.config.upscaling_mode}")
-    elif args.upscaler and len(plan.stages) == 1:
-        notes.append("--upscaler: not used, as this edit has one stage")
+    if args.upscaler and not upscales(args, plan):
+        mode = plan.config.upscaling_mode
+        why = f"with --upscaling-mode {mode}" if mode != "rrdb" else "in this edit, no stage of which grows"
+        notes.append(f"--upscaler: not used {why}")
     return notes
+
+
+def upscales(args: argparse.Namespace, plan: "EditPlan") -> bool:
+    """Whether --upscaler was given and is used."""
+    grows = any(after.size != before.size for before, after in pairwise(plan.stages))
+    return bool(args.upscaler) and grows and plan.config.upscaling_mode == "rrdb"
 
 
 def edit_config(args: argparse.Namespace) -> EditConfig:
@@ -350,7 +357,10 @@ def metadata(args: argparse.Namespace, job: EditJob) -> dict[str, Any]:
     return {
         "prompt": args.prompt,
         "model": Path(job.model.name).name,  # of a folder no more than its own name
-        **parts_facts(args),
+        "vae": part_name(args.vae, job.model.net("vae").path) if args.vae else None,
+        "upscaler": part_name(args.upscaler, job.model.net("rrdb").path)
+        if upscales(args, job.plan)
+        else None,
         "model_hash": model_hash(job.model),
         "loras": lora_names(args.lora),
         "preset": args.preset,

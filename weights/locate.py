@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from .canonical import Contents, read_contents
-from .fetch import find_source, local_files, usable
+from .fetch import find_spare, local_files
 from .files import WeightsError
 from .hub import Source, find_sources, read_json, read_source, source_files, source_of
 from .registry import MODELS, find_model
@@ -44,7 +44,8 @@ class Located:
             raise WeightsError(f"{self.name}: a LoRA, which changes a model and is none; take it with --lora")
         if self.only_enlarges and part != "rrdb":
             raise WeightsError(
-                f"{self.name}: an upscaler, no {part} there; `tools.restore` enlarges with it, other models take it with --upscaler"
+                f"{self.name}: an upscaler and nothing else, no {part} there; it enlarges with --method rrdb, and for "
+                "another model with --upscaler"
             )
         if part not in self.nets:
             raise WeightsError(
@@ -140,14 +141,15 @@ def locate(model: str | Path, *, companions: bool = False, optional: Collection[
             f"{path}: no model's folder; expected a diffusers folder (unet/, vae/, text_encoder/), or files named "
             f"{', '.join(file.name for file in flat.values())}"
         )
-    return Located(str(model), nets, _tokenizer(path))
+    found = Located(str(model), nets, _tokenizer(path))
+    return _with_companions(found) if companions else found
 
 
 def find_enlarger() -> Located | None:
-    """The first of ENLARGERS that is on this machine; None if none is. No network call."""
+    """The first of ENLARGERS that is on this machine; None if none is, or can be used. No network call."""
     for name in ENLARGERS:
-        if find_source(MODELS[name].files[0]):
-            return locate(name)
+        if path := find_spare(MODELS[name].files[0]):
+            return Located(name, {"rrdb": Source(path)})
     return None
 
 
@@ -155,6 +157,7 @@ def _named(name: str, optional: Collection[str]) -> Located:
     files = local_files(find_model(name), optional)  # with those of the models it needs
     nets = {part: Source(files[part], read_json(files[f"{part}_config"]) if f"{part}_config" in files else {})
             for part in PARTS if part in files}  # fmt: skip
+    nets |= {"lora": Source(files["lora"])} if "lora" in files else {}
     read: dict[Path, Contents] = {}
     if "all" in files:
         nets = _one_file(files["all"], read) | nets
@@ -191,14 +194,14 @@ def _with_companions(located: Located) -> Located:
     nets, tokenizer = dict(located.nets), located.tokenizer
     if "unet" not in nets:  # a part alone, which nobody edits with
         return located
-    for name in _COMPANIONS:
-        for file in MODELS[name].files:
-            here = find_source(file)
-            path = here and (usable(*here) if here[0].package else here[1])
-            if path and file.part == "tokenizer":
-                tokenizer = tokenizer or path
-            elif path:
-                nets.setdefault(file.part, Source(path))
+    for file in (file for name in _COMPANIONS for file in MODELS[name].files):
+        there = tokenizer if file.part == "tokenizer" else nets.get(file.part)
+        if there or not (path := find_spare(file)):
+            continue
+        if file.part == "tokenizer":
+            tokenizer = path
+        else:
+            nets[file.part] = Source(path)
     return replace(
         located, nets=nets, tokenizer=tokenizer, companions=frozenset(nets.keys() - located.nets.keys())
     )

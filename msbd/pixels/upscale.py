@@ -83,7 +83,8 @@ def enlarge_by_net(
     asked = resize_mask(needed, (image.shape[-2], image.shape[-1]))
     around = getattr(getattr(upscaler, "config", None), "context", _CONTEXT) if context is None else context
     pieces = mirrored_pieces((image.shape[-2], image.shape[-1]), piece or _PIECE, around, _MULTIPLE, _CONTEXT)
-    made = _in_pieces(upscaler, image / 2 + 0.5, pieces, asked, on_progress or (lambda *_: None)) * 2 - 1
+    made = _in_pieces(upscaler, image / 2 + 0.5, pieces, asked, on_progress or (lambda *_: None))
+    made = made.mul_(2).sub_(1)  # in place: of a photograph it is gigabytes
     if _looks_gray(image):
         made = _with_chroma_of(image, made)
     return resize(made, size).clamp(-1, 1)

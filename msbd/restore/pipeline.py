@@ -137,14 +137,15 @@ class RestorePipeline:
         )  # fmt: skip
         if plan.config.method not in NET_FREE and self.unet is None:
             raise ValueError(
-                f"method {plan.config.method} needs a U-Net, and this model only enlarges; take method rrdb"
+                f"method {plan.config.method} needs a U-Net, and this model only enlarges; take method "
+                + ("bicubic" if self.upscaler is None else "rrdb")
             )
         if plan.config.method in ("pasd", "controlnet") and self.controlnet is None:
             raise ValueError(f"method {plan.config.method} needs a ControlNet, and this model has none")
         if plan.config.method == "rrdb" and self.upscaler is None:
             raise ValueError(
-                "method rrdb needs an upscaler, and this model comes without one: `python -m tools.models fetch "
-                "realesrgan-x4plus` gets it"
+                "method rrdb needs an upscaler, and this model comes without one; load it with one, "
+                'load_restore_pipeline(..., upscaler="realesrgan-x4plus")'
             )
         return plan
 

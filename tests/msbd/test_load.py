@@ -6,7 +6,7 @@ import importlib
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,6 @@ from msbd.edit.plan import EditPlan, plan_edit
 from msbd.load import (
     BASE_PARTS,
     PlanFacts,
-    _sha256_of,
     load_edit_pipeline,
     load_restore_pipeline,
     load_training_parts,
@@ -57,11 +56,12 @@ from tests.helpers.tiny_bundle import (
 )
 from tools.edit import main as edit_command
 from tools.restore.__main__ import main as restore_command
+from weights import files
 from weights.files import WeightsError, read_metadata, read_state_dict, write_safetensors
 from weights.ldm import to_ldm
 from weights.locate import locate
 from weights.merge import added_tensors, base_tensors, pack_delta
-from weights.registry import MINI
+from weights.registry import MINI, MODELS
 from weights.tokenizer import train_tokenizer
 
 
@@ -365,6 +365,9 @@ def put_companions(bundle: Path, weights: Path, monkeypatch: pytest.MonkeyPatch)
     shutil.copy(bundle / "clip.safetensors", clip / "model.safetensors")
     rrdb = {key: tensor.clone() for key, tensor in read_state_dict(bundle / "rrdb.safetensors").items()}
     torch.save({"params_ema": rrdb}, weights / "RealESRGAN_x4plus.pth")
+    known = MODELS["realesrgan-x4plus"]
+    size = (weights / "RealESRGAN_x4plus.pth").stat().st_size
+    monkeypatch.setitem(MODELS, known.name, replace(known, files=(replace(known.files[0], size=size),)))
 
 
 @pytest.mark.parametrize("kind", ["ldm", "hub"])
@@ -1061,7 +1064,7 @@ class Counter:
 @pytest.fixture
 def command(layouts: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Pictures for a command, and CLIP and the upscaler on this machine; no hash is known yet."""
-    _sha256_of.cache_clear()
+    files._sha256_of.cache_clear()
     put_companions(layouts["flat"], tmp_path / "weights", monkeypatch)
     write_lora(tmp_path / "style.safetensors", "unet", "text_encoder")
     pixels = torch.randint(0, 256, (40, 56, 3), dtype=torch.uint8).numpy()

@@ -114,7 +114,7 @@ def test_an_upscaler_alone_is_a_model_for_restoring(suffix: str, tmp_path: Path)
     assert (result[..., 16:-16, 16:-16] - inside.clamp(-1, 1)).abs().max() < 2e-2  # the rim's zeros reach in
     with pytest.raises(ValueError, match="this model only enlarges; take method rrdb"):
         pipe(picture())
-    with pytest.raises(WeightsError, match="an upscaler, no controlnet there"):
+    with pytest.raises(WeightsError, match="an upscaler and nothing else, no controlnet there"):
         load_restore_pipeline(tmp_path / f"net{suffix}", method="pasd")
 
 

@@ -28,7 +28,8 @@ from tools.restore import __main__ as command_line
 from tools.restore.__main__ import FLAGS, GROUPS, OPTIONS, PRESETS, build_parser, main, restore_config
 from weights.files import write_safetensors
 from weights.locate import ENLARGERS, Located
-from weights.registry import MODELS
+from weights.locate import locate as locate_model
+from weights.registry import MINI
 
 ROOT = Path(__file__).parents[2]
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
@@ -253,8 +254,9 @@ def small(tmp_path: Path) -> list[str]:
 
 def have(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
     """Let models of these names be on this machine, as far as choosing goes."""
+    found = next((Located(name, {}) for name in ENLARGERS if name in names), None)
     monkeypatch.setattr(choose, "is_here", lambda model, optional=(): model.name in names)
-    monkeypatch.setattr(choose, "find_local", lambda file: Path("x") if any(file in MODELS[name].files for name in names) else None)  # fmt: skip
+    monkeypatch.setattr(choose, "find_enlarger", lambda: found)
 
 
 def test_with_nothing_here_auto_is_the_mini_bundle_and_says_how_to_get_better(
@@ -338,7 +340,52 @@ def test_an_upscaler_alone_is_a_model_and_runs_without_any_other_net(
         assert main([*small, *other]) == 0
         assert np.array_equal(read(tmp_path / "out.png"), pixels)
     assert main([*small, "--model", upscaler, "--method", "pasd"]) == 1
-    assert "rrdb.safetensors: an upscaler, no controlnet there" in capsys.readouterr().err
+    assert "rrdb.safetensors: an upscaler and nothing else, no controlnet there" in capsys.readouterr().err
+
+
+def test_an_upscaler_that_is_none_is_refused_and_another_ones_is_named(
+    small: list[str],
+    base: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    upscaler = locate_model(base / "rrdb.safetensors")
+    monkeypatch.setattr(msbd.load, "find_enlarger", lambda: upscaler)
+    for words in (["--upscaler", "mini-style"], ["--model", "mini-style", "--method", "rrdb"]):
+        assert "mini-style: a LoRA, which changes a model and is none" in refused(
+            [*small, *words], capsys, tmp_path
+        )
+    line = refused([*small, "--upscaler", str(base / "vae.safetensors")], capsys, tmp_path)
+    assert "no rrdb there; it has vae" in line
+    model = str(MINI / "pasd.safetensors")
+    assert main([*small, "--model", model, "--method", "rrdb"]) == 0
+    note = f"note: {model} comes without an upscaler: {base / 'rrdb.safetensors'} enlarges, which is on this machine"
+    assert note in capsys.readouterr().err
+    assert stored(tmp_path / "out.png")["model"] == "rrdb.safetensors"
+
+
+def test_what_is_not_used_is_not_in_the_results_metadata(
+    small: list[str], base: Path, tmp_path: Path
+) -> None:
+    more = ["--lora", "not-there.safetensors", "--vae", "neither", "--upscaler", "nor-this"]
+    assert (
+        main([*small, "--model", str(base / "rrdb.safetensors"), "--method", "rrdb", *more[:4], "--quiet"])
+        == 0
+    )
+    found = stored(tmp_path / "out.png")
+    assert (found["vae"], found["loras"]) == (None, None)
+    assert main([*small, "--method", "bicubic", *more, "--quiet"]) == 0
+    assert stored(tmp_path / "out.png")["model"] is None
+
+
+def test_loras_of_two_samplings_set_none(job: list[str]) -> None:
+    args = build_parser().parse_args([*job, "--lora", "lcm-lora", "--lora", "hyper-sd15-4step"])
+    assert restore_config(args).sampler == "unipc"
+    (note,) = command_line.remarks(
+        args, msbd.load.RestoreModel("pasd", Located("x", {}), None, Located("x", {}))
+    )
+    assert note.startswith("lcm-lora, hyper-sd15-4step: made for different samplings, none is set")
 
 
 def test_rrdb_cleans_a_picture_at_its_own_size_too(small: list[str], base: Path, tmp_path: Path) -> None:
@@ -367,7 +414,7 @@ def test_what_does_not_apply_is_noted(
         err.startswith("note: --preset, --prompt, --steps: not used by method rrdb") and err.count("\n") == 1
     )
     assert "no evaluation" in out
-    assert main([*job, "--upscaler", "anything.pth", "--dry-run"]) == 0
+    assert main([*job, "--upscaler", str(base / "rrdb.safetensors"), "--dry-run"]) == 0
     assert "note: --upscaler: not used by method pasd; --method rrdb uses it" in capsys.readouterr().err
 
 
@@ -394,7 +441,7 @@ def test_another_autoencoder_is_taken(job: list[str], tmp_path: Path) -> None:
     before = read(tmp_path / "out.png")
     assert main([*job, "--vae", str(tmp_path / "vae.safetensors")]) == 0
     assert not np.array_equal(read(tmp_path / "out.png"), before)
-    assert stored(tmp_path / "out.png")["vae"] == "vae.safetensors"
+    assert re.fullmatch(r"vae\.safetensors \([0-9a-f]{10}\)", stored(tmp_path / "out.png")["vae"])
 
 
 @pytest.mark.enlarge

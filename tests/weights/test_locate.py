@@ -153,10 +153,16 @@ def test_a_name_wins_over_a_folder_of_that_name(
     assert set(locate("./mini").nets) == BASE
 
 
+def as_large_as(size: int | None, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a stand-in of that size be the known model's first file."""
+    model = MODELS[name]
+    monkeypatch.setitem(
+        MODELS, name, replace(model, files=(replace(model.files[0], size=size), *model.files[1:]))
+    )
+
+
 def test_a_name_of_one_file(models: Path, weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    toonyou = MODELS["toonyou"]
-    files = (replace(toonyou.files[0], size=None),)  # the stand-in is smaller
-    monkeypatch.setitem(MODELS, "toonyou", replace(toonyou, files=files))
+    as_large_as(None, "toonyou", monkeypatch)
     assert "toonyou_beta3.safetensors" in refusal(lambda: locate("toonyou"))
     shutil.copytree(models / "ldm", weights)
     file = (weights / "model.safetensors").rename(weights / "toonyou_beta3.safetensors")
@@ -166,7 +172,10 @@ def test_a_name_of_one_file(models: Path, weights: Path, monkeypatch: pytest.Mon
     located = locate("toonyou")
     assert paths(located) == dict.fromkeys(BASE, file) and located.tokenizer == tokenizer
     upscaler = put(weights / "RealESRGAN_x4plus.pth")
-    assert f"{upscaler}: 1,024 bytes, expected 67,040,989" in refusal(lambda: locate("toonyou"))
+    with pytest.warns(
+        UserWarning, match=rf"{upscaler}: 1,024 bytes, expected 67,040,989 .*; going on without it"
+    ):
+        assert "rrdb" not in locate("toonyou").nets  # an edit can do without
 
 
 def test_a_name_of_a_folder_on_the_hub(weights: Path) -> None:
@@ -198,7 +207,9 @@ def test_the_name_pasd_has_its_base_and_the_configs_of_its_own_nets(weights: Pat
 
 def test_a_name_that_is_no_base_model_has_no_net_to_edit_with(weights: Path) -> None:
     put(weights / "latent-consistency/lcm-lora-sdv1-5/pytorch_lora_weights.safetensors")
-    assert "lcm-lora: no unet there; it has no net at all" in refusal(lambda: locate("lcm-lora").net("unet"))
+    assert "lcm-lora: a LoRA, which changes a model and is none" in refusal(
+        lambda: locate("lcm-lora").net("unet")
+    )
 
 
 # ---- what lies beside --------------------------------------------------------------------------------------
@@ -218,12 +229,19 @@ def test_the_tokenizer_is_found_beside_in_order(tmp_path: Path, models: Path, ki
 
 
 @pytest.mark.parametrize("kind", ["ldm", "hub"])
-def test_companions_are_found_on_this_machine(tmp_path: Path, models: Path, weights: Path, kind: str) -> None:
+def test_companions_are_found_on_this_machine(
+    tmp_path: Path, models: Path, weights: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = Path(shutil.copytree(models / kind, tmp_path / kind))
     given = folder / "model.safetensors" if kind == "ldm" else folder
     assert set(locate(given, companions=True).nets) == BASE
     own = locate(given, companions=True).tokenizer
     put_companions(weights)
+    with pytest.warns(
+        UserWarning, match=r"RealESRGAN_x4plus\.pth: 1,024 bytes, expected .*; going on without it"
+    ):
+        assert set(locate(given, companions=True).nets) == {*BASE, "clip"}
+    as_large_as(1024, "realesrgan-x4plus", monkeypatch)
     located = locate(given, companions=True)
     assert set(located.nets) == {*BASE, "clip", "rrdb"} and located.tokenizer == own  # its own goes first
     assert located.net("clip").path == weights / CLIP / "model.safetensors"

@@ -124,7 +124,8 @@ EXACT = [
      "629b3ad3030ce36e15e70c5db7d91df0d60c627f"),
     ("pasd", "unet", None, None, None),
     ("majicmix-v7", "all", 2_132_625_894, "7c819b6d13663ed720c2254f4fe18373107dfef2448d337913c8fc545640881e", None),
-    ("majicmix-v6", "all", 2_400_040_290, "e4a30e4607faeb06b5d590b2ed8e092690c631da0b2becb6224d4bb5327104b7", None),
+    # Its exact size was not seen.
+    ("majicmix-v6", "all", None, "e4a30e4607faeb06b5d590b2ed8e092690c631da0b2becb6224d4bb5327104b7", None),
     ("toonyou", "all", 2_132_626_252, "52768d2bc4e73af920df3466d0806d9a40727dab0869fc7aa2f3bc82214bb071", None),
     ("mo-di", "all", 2_132_856_622, "8067368533bd74cbfb439ab829c0ef5ccede1e29ed5644e193410416f24cf976", None),
     ("dreamshaper-8", "all", 2_132_625_894, "879db523c30d3b9017143d56705015e15a2cb5628762c11d086fed9538abd7fd",

@@ -42,14 +42,14 @@ Enlarge = Callable[[Tensor, tuple[int, int]], Tensor]  # (1, 3, h, w) in [-1, 1]
 
 def enlarge(args: argparse.Namespace) -> str:
     """Every picture by every method: the table. ValueError for files that are no pictures; WeightsError."""
-    paths = find_pictures(args.image or scikit_photographs())
+    paths, methods = find_pictures(args.image or scikit_photographs()), dict(methods_of(args))
     truths = {path: whole_quarters(load_image(path, to_srgb=True).image) for path in paths}
     results: dict[str, dict[str, dict[str, float]]] = {}
     for path, truth in tqdm(truths.items(), "photographs", disable=True if args.quiet else None, leave=False):
         size = (truth.shape[-2], truth.shape[-1])
         low = to_8_bits(resize(truth, (size[0] // SCALE, size[1] // SCALE), "bicubic"))
         made, seconds = {"truth": truth}, {"truth": 0.0}
-        for name, method in methods_of(args):
+        for name, method in methods.items():
             start = perf_counter()
             made[name] = to_8_bits(method(low, size).cpu())
             seconds[name] = perf_counter() - start
@@ -84,7 +84,7 @@ def whole_quarters(image: Tensor) -> Tensor:
 
 
 def methods_of(args: argparse.Namespace) -> Iterator[tuple[str, Enlarge]]:
-    """What is compared, loaded one after the other."""
+    """What is compared, loaded."""
     device, dtype = choose_device(args.device, args.dtype)
 
     def method(model: str, config: RestoreConfig) -> Enlarge:

@@ -5,7 +5,7 @@
   python -m tools.restore -i gray.png -o coloured.png --mode colorize -p "a red house on grass"
   python -m tools.restore -i photo.png -o drawn.png --mode stylize --lora mini-style:1 --model mini
 
-Enlarging alone is done by PASD where its weights are here, else by Real-ESRGAN; all else by PASD.
+Without --model the best one here is taken: PASD, for enlarging alone else an upscaler, else the mini bundle.
 --fidelity goes from 0, which invents detail, to 1, which keeps to what is there (shown in docs/restore.md).
 """
 
@@ -40,7 +40,7 @@ from .._cli import (
     given_options,
     lora_names,
     machine_facts,
-    parts_facts,
+    part_name,
     picture_parser,
     picture_size,
     print_notes,
@@ -73,7 +73,7 @@ FLAGS = {
 }
 OPTIONS = config_options(RestoreConfig, FLAGS)
 KINDS: "tuple[Kind, ...]" = ("classification", "detection", "caption")
-MEMORY = "take a smaller --tile, --tile-batch 1, --vae-tiling fast, or --device cpu"
+MEMORY = "take a smaller --tile, --tile-batch 1, --vae-tiling fast, a smaller --scale, or --device cpu"
 
 # Subject of --help-all -> its fields of RestoreConfig, whose sentences it shows. --mode, --fidelity and
 # --steps stand among the common options, --seed among those that all commands share.
@@ -132,7 +132,7 @@ def build_parser() -> CommandParser:
         help="its share where the model has a base of its own, 0 to 1 (default: 1)",
     )
     add_lora(add, "the base")
-    add_parts(add, "with --method rrdb")
+    add_parts(add, "enlarge with this net: it is what --method rrdb runs, and without --model implies that")
     add(
         "--high-level-info",
         type=kinds_of,
@@ -263,20 +263,27 @@ def find_model(args: argparse.Namespace, config: RestoreConfig) -> "tuple[Restor
     model = locate_restorer(
         name, mode=args.mode, method=method, base=args.base, upscaler=args.upscaler, vae=args.vae
     )
-    if method is None and model.method == "rrdb" and config.mode in ("stylize", "colorize"):
+    if model.method == "rrdb" and config.mode in ("stylize", "colorize"):
         raise ValueError(
-            f"{name}: an upscaler, which has no --mode {config.mode}; take a model of PASD's, as --model pasd is"
+            f"{model.own.name}: an upscaler, which has no --mode {config.mode}; take a model of PASD's with --method pasd"
         )
+    if model.origin == "machine" and not auto:
+        notes.append(f"{name} comes without an upscaler: {model.own.name} enlarges, which is on this machine")
     return model, notes
 
 
 def remarks(args: argparse.Namespace, model: "RestoreModel") -> list[str]:
     """Notes on what LoRAs set, and on what was asked for and does not apply to the method."""
     if model.method not in NET_FREE:
+        made_for = sampling_of(args.lora)
         notes = [
             f"{name}: {flags_of(sampling, OPTIONS)}, as it was made for; your own flags come first"
-            for name, sampling in sampling_of(args.lora).items()
+            for name, sampling in made_for.items()
         ]
+        if len(made_for) > 1:
+            notes = [
+                f"{', '.join(made_for)}: made for different samplings, none is set; give --sampler and --steps"
+            ]
         unused = [f"--upscaler: not used by method {model.method}; --method rrdb uses it"]
         return notes + (unused if args.upscaler else [])
     fields = given_options(args, OPTIONS).keys() - {"mode", "method", "seed"}
@@ -284,12 +291,17 @@ def remarks(args: argparse.Namespace, model: "RestoreModel") -> list[str]:
     others = ("prompt", "lora", "vae", "high_level_info")
     flags |= {f"--{name.replace('_', '-')}" for name in others if getattr(args, name)}
     flags |= {"--preset"} if args.preset != "paper" else set()
-    flags |= {"--upscaler"} if args.upscaler and model.method == "bicubic" else set()
-    flags |= {"--base"} if args.base and model.own.name != args.base else set()
-    if not flags:
-        return []
-    told = ", ".join(sorted(flags))
-    return [f"{told}: not used by method {model.method}, which has no diffusion; --method pasd uses them"]
+    flags |= {"--base"} if args.base and model.origin != "base" else set()
+    flags |= {"--base-weight"} if args.base_weight != 1 else set()
+    notes = []
+    if flags:
+        told = ", ".join(sorted(flags))
+        notes.append(
+            f"{told}: not used by method {model.method}, which has no diffusion; PASD's models use them"
+        )
+    if args.upscaler and model.method == "bicubic":
+        notes.append("--upscaler: not used by method bicubic; --method rrdb uses it")
+    return notes
 
 
 def kinds_to_recognise(args: argparse.Namespace, facts: "RestoreFacts") -> "tuple[Kind, ...]":
@@ -313,8 +325,9 @@ def restore_config(args: argparse.Namespace) -> RestoreConfig:
     tile, overlap = (given.get(name) for name in ("latent_tiled_size", "latent_tiled_overlap"))
     if tile is not None and overlap is not None and overlap >= tile:  # in pixels, as they were given
         raise ValueError(f"--tile-overlap is {CELL * overlap}; expected less than --tile, {CELL * tile}")
-    for sampling in sampling_of(args.lora).values():
-        preset = preset | sampling
+    made_for = sampling_of(args.lora)
+    if len(made_for) == 1:  # several would mix
+        preset = preset | next(iter(made_for.values()))
     return RestoreConfig(**{**preset, **given})
 
 
@@ -390,8 +403,9 @@ def run(args: argparse.Namespace, job: RestoreJob) -> int:
     if not job.tasks:
         return 0
     pipeline = load_restore_pipeline(
-        job.model, base_weight=args.base_weight, loras=job.loras, device=job.device, dtype=job.dtype
-    )
+        job.model, base_weight=args.base_weight if job.model.base else 1.0,
+        loras=job.loras, device=job.device, dtype=job.dtype,
+    )  # fmt: skip
     models = load_captioners(job.kinds, job.device) if job.kinds else {}
     facts = None if args.no_metadata else metadata(args, job)
     if args.image.is_dir():
@@ -453,13 +467,14 @@ def metadata(args: argparse.Namespace, job: RestoreJob) -> dict[str, Any]:
     """What is needed to make the picture again, but the settings themselves."""
     from msbd.load import model_hash
 
-    base, own = job.model.base, job.model.own
+    base, own, both = job.model.base, job.model.own, job.model.both
+    diffusion = job.config.method not in NET_FREE
     return {
         "model": Path(own.name).name if own.nets else None,  # of a folder no more than its own name
         "model_hash": model_hash(own) if own.nets else None,
-        **parts_facts(args),
+        "vae": part_name(args.vae, both.net("vae").path) if diffusion and args.vae else None,
         "base": base and f"{Path(args.base).name}:{args.base_weight:g} ({model_hash(base)})",
-        "loras": lora_names(args.lora),
+        "loras": lora_names(args.lora) if diffusion else None,
         "preset": args.preset,
         **machine_facts(job.device, job.dtype),
     }
