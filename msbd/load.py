@@ -29,7 +29,7 @@ from weights.hub import Source
 from weights.locate import Located, find_enlarger, locate
 from weights.lora import Lora
 from weights.merge import base_tensors
-from weights.registry import INSTALL_UPSCALERS, MODELS
+from weights.registry import INSTALL_UPSCALERS, MODELS, check_kind
 from weights.settings import read_normalisation, read_restoring, read_training
 from weights.tokenizer import CONTEXT, PromptTokenizer, load_tokenizer
 
@@ -103,12 +103,15 @@ def locate_editor(
     """Where a model for editing lies, with another upscaler and autoencoder where asked for. WeightsError
     where one of them is not on this machine, or is none.
     """
+    if not isinstance(model, Located):
+        check_kind(model, "base", "restorer")
     return _with_parts(_locate(model), upscaler, vae)
 
 
 def _with_parts(located: Located, upscaler: str | Path | None, vae: str | Path | None) -> Located:
-    for part, given in (("rrdb", upscaler), ("vae", vae)):
+    for part, kind, given in (("rrdb", "upscaler", upscaler), ("vae", "autoencoder", vae)):
         if given is not None:
+            check_kind(given, kind, "base")
             located = located.with_part(part, locate(given))
     return located
 
@@ -168,6 +171,10 @@ def locate_restorer(
         return RestoreModel(method, Located(str(name), {}), None, Located(str(name), {}))
     if method == "rrdb":
         return _locate_enlarger(name, base, upscaler)
+    if method != "img2img":
+        check_kind(name, "restorer", "upscaler")
+    if base is not None:
+        check_kind(base, "base")
     own = locate(name, companions=True, optional=() if base is None else BASE_PARTS)
     if method is None and own.only_enlarges:
         return _locate_enlarger(name, base, upscaler)
@@ -196,7 +203,9 @@ def _locate_enlarger(name: str | Path, base: str | Path | None, upscaler: str | 
         return RestoreModel("rrdb", alone, None, alone, origin)
 
     if upscaler is not None:
+        check_kind(upscaler, "upscaler", "base")
         return of(locate(upscaler), "upscaler")
+    check_kind(name, "restorer", "upscaler", "base")
     located = locate(name, optional=BASE_PARTS)
     if "rrdb" in located.nets or not located.nets.keys() & {*BASE, "controlnet", "pasd_added"}:
         return of(located, "model")  # or it is refused: it is no model that an upscaler could be missing from

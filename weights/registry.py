@@ -8,6 +8,7 @@ Copying  this file, files.py and pickles.py; standard library, and torch and saf
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 from .files import WeightsError
 
@@ -99,6 +100,22 @@ class Model:
     needs: tuple[str, ...] = ()  # models that give the parts this one lacks; see `needed_files`
     # What the card of a distilled LoRA asks for, by the names of RestoreConfig's fields.
     sampling: Mapping[str, str | int | float] = field(default_factory=dict, hash=False)
+
+    @property
+    def kind(self) -> Literal["base", "restorer", "upscaler", "LoRA", "autoencoder", "CLIP", "recogniser"]:
+        """What it is: a base edits, and lies under PASD's restorers; the others are parts of either."""
+        parts = {file.part for file in self.files}
+        if "controlnet" in parts or "mini" in self.needs:
+            return "restorer"
+        if parts & {"all", "unet"}:
+            return "base"
+        if "lora" in parts:
+            return "LoRA"
+        if "rrdb" in parts:
+            return "upscaler"
+        if "vae" in parts:
+            return "autoencoder"
+        return "CLIP" if "clip" in parts else "recogniser"
 
 
 _Figures = tuple[int | None, str | None]  # size, sha256
@@ -426,6 +443,28 @@ def needed_files(model: Model) -> tuple[ModelFile, ...]:
         for file in MODELS[name].files:
             files.setdefault(file.part, file)
     return tuple(files.values())
+
+
+_KINDS = {
+    "base": "a base model",
+    "restorer": "a model of PASD's",
+    "upscaler": "an upscaler",
+    "LoRA": "a LoRA",
+    "autoencoder": "an autoencoder",
+    "CLIP": "a CLIP",
+    "recogniser": "what recognises things in a picture",
+}
+_FLAGS = {"base": "--base", "upscaler": "--upscaler", "LoRA": "--lora", "autoencoder": "--vae"}
+
+
+def check_kind(name: object, *kinds: str) -> None:
+    """WeightsError where `name` is a known model of another kind; before gigabytes of it are asked for."""
+    model = MODELS.get(str(name))
+    if model is not None and model.kind not in kinds:
+        flag = _FLAGS.get(model.kind)
+        way_out = f"; take it with {flag}" if flag else ""
+        expected = " or ".join(_KINDS[kind] for kind in kinds)
+        raise WeightsError(f"{name}: {_KINDS[model.kind]} ({model.what}), expected {expected}{way_out}")
 
 
 def current_repo(repo: str) -> str:

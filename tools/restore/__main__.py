@@ -30,6 +30,7 @@ from .._cli import (
     add_parts,
     add_result_options,
     add_shared_options,
+    as_typed,
     check_not_shadowed,
     choose_device,
     config_options,
@@ -294,11 +295,12 @@ def remarks(args: argparse.Namespace, model: "RestoreModel") -> list[str]:
     flags |= {"--base"} if args.base and model.origin != "base" else set()
     flags |= {"--base-weight"} if args.base_weight != 1 else set()
     notes = []
+    if args.model != "auto" and model.origin in (None, "upscaler"):
+        notes.append(f"--model: not used, {model.own.name if model.own.nets else 'interpolation'} enlarges")
     if flags:
         told = ", ".join(sorted(flags))
-        notes.append(
-            f"{told}: not used by method {model.method}, which has no diffusion; PASD's models use them"
-        )
+        way_out = "for that take a model of PASD's, as --model pasd is"
+        notes.append(f"{told}: not used by method {model.method}, which has no diffusion; {way_out}")
     if args.upscaler and model.method == "bicubic":
         notes.append("--upscaler: not used by method bicubic; --method rrdb uses it")
     return notes
@@ -343,7 +345,7 @@ def describe(args: argparse.Namespace, job: RestoreJob) -> int:
 
     failed = for_each(args, job, plan_one)
     if job.config.method in NET_FREE:
-        print(f"in all no evaluation: method {job.config.method} has no diffusion")
+        print(f"by {job.model.own.name if job.model.own.nets else 'interpolation'}, without diffusion")
         return failed
     unguided = job.config.for_model(job.facts.spec).guidance_scale == 1
     print(f"in all {total:,} evaluations, {'without guidance' if unguided else 'each for both prompts'}")
@@ -377,18 +379,18 @@ def for_each(args: argparse.Namespace, job: RestoreJob, work: Callable[[str, Res
                 raise
             failed += 1
             about = "" if task.image.name in message else f"{task.image}: "
-            print(f"{head}error: {about}{' '.join(message.split())}", file=sys.stderr)
+            print(f"{head}error: {about}{as_typed(' '.join(message.split()))}", file=sys.stderr)
     return failed
 
 
 def plan_text(plan: "RestorePlan") -> str:
     """Sizes, tiles and evaluations in words."""
-    if not plan.evaluations:  # a method without nets, which enlarges at once
-        return f"{wide(plan.input_size)} -> {wide(plan.output_size)}"
     tiles = f", {len(plan.tiles)} tiles" if len(plan.tiles) > 1 else ""
     at = f", restored at {wide(plan.working_size)}" if plan.working_size != plan.output_size else ""
     (height, width), (high, broad) = plan.input_size, plan.output_size
     stretched = ", stretched" if abs(high * width - broad * height) > height + width else ""
+    if not plan.evaluations:  # a method without diffusion, which enlarges at once
+        return f"{wide(plan.input_size)} -> {wide(plan.output_size)}{stretched}"
     return f"{wide(plan.input_size)} -> {wide(plan.output_size)}{stretched}{at}{tiles}, {plan.evaluations:,} evaluations"
 
 
@@ -446,11 +448,13 @@ def restore_one(
     pixels = to_pixels(result.image)
     written = None
     if facts is not None:
-        prompts = {"prompt": result.prompt, "negative_prompt": result.negative_prompt}
-        prompts |= {"user_prompt": args.prompt, "information": ", ".join(information) or None}
         settings = asdict(result.plan.config) | {"size": wide(size), "notes": "; ".join(result.notes) or None}
-        others = {name: value for name, value in settings.items() if name not in prompts}
-        written = prompts | facts | others
+        if job.config.method in NET_FREE:  # whose other settings do nothing
+            written = facts | {name: settings[name] for name in ("mode", "method", "size", "notes")}
+        else:
+            prompts = {"prompt": result.prompt, "negative_prompt": result.negative_prompt}
+            prompts |= {"user_prompt": args.prompt, "information": ", ".join(information) or None}
+            written = prompts | facts | {name: v for name, v in settings.items() if name not in prompts}
     save_image(
         pixels,
         task.output,
@@ -475,7 +479,7 @@ def metadata(args: argparse.Namespace, job: RestoreJob) -> dict[str, Any]:
         "vae": part_name(args.vae, both.net("vae").path) if diffusion and args.vae else None,
         "base": base and f"{Path(args.base).name}:{args.base_weight:g} ({model_hash(base)})",
         "loras": lora_names(args.lora) if diffusion else None,
-        "preset": args.preset,
+        "preset": args.preset if diffusion else None,
         **machine_facts(job.device, job.dtype),
     }
 
