@@ -162,7 +162,9 @@ def _as_rrdbnet(found: list[_Layer]) -> list[_Layer]:
     widths = [layer.params.get("0", [0])[0] for layer in found if layer.kind == "Convolution"]
     blocks, rest = divmod(len(widths) - 6, 15)
     if rest or blocks < 1:
-        raise WeightsError(f"{len(found)} layers, {len(widths)} of them Convolution; no ESRGAN has so many")
+        raise WeightsError(
+            f"{len(found)} layers, {len(widths)} of them Convolution; no ESRGAN has so many: another net"
+        )
     if not all(width in range(1, MAX_WIDTH + 1) for width in widths[:2]):
         raise WeightsError(f"widths of {widths[0]} and {widths[1]} channels, no known model has such")
     layers = _rrdbnet(blocks, int(widths[0]), int(widths[1]))
