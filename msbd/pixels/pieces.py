@@ -50,7 +50,8 @@ def _spans(length: int, side: int, context: int, multiple: int, rim: int) -> lis
     spans = []
     for start in range(0, length, side):
         end = min(start + side, length)
-        first, last = max(start - context, -rim), min(end + context, length + rim)
+        first = max(start - context, -rim) if start else -rim
+        last = min(end + context, length + rim) if end < length else length + rim
         seen = last - first
         spans.append((first, seen + -seen % multiple, start, end - start))
     return spans

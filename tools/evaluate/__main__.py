@@ -7,7 +7,6 @@ python -m tools.evaluate fidelity      what `tools.restore --fidelity` does to t
 python -m tools.evaluate colorize      grey scenes coloured: luma, hue and colourfulness
 python -m tools.evaluate photos        real pictures: likeness to the input, sharpness, seams, seconds
 python -m tools.evaluate enlarge       photographs at a quarter of their size, enlarged: official upscalers
-python -m tools.evaluate seams         what the pieces of an upscaler leave, by their context
 python -m tools.evaluate tiles         a large picture restored in tiles beside the same in one piece
 python -m tools.evaluate style         degraded scenes restored with a base of another look
 python -m tools.evaluate degrade       pairs of clean and degraded pictures, and how fast they are made
@@ -87,16 +86,12 @@ def _add_conditioning(parser: Parser) -> None:
                         help="scale of the ControlNet's residuals (default: 1)")  # fmt: skip
 
 
-def _add_json(parser: Parser, what: str) -> None:
-    parser.add_argument("--json", type=Path, metavar="FILE", help=f"also write {what} there")
-
-
 def _add_reports(
     parser: Parser, values: str = "every scene's values", pictures: str = "sheets of the pictures"
 ) -> None:
     """What every measurement has: where else the figures go, and how it runs."""
-    _add_json(parser, f"the figures and {values}")
     add = parser.add_argument
+    add("--json", type=Path, metavar="FILE", help=f"also write the figures and {values} there")
     add("--pictures", type=Path, metavar="DIR", help=f"also write {pictures} there")
     add_shared_options(parser)
 
@@ -196,28 +191,17 @@ def _add_photos(parser: Parser) -> None:
     _add_reports(parser, "every picture's values", "the results, and sheets of input | results,")
 
 
-def _add_upscalers(parser: Parser, upscalers: Sequence[str]) -> None:
+def _add_enlarge(parser: Parser) -> None:
     add = parser.add_argument
     add("-i", "--image", type=Path, nargs="+", metavar="PATH",
         help="pictures, or folders of some (default: four photographs of scikit-image)")  # fmt: skip
-    add("--upscalers", nargs="*", default=upscalers, metavar="MODEL",
-        help=f"names, folders or files (default: {' '.join(upscalers)})")  # fmt: skip
-
-
-def _add_seams(parser: Parser) -> None:
-    _add_upscalers(parser, ["realesrgan-x4plus", "realesrgan-anime", "realsr-df2k"])
-    parser.add_argument("--context", type=int, nargs="+", default=[16, 32, 48], metavar="PIXELS",
-                        help="what a piece sees around itself (default: 16 32 48)")  # fmt: skip
-    _add_json(parser, "every row")
-    add_shared_options(parser)
-
-
-def _add_enlarge(parser: Parser) -> None:
-    add = parser.add_argument
-    _add_upscalers(parser, ["realesrgan-x4plus", "realsr-df2k"])
     _add_model(parser)
+    add("--upscalers", nargs="*", default=["realesrgan-x4plus", "realsr-df2k"], metavar="MODEL",
+        help="names, folders or files (default: realesrgan-x4plus realsr-df2k)")  # fmt: skip
     _add_steps(parser, 20)
     add("--fidelity", type=finite, default=1.0, metavar="X", help="of PASD (default: 1)")
+    add("--seams", type=int, nargs="+", metavar="PIXELS",
+        help="measure instead what the upscalers' pieces leave that see so many pixels around them")  # fmt: skip
     _add_reports(parser, "every picture's values", "the results, and rows of truth | results,")
 
 
@@ -301,7 +285,6 @@ JOBS: dict[str, tuple[Callable[[Parser], None], str, str]] = {
                "real pictures restored, beside interpolation and the upscaler: what needs no truth"),
     "enlarge": (_add_enlarge, "enlarge.enlarge",
                 "photographs reduced to a quarter and enlarged again, by official upscalers too"),
-    "seams": (_add_seams, "enlarge.seams", "what pieces of an upscaler leave, by how much each sees around itself"),
     "tiles": (_add_tiles, "photos.tiles", "what tiles of the latent do to a scene, grey, a gradient, photos"),
     "style": (_add_style, "style.style", "edges kept and style gained, of other bases and LoRAs under PASD"),
     "degrade": (_add_degrade, "degrade.degrade",

@@ -1,8 +1,7 @@
-"""`python -m tools.evaluate enlarge | seams`: photographs enlarged, by official upscalers too.
+"""`python -m tools.evaluate enlarge`: photographs of known truth, reduced to a quarter and enlarged again.
 
-enlarge  photographs of known truth, reduced to a quarter and enlarged again: by interpolation, by the mini
-         bundle's upscaler and PASD, by other upscalers
-seams    a strip enlarged in two pieces beside the same in one, by how much a piece sees around itself
+By interpolation, by the mini bundle's upscaler and PASD, and by official upscalers. With --seams: a strip of
+each photograph enlarged in two pieces beside the same in one, by how much a piece sees around itself.
 """
 
 import argparse
@@ -42,6 +41,8 @@ Enlarge = Callable[[Tensor, tuple[int, int]], Tensor]  # (1, 3, h, w) in [-1, 1]
 
 def enlarge(args: argparse.Namespace) -> str:
     """Every picture by every method: the table. ValueError for files that are no pictures; WeightsError."""
+    if args.seams:
+        return seams(args)
     paths, methods = find_pictures(args.image or scikit_photographs()), dict(methods_of(args))
     truths = {path: whole_quarters(load_image(path, to_srgb=True).image) for path in paths}
     results: dict[str, dict[str, dict[str, float]]] = {}
@@ -153,8 +154,16 @@ def seams(args: argparse.Namespace) -> str:
     rows: list[dict[str, str | float]] = []
     for name in tqdm(args.upscalers, "upscalers", disable=True if args.quiet else None, leave=False):
         net = load_restore_pipeline(name, method="rrdb", device=device, dtype=dtype).upscaler
-        found = [seam(net, strip, args.context) for strip in strips]
-        for number, context in enumerate(args.context):
+        found = []
+        for path, strip in zip(paths, strips, strict=True):
+            pictures = enlarged_strips(net, strip, args.seams)
+            found.append([seam(one, pictures[0]) for one in pictures[1:]])
+            if args.pictures:
+                made = dict(
+                    zip(["in one piece", *(f"{n} pixels" for n in args.seams)], pictures, strict=True)
+                )
+                write_pictures(args.pictures, f"{path.stem}, {Path(name).name}", made)
+        for number, context in enumerate(args.seams):
             near, most, steps = zip(*(of_strip[number] for of_strip in found), strict=True)
             values = {"near": max(near), "most": max(most), "step": max(steps)}
             rows.append({"upscaler": Path(name).name, "context": context, **values})
@@ -172,18 +181,21 @@ def middle(image: Tensor, size: tuple[int, int]) -> Tensor:
     return image[..., top : top + high, left : left + wide]
 
 
-def seam(net: Any, strip: Tensor, contexts: Sequence[int]) -> list[tuple[float, float, float]]:
-    """For each context: the mean |difference| to the strip in one piece within NEAR pixels of the cut, the
-    largest anywhere, both in 8-bit levels, and the step across the cut over that of the one piece.
+def enlarged_strips(net: Any, strip: Tensor, contexts: Sequence[int]) -> list[Tensor]:
+    """`strip` (1, 3, h, w) by `net` in one piece, and cut in its middle with each context: (1, 3, 4h, 4w)."""
+    wide = strip.shape[-1]
+    pieces = [(wide, None), *((wide // 2, context) for context in contexts)]
+    size = (SCALE * strip.shape[-2], SCALE * wide)
+    return [enlarge_by_net(strip, size, net, piece=piece, context=context) for piece, context in pieces]
+
+
+def seam(made: Tensor, whole: Tensor) -> tuple[float, float, float]:
+    """Of a strip enlarged in two pieces (1, 3, H, W) in [-1, 1], and in one: the mean |difference| within
+    NEAR pixels (of what was enlarged) of the cut, the largest anywhere, both in 8-bit levels, and the step
+    across the cut over that of the one piece.
     """
-    high, wide = strip.shape[-2:]
-    size, cut = (SCALE * high, SCALE * wide), SCALE * (wide // 2)
-    whole = enlarge_by_net(strip, size, net, piece=wide)
-    found = []
-    for context in contexts:
-        made = enlarge_by_net(strip, size, net, piece=wide // 2, context=context)
-        off = (made - whole).abs() * 127.5
-        near = off[..., cut - SCALE * NEAR : cut + SCALE * NEAR].mean()
-        step, usual = ((one[..., cut] - one[..., cut - 1]).abs().mean() for one in (made, whole))
-        found.append((near.item(), off.max().item(), (step / usual).item()))
-    return found
+    cut = SCALE * (whole.shape[-1] // SCALE // 2)
+    off = (made - whole).abs() * 127.5
+    near = off[..., cut - SCALE * NEAR : cut + SCALE * NEAR].mean()
+    step, usual = ((one[..., cut] - one[..., cut - 1]).abs().mean() for one in (made, whole))
+    return near.item(), off.max().item(), (step / usual).item()

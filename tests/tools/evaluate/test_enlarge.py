@@ -1,4 +1,4 @@
-"""`python -m tools.evaluate enlarge | seams`: the measures, the tables, and what is refused."""
+"""`python -m tools.evaluate enlarge`: the measures, the tables, and what is refused."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,15 @@ from msbd.pixels.metrics import psnr
 from nets.rrdb import RRDBConfig, RRDBNet
 from tests.helpers.tiny_bundle import write_tiny_bundle
 from tools.evaluate.__main__ import main
-from tools.evaluate.enlarge import enlarge_table, measure, middle, scikit_photographs, seam, whole_quarters
+from tools.evaluate.enlarge import (
+    enlarge_table,
+    enlarged_strips,
+    measure,
+    middle,
+    scikit_photographs,
+    seam,
+    whole_quarters,
+)
 
 
 @pytest.fixture(scope="module")
@@ -70,15 +78,17 @@ def test_seams_vanish_where_a_piece_sees_all_that_the_net_does() -> None:
     torch.manual_seed(1)
     net = RRDBNet(RRDBConfig(num_feat=8, num_block=1, num_grow_ch=4)).eval()
     strip = torch.rand(1, 3, 24, 80) * 2 - 1
-    (near, most, _), (_, none, step) = seam(net, strip, [0, 36])
+    whole, *pictures = enlarged_strips(net, strip, [0, 36])
+    (near, most, _), (_, none, step) = (seam(one, whole) for one in pictures)
     assert near > 0 and most > 10 * none and none < 1e-2 and step == pytest.approx(1, abs=1e-3)
 
 
 def test_the_table_of_seams(
     photo: Path, upscaler: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["seams", "-i", str(photo), "--upscalers", upscaler, "--context", "4", "24", "--device", "cpu"]
-    assert main([*words, "--json", str(tmp_path / "seams.json")]) == 0
+    words = ["enlarge", "-i", str(photo), "--upscalers", upscaler, "--seams", "4", "24", "--device", "cpu"]
+    assert main([*words, "--json", str(tmp_path / "seams.json"), "--pictures", str(tmp_path / "strips")]) == 0
+    assert len(list((tmp_path / "strips").iterdir())) == 4  # whole, two contexts, and all in a row
     rows = json.loads((tmp_path / "seams.json").read_text())["results"]
     assert [row["context"] for row in rows] == [4, 24] and rows[1]["most"] < rows[0]["most"]
     assert len(capsys.readouterr().out.splitlines()) == 4
