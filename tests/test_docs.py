@@ -208,7 +208,7 @@ def test_flags_named_in_pages_exist(page: Path) -> None:
 
 
 def test_the_readme_says_what_fetching_pasd_brings() -> None:
-    """models-checked.md P9: PASD has a U-Net of its own, and Stable Diffusion is not there afterwards."""
+    """PASD has a U-Net of its own, and Stable Diffusion is not there afterwards."""
     needed = {(file.part, file.repo) for file in needed_files(MODELS["pasd"])}
     assert not {part for part, repo in needed if part in ("unet", "all") and repo != "yangtao9009/PASD"}
     readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())

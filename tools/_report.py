@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -85,6 +85,18 @@ def table(lines: Sequence[Sequence[str]]) -> str:
         return "  ".join(padded).rstrip()
 
     return "\n".join([one(lines[0]), "-" * (sum(widths) + 2 * len(widths) - 2), *map(one, lines[1:])])
+
+
+def by_method(rows: Iterable[Mapping[str, Mapping[str, float]]]) -> dict[str, dict[str, list[float]]]:
+    """Method -> measure -> its values, of the rows (method -> measure -> value; one a picture) that have
+    one.
+    """
+    found: dict[str, dict[str, list[float]]] = {}
+    for row in rows:
+        for method, values in row.items():
+            for key, value in values.items():
+                found.setdefault(method, {}).setdefault(key, []).append(value)
+    return found
 
 
 def write_json(path: Path, figures: Sequence[Figure], **more: Any) -> None:

@@ -202,11 +202,11 @@ def prepare(args: argparse.Namespace) -> EditJob:
 
 def unused(args: argparse.Namespace, plan: "EditPlan") -> list[str]:
     """A note for each thing that was asked for and does not apply."""
-    from msbd.restore.config import RestoreConfig
+    from .restore.__main__ import OPTIONS as RESTORE_OPTIONS
 
     notes = []
     for name, sampling in sampling_of(args.lora).items():
-        asked = flags_of(sampling, config_options(RestoreConfig, {"num_inference_steps": "--steps"}))
+        asked = flags_of(sampling, RESTORE_OPTIONS)
         notes.append(f"{name}: made for {asked}, which tools.edit does not have; expect a worse picture")
     if args.upscaler and not upscales(args, plan):
         mode = plan.config.upscaling_mode

@@ -49,13 +49,10 @@ def local_files(model: Model, optional: Collection[str] = ()) -> dict[str, Path]
     one can do without a warning is all that comes.
     """
     files = needed_files(model)
-    missing = [file for file in files if find_source(file) is None]
-    if _lacks(model, missing, optional):
-        raise WeightsError(_what_to_do(model, missing))
-    found = {
-        file: find_usable(file) if _lacks(model, [file], optional) else find_spare(file) for file in files
-    }
-    paths = {file.part: path for file, path in found.items() if path is not None}
+    if not is_here(model, optional):
+        raise WeightsError(_what_to_do(model, [file for file in files if find_source(file) is None]))
+    found = [find_usable(file) if _is_needed(model, file, optional) else find_spare(file) for file in files]
+    paths = {file.part: path for file, path in zip(files, found, strict=True) if path is not None}
     for file in files:  # what is read together lies together, though another snapshot may have it too
         if file.beside is not None and {file.part, file.beside.part} <= paths.keys():
             paths[file.beside.part] = beside(paths[file.part], file.beside)
@@ -64,11 +61,11 @@ def local_files(model: Model, optional: Collection[str] = ()) -> dict[str, Path]
 
 def is_here(model: Model, optional: Collection[str] = ()) -> bool:
     """Whether `local_files` finds all it cannot do without. No network call, and no content is looked at."""
-    return not _lacks(model, [file for file in needed_files(model) if find_source(file) is None], optional)
+    return all(find_source(file) or not _is_needed(model, file, optional) for file in needed_files(model))
 
 
-def _lacks(model: Model, missing: list[ModelFile], optional: Collection[str] = ()) -> bool:
-    return any(file in model.files or file.part not in (*OPTIONAL_PARTS, *optional) for file in missing)
+def _is_needed(model: Model, file: ModelFile, optional: Collection[str]) -> bool:
+    return file in model.files or file.part not in (*OPTIONAL_PARTS, *optional)
 
 
 def find_local(file: ModelFile) -> Path | None:
@@ -86,10 +83,7 @@ def find_source(file: ModelFile) -> tuple[ModelFile, Path] | None:
     (openai/clip-vit-large-patch14/model.safetensors), or under its bare name where that says what it is: that
     of a whole model, or of a file that is on no hub. One that lacks the file beside it is not there.
     """
-    for source in file.sources:
-        for path in _complete_places(source):
-            return source, path
-    return None
+    return next(_found(file), None)
 
 
 def find_usable(file: ModelFile) -> Path | None:
@@ -97,12 +91,11 @@ def find_usable(file: ModelFile) -> Path | None:
     this machine. Raises WeightsError where one is, and none can be used.
     """
     refusal = None
-    for source in file.sources:
-        for path in _complete_places(source):
-            try:
-                return usable(source, path)
-            except WeightsError as error:
-                refusal = refusal or error
+    for source, path in _found(file):
+        try:
+            return usable(source, path)
+        except WeightsError as error:
+            refusal = refusal or error
     if refusal is not None:
         raise refusal
     return None
@@ -201,14 +194,15 @@ def _places(file: ModelFile) -> Iterator[Path]:
             yield from cached(file, file.repo)
 
 
-def _complete_places(source: ModelFile) -> Iterator[Path]:
-    """Those places where the file is, with the one that belongs beside it. A package that lacks the second
-    one is damaged, which `usable` says.
+def _found(file: ModelFile) -> Iterator[tuple[ModelFile, Path]]:
+    """Which one of `file` and its `others` lies where, with the one that belongs beside it. A package that
+    lacks the second one is damaged, which `usable` says.
     """
-    for path in _places(source):
-        whole = source.beside is None or source.package or beside(path, source.beside).is_file()
-        if path.is_file() and whole:
-            yield path
+    for source in file.sources:
+        for path in _places(source):
+            whole = source.beside is None or source.package or beside(path, source.beside).is_file()
+            if path.is_file() and whole:
+                yield source, path
 
 
 def _package_folders(package: Package) -> list[Path]:

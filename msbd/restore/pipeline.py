@@ -109,8 +109,9 @@ class RestorePipeline:
         """
         self.unet, self.controlnet, self.vae, self.tiled_vae = unet, controlnet, vae, tiled_vae
         self.text_encoder, self.tokenizer = text_encoder, tokenizer
-        usual = make_alphas_cumprod(make_betas())
-        self.alphas_cumprod = usual if alphas_cumprod is None else alphas_cumprod
+        if alphas_cumprod is None:
+            alphas_cumprod = make_alphas_cumprod(make_betas())
+        self.alphas_cumprod = alphas_cumprod
         self.prediction_type = prediction_type
         self.spec = ModelSpec() if spec is None else spec
         self.upscaler = upscaler

@@ -142,7 +142,7 @@ def test_the_named_upscaler_comes_first_then_the_models_the_bases_and_this_machi
 
 @pytest.mark.parametrize("name", ["pasd", "pasd-light-color"])
 def test_a_named_model_without_an_upscaler_takes_this_machines(name: str, pasd: Path, weights: Path) -> None:
-    """models-checked.md P3: `fetch realesrgan-x4plus` was told again and again, and never looked at."""
+    """`fetch realesrgan-x4plus` was told again and again, and never looked at."""
     for file in MODELS[name].files:
         if file.part in ("unet", "controlnet"):
             target = weights / str(file.repo) / file.file

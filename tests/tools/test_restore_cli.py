@@ -311,7 +311,7 @@ def test_auto_takes_the_best_that_can_do_it(
 
     monkeypatch.setattr(msbd.load, "locate_restorer", locate)
     args = build_parser().parse_args([*small, *more.split()])
-    found, notes = command_line.find_model(args, restore_config(args))
+    found, notes = command_line.find_model(args)
     assert (asked["name"], found.method) == (model, method)
     if method == "bicubic":
         assert notes == []

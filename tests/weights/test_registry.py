@@ -96,7 +96,7 @@ def test_what_is_downloaded_by_url_can_be_checked() -> None:
 
 SD15, SD15_PIN = "stable-diffusion-v1-5/stable-diffusion-v1-5", "451f4fe16113bff5a5d2269ed5ad43b0592e9a14"
 CLIP_PIN, BLIP_PIN = "32bd64288804d66eefd0ccbe215aa642df71cc41", "82a37760796d32b1411fe092ab5d4e227313294b"
-# What public pages and files say: ../shared/reference/models-checked.md, sections 1 and 2, November 2026.
+# What public pages and files said in November 2026.
 # (model, part, bytes, sha256, revision)
 EXACT = [
     ("sd-v1-4", "all", 4_265_380_512, "fe4efff1e174c627256e44ec2991ba279b3816e364b49f9be2abc0b3ff3f8556", None),

@@ -22,10 +22,10 @@ from msbd.pixels.upscale import enlarge_by_net
 from msbd.restore.config import RestoreConfig
 
 from .._cli import choose_device
-from .._report import mean, settings_of, table, write_json
+from .._report import by_method, mean, settings_of, table, write_json
 from .._sheets import labelled_row
 from ..scenes.data import to_8_bits
-from .photos import find_pictures
+from .photos import find_pictures, middle
 
 SCALE = 4
 RIM = 4  # pixels at the border that do not count
@@ -62,7 +62,7 @@ def enlarge(args: argparse.Namespace) -> str:
             write_pictures(args.pictures, path.stem, made)
     if args.json:
         figures = [
-            mean(f"{name}, {key}", values, "") for name, row in by_method(results).items() for key, values in row.items()
+            mean(f"{name}, {key}", values, "") for name, row in by_method(results.values()).items() for key, values in row.items()
         ]  # fmt: skip
         write_json(args.json, figures, settings=settings_of(args), results=results)
     return enlarge_table(results)
@@ -108,16 +108,6 @@ def measure(made: Tensor, truth: Tensor) -> dict[str, float]:
     return {key: value for key, value in values.items() if value != float("inf")}
 
 
-def by_method(results: Mapping[str, Mapping[str, Mapping[str, float]]]) -> dict[str, dict[str, list[float]]]:
-    """Method -> measure -> its values, of all pictures."""
-    found: dict[str, dict[str, list[float]]] = {}
-    for row in results.values():
-        for name, values in row.items():
-            for key, value in values.items():
-                found.setdefault(name, {}).setdefault(key, []).append(value)
-    return found
-
-
 def enlarge_table(results: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
     """A line a method with the means, then one a picture and method."""
     digits = {key: count for key, (count, _) in MEASURES.items()} | {"s": 1}
@@ -126,7 +116,7 @@ def enlarge_table(results: Mapping[str, Mapping[str, Mapping[str, float]]]) -> s
         return [f"{values[key]:.{count}f}" if key in values else "" for key, count in digits.items()]
 
     lines: list[Sequence[str]] = [["", "", *digits]]
-    for name, measured in by_method(results).items():
+    for name, measured in by_method(results.values()).items():
         lines.append(["mean", name, *cells({key: sum(v) / len(v) for key, v in measured.items()})])
     for path, row in results.items():
         lines += [[Path(path).name, name, *cells(values)] for name, values in row.items()]
@@ -172,13 +162,6 @@ def seams(args: argparse.Namespace) -> str:
     heads = ["", "context, px", "mean near the seam, levels", "largest", "step, of the whole's"]
     lines = [[str(v) if isinstance(v, str | int) else f"{v:.2f}" for v in row.values()] for row in rows]
     return table([heads, *lines])
-
-
-def middle(image: Tensor, size: tuple[int, int]) -> Tensor:
-    """The middle of `image` (1, 3, H, W), `size` large or as large as it is."""
-    high, wide = (min(one, other) for one, other in zip(size, image.shape[-2:], strict=True))
-    top, left = (image.shape[-2] - high) // 2, (image.shape[-1] - wide) // 2
-    return image[..., top : top + high, left : left + wide]
 
 
 def enlarged_strips(net: Any, strip: Tensor, contexts: Sequence[int]) -> list[Tensor]:

@@ -27,7 +27,7 @@ from msbd.restore.plan import RestorePlan
 from msbd.train.data import degrade_pair
 
 from .._cli import choose_device, wide
-from .._report import mean, settings_of, table, write_json
+from .._report import by_method, mean, settings_of, table, write_json
 from .._sheets import GAP, WIDEST
 from ..scenes.data import held_out_scenes, to_8_bits
 from ..scenes.scenes import render
@@ -114,9 +114,9 @@ def photos(args: argparse.Namespace) -> str:
             start = (len(rows) - 1) // ROWS * ROWS
             save_image(make_sheet(rows[start:]), args.pictures / f"photos {start // ROWS + 1}.png")
     if args.json:
-        means = by_method(rows).items()
+        means = by_method(values_of(row) for _, row in rows).items()
         figures = [mean(f"{name}, {k}", values, "") for name, row in means for k, values in row.items()]
-        results = {str(path): {one.method: one.values for one in row} for path, row in rows}
+        results = {str(path): values_of(row) for path, row in rows}
         write_json(args.json, figures, settings=settings_of(args), results=results)
     return photo_table(rows)
 
@@ -180,13 +180,9 @@ def restore_photo(
     return made
 
 
-def by_method(rows: Sequence[tuple[Path, list[Restored]]]) -> dict[str, dict[str, list[float]]]:
-    """Method -> measure -> its values, of the pictures that have one."""
-    found: dict[str, dict[str, list[float]]] = {}
-    for one in (one for _, row in rows for one in row):
-        for key, value in one.values.items():
-            found.setdefault(one.method, {}).setdefault(key, []).append(value)
-    return found
+def values_of(row: Sequence[Restored]) -> dict[str, dict[str, float]]:
+    """Method -> measure -> its value, of one picture."""
+    return {one.method: one.values for one in row}
 
 
 def photo_table(rows: Sequence[tuple[Path, list[Restored]]]) -> str:
@@ -199,7 +195,7 @@ def photo_table(rows: Sequence[tuple[Path, list[Restored]]]) -> str:
     for path, row in rows:
         for one in row:
             lines.append([path.name, one.method, str(one.tiles or ""), *cells(one.values), one.size])
-    for name, measured in by_method(rows).items():
+    for name, measured in by_method(values_of(row) for _, row in rows).items():
         lines.append(["mean", name, "", *cells({k: sum(v) / len(v) for k, v in measured.items()}), ""])
         lines.append(["worst", name, "", *cells({k: MEASURES[k][2](v) for k, v in measured.items()}), ""])
     right = ["NOT" not in one.size for _, row in rows for one in row]
@@ -278,7 +274,13 @@ def make_cases(size: tuple[int, int], photo: Path | None) -> Iterator[tuple[str,
         image = load_image(photo, to_srgb=True).image
         factor = min(image.shape[-2] / height, image.shape[-1] / width)
         h, w = max(1, round(height * factor)), max(1, round(width * factor))
-        yield photo.stem, take(image, Box((image.shape[-2] - h) // 2, (image.shape[-1] - w) // 2, h, w))
+        yield photo.stem, middle(image, (h, w))
+
+
+def middle(image: Tensor, size: tuple[int, int]) -> Tensor:
+    """The middle of `image` (1, 3, H, W), `size` large, or as large as it is."""
+    high, wide = (min(one, other) for one, other in zip(size, image.shape[-2:], strict=True))
+    return take(image, Box((image.shape[-2] - high) // 2, (image.shape[-1] - wide) // 2, high, wide))
 
 
 def compare_tiles(

@@ -216,9 +216,9 @@ def prepare(args: argparse.Namespace) -> RestoreJob:
     if args.base is None and args.base_weight != 1:
         raise ValueError(f"--base-weight is {args.base_weight}, but of no --base; give one")
     with errors_by_flag(OPTIONS):
-        given = restore_config(args)
-    model, notes = find_model(args, given)
-    config = replace(given, method=model.method)
+        config = restore_config(args)
+    model, notes = find_model(args)
+    config = replace(config, method=model.method)
     facts = restore_facts(model)
     with errors_by_flag(OPTIONS):
         plan_restore((64, 64), None, config, **vars(facts))  # what suits no picture
@@ -237,7 +237,7 @@ def prepare(args: argparse.Namespace) -> RestoreJob:
     return job
 
 
-def find_model(args: argparse.Namespace, config: RestoreConfig) -> "tuple[RestoreModel, list[str]]":
+def find_model(args: argparse.Namespace) -> "tuple[RestoreModel, list[str]]":
     """The model that runs, and what to tell of the choice. WeightsError as `locate_restorer`, ValueError for
     a mode that it has not.
     """
@@ -264,9 +264,9 @@ def find_model(args: argparse.Namespace, config: RestoreConfig) -> "tuple[Restor
     model = locate_restorer(
         name, mode=args.mode, method=method, base=args.base, upscaler=args.upscaler, vae=args.vae
     )
-    if model.method == "rrdb" and config.mode in ("stylize", "colorize"):
+    if model.method == "rrdb" and args.mode in ("stylize", "colorize"):
         raise ValueError(
-            f"{model.own.name}: an upscaler, which has no --mode {config.mode}; take a model of PASD's with --method pasd"
+            f"{model.own.name}: an upscaler, which has no --mode {args.mode}; take a model of PASD's with --method pasd"
         )
     if model.origin == "machine" and not auto:
         notes.append(f"{name} comes without an upscaler: {model.own.name} enlarges, which is on this machine")
@@ -296,7 +296,7 @@ def remarks(args: argparse.Namespace, model: "RestoreModel") -> list[str]:
     flags |= {"--base-weight"} if args.base_weight != 1 else set()
     notes = []
     if args.model != "auto" and model.origin in (None, "upscaler"):
-        notes.append(f"--model: not used, {model.own.name if model.own.nets else 'interpolation'} enlarges")
+        notes.append(f"--model: not used, {what_enlarges(model)} enlarges")
     if flags:
         told = ", ".join(sorted(flags))
         way_out = "for that take a model of PASD's, as --model pasd is"
@@ -304,6 +304,11 @@ def remarks(args: argparse.Namespace, model: "RestoreModel") -> list[str]:
     if args.upscaler and model.method == "bicubic":
         notes.append("--upscaler: not used by method bicubic; --method rrdb uses it")
     return notes
+
+
+def what_enlarges(model: "RestoreModel") -> str:
+    """The upscaler of a method without diffusion, in a word."""
+    return model.own.name if model.own.nets else "interpolation"
 
 
 def kinds_to_recognise(args: argparse.Namespace, facts: "RestoreFacts") -> "tuple[Kind, ...]":
@@ -345,7 +350,7 @@ def describe(args: argparse.Namespace, job: RestoreJob) -> int:
 
     failed = for_each(args, job, plan_one)
     if job.config.method in NET_FREE:
-        print(f"by {job.model.own.name if job.model.own.nets else 'interpolation'}, without diffusion")
+        print(f"by {what_enlarges(job.model)}, without diffusion")
         return failed
     unguided = job.config.for_model(job.facts.spec).guidance_scale == 1
     print(f"in all {total:,} evaluations, {'without guidance' if unguided else 'each for both prompts'}")
