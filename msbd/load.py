@@ -10,6 +10,7 @@ and passes the `Located` on.
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -86,6 +87,7 @@ def load_edit_pipeline(
     return EditPipeline(
         unet=place.main(unet),
         vae=place.vae(autoencoder),
+        tiled_vae=partial(TiledAutoencoder, autoencoder),
         text_encoder=place.side(text_encoder),
         tokenizer=tokenizer,
         alphas_cumprod=facts.alphas_cumprod,

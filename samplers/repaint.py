@@ -13,6 +13,7 @@ Diffusion is RePaint with no repeats.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
 
 import torch
@@ -20,6 +21,9 @@ from torch import Tensor
 
 from .ddim import ddim_sigma, ddim_step
 from .schedule import Denoiser, NoiseSource, OnStep, StepInfo, noise_source, q_sample_between, step_levels
+
+# What a step leaves to the next one of the same kind: a multistep method's predictions, else nothing.
+History = tuple[Tensor, ...]
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,23 @@ class Evaluation:
     a_known: float | None  # level the known latent is blended in at, after the step; None: no blending
     known_id: int  # which draw of the noised known latent; evaluations with equal ids share one
     renoise_to: float | None  # level the whole latent is noised to after blending; None: it stays at a_prev
+
+
+# (x, eps, evaluation, history, noise) -> (x at a_prev, pred_x0, history). `noise()` draws what the step adds,
+# of x's shape, where it adds some.
+Solver = Callable[[Tensor, Tensor, Evaluation, History, Callable[[], Tensor]], tuple[Tensor, Tensor, History]]
+
+
+def ddim_solver(eta: float) -> Solver:
+    """DDIM's step (`samplers.ddim.ddim_step`) for `blended_sample`; it has no history."""
+
+    def solve(
+        x: Tensor, eps: Tensor, now: Evaluation, history: History, noise: Callable[[], Tensor]
+    ) -> tuple[Tensor, Tensor, History]:
+        step_noise = noise() if ddim_sigma(now.a_t, now.a_prev, eta) > 0 else None
+        return *ddim_step(x, eps, now.a_t, now.a_prev, eta, step_noise), ()
+
+    return solve
 
 
 def algorithm_1(
@@ -249,7 +270,10 @@ def blended_sample(
     noise: NoiseSource | None = None,
     generator: torch.Generator | None = None,
     eta: float = 1.0,
+    solver: Solver | None = None,
     share_known_noise: bool = False,
+    start: int = 0,
+    stop: int | None = None,
     on_step: OnStep | None = None,
 ) -> Tensor:
     """Carry out `plan` from `x` (B, C, h, w), at level plan[0].a_t: repaint `mask`, hold the rest to `known`.
@@ -258,8 +282,13 @@ def blended_sample(
     evaluation's index to one. The result is at the last evaluation's a_prev; where that and its a_known are
     1, it equals `known` exactly wherever mask is 0.
 
+    `solver` takes the steps, by default DDIM with this `eta`. What a multistep method remembers is forgotten
+    where the latent is noised again. `start` and `stop` carry out plan[start:stop] only, with the noise that
+    the whole run has there; `x` is then at plan[start].a_t.
+
     Noise sites, in the order of drawing within an evaluation, each drawn only when used:
-      "step"    x's shape, step = index of the evaluation; where sigma > 0: not with eta = 0 or into level 1
+      "step"    x's shape, step = index of the evaluation; with DDIM where sigma > 0: not with eta = 0 or into
+                level 1
       "known"   x's shape, step = known_id, once per id; where a_known < 1. With share_known_noise in
                 `known`'s shape: a single source then has one noise for the whole batch, as in official MSBD
       "renoise" x's shape, step = index of the evaluation; where renoise_to is set
@@ -268,14 +297,16 @@ def blended_sample(
     """
     _check_shape("known", known, x, x.shape[1])
     draw = noise_source(noise, generator)
+    solve = ddim_solver(eta) if solver is None else solver
     known_shape = tuple(known.shape if share_known_noise else x.shape)
     known = known.to(x)
     last_use = {evaluation.known_id: step for step, evaluation in enumerate(plan)}
     x_hats: dict[int, Tensor] = {}  # noised known latents still to be used again, by known_id
-    for step, now in enumerate(plan):
+    history: History = ()
+    for step, now in list(enumerate(plan))[start:stop]:
         eps = denoise(x, torch.tensor(now.t, device=x.device))
-        step_noise = draw("step", step, tuple(x.shape)) if ddim_sigma(now.a_t, now.a_prev, eta) > 0 else None
-        x, pred_x0 = ddim_step(x, eps, now.a_t, now.a_prev, eta, step_noise)  # algorithm 1, lines 6 and 11
+        # algorithm 1, lines 6 and 11
+        x, pred_x0, history = solve(x, eps, now, history, partial(draw, "step", step, tuple(x.shape)))
         if now.a_known is not None:
             if now.known_id not in x_hats:
                 x_hats[now.known_id] = _noised(known, now.a_known, draw, now.known_id, known_shape)  # line 7
@@ -283,7 +314,7 @@ def blended_sample(
             x = blend_known(x, x_hat, _mask_at(mask, step, x))  # lines 8 and 12
         if now.renoise_to is not None:
             renoise = draw("renoise", step, tuple(x.shape))
-            x = q_sample_between(x, now.a_prev, now.renoise_to, renoise)  # line 10
+            x, history = q_sample_between(x, now.a_prev, now.renoise_to, renoise), ()  # line 10
         if on_step is not None:
             on_step(StepInfo(step, len(plan), now.t, x, pred_x0))
     return x

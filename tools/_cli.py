@@ -155,8 +155,10 @@ def add_shared_options(
     running.add_argument("--version", action="version", version=f"msbd {version()}")
 
 
-def add_model_and_preset(common: argparse._ArgumentGroup, presets: Iterable[str], fast: str) -> None:
-    """--model and --preset; `fast` says what the preset of that name does."""
+def add_model_and_preset(
+    common: argparse._ArgumentGroup, presets: Iterable[str], told: str, *, default: str = "paper"
+) -> None:
+    """--model and --preset; `told` says what those other than paper and official do."""
     common.add_argument(
         "--model",
         default="auto",
@@ -165,9 +167,9 @@ def add_model_and_preset(common: argparse._ArgumentGroup, presets: Iterable[str]
     common.add_argument(
         "--preset",
         choices=presets,
-        default="paper",
+        default=default,
         help="paper: its formulas and settings; official: those of the official code, to measure the difference; "
-        f"{fast}. Other flags overrule it (default: paper)",
+        f"{told}. Other flags overrule it (default: {default})",
     )
 
 
@@ -242,31 +244,34 @@ class Option:
     times: int = field(default=1, compare=False)  # a field in latent cells has a flag in pixels: 8 for each
 
 
-def config_options(config: type, flags: Mapping[str, str] | None = None) -> dict[str, Option]:
+def config_options(
+    config: type, flags: Mapping[str, str] | None = None, preset: Mapping[str, Any] | None = None
+) -> dict[str, Option]:
     """The fields of a config dataclass: int, float, str, bool or a Literal of strings, bare or `| None`.
 
     A field's flag is its name with hyphens, or what `flags` says. Its help is the sentence that
-    `msbd.options.option` got.
+    `msbd.options.option` got, with the default of the command's own `preset` where that is another.
     """
     hints = get_type_hints(config)
-    return {item.name: _option(item, hints[item.name], flags or {}) for item in fields(config)}
+    items = [(item, (preset or {}).get(item.name, item.default)) for item in fields(config)]
+    return {item.name: _option(item, default, hints[item.name], flags or {}) for item, default in items}
 
 
-def _option(item: "Field[Any]", hint: Any, flags: Mapping[str, str]) -> Option:
+def _option(item: "Field[Any]", default: Any, hint: Any, flags: Mapping[str, str]) -> Option:
     parts = get_args(hint)
     kind = next(part for part in parts if part is not NoneType) if NoneType in parts else hint
     choices = get_args(kind) if get_origin(kind) is Literal else ()
     flag = flags.get(item.name, "--" + item.name.replace("_", "-"))
     times = CELL if item.metadata.get("unit") == "latent cells" else 1
-    return Option(item.name, str if choices else kind, choices, item.default, flag, _help(item, times), times)
+    told = _help(item, default, times)
+    return Option(item.name, str if choices else kind, choices, item.default, flag, told, times)
 
 
-def _help(item: "Field[Any]", times: int) -> str:
+def _help(item: "Field[Any]", default: Any, times: int) -> str:
     """A field's sentence, unit and default, as --help has them."""
     sentence, unit, unset = (item.metadata.get(key, "") for key in ("sentence", "unit", "unset"))
     if unit:
         sentence += f", in {'pixels' if times > 1 else unit}"
-    default = item.default
     if default is None:
         default = unset
     elif isinstance(default, bool):

@@ -15,7 +15,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from msbd.edit.config import EditConfig
+from msbd.edit.config import DEFAULT, FAST, EditConfig
 
 from ._cli import (
     CommandParser,
@@ -33,7 +33,6 @@ from ._cli import (
     choose_device,
     config_options,
     errors_by_flag,
-    flags_of,
     given_options,
     lora_names,
     machine_facts,
@@ -59,33 +58,29 @@ if TYPE_CHECKING:
 
 # Preset -> what it sets; explicit flags overrule it. "official" is msbd.edit.official.OPTIONS, which needs
 # torch.
-PRESETS: dict[str, dict[str, Any]] = {
-    "paper": {},
-    "official": {},
-    "fast": {"repaint_steps": 1, "first_stage_batch": 2, "num_steps": 25},
-}
+PRESETS: dict[str, dict[str, Any]] = {"default": DEFAULT, "fast": FAST, "paper": {}, "official": {}}
 
 FLAGS = {"num_steps": "--steps", "upscale_num_steps": "--upscale-steps"}
-OPTIONS = config_options(EditConfig, FLAGS)
+OPTIONS = config_options(EditConfig, FLAGS, DEFAULT)
 
 # Subject of --help-all -> its fields of EditConfig, whose sentences it shows. --steps stands among the common
 # options, --seed among those that all commands share.
 GROUPS: dict[str, tuple[str, ...]] = {
     "sampling": (
-        "method", "guidance_scale", "negative_prompt", "eta", "background_level", "background_noise",
+        "method", "sampler", "spacing", "guidance_scale", "negative_prompt", "eta", "background_level", "background_noise",
         "latent_mask", "dilate_mask", "formulas",
     ),
     "first stage": (
-        "margin", "first_stage_size", "first_stage_batch", "repaint_steps", "repaint_jump", "start_timestep",
-        "start_from", "clip_reranking", "rerank_area",
+        "margin", "first_stage_size", "first_stage_batch", "candidates_kept", "repaint_steps", "repaint_jump",
+        "repaint_end", "start_timestep", "start_from", "clip_reranking", "rerank_area",
     ),
     "later stages": (
         "max_edgelen", "straight_to_grid", "upscale_startstep", "grid_startstep", "upscale_num_steps",
-        "upscaling_mode", "lowpass_reference", "conditional_upscale", "blended_upscale", "tile",
+        "upscaling_mode", "lowpass_reference", "conditional_upscale", "blended_upscale", "tiles", "tile",
         "grid_overlap", "tile_batch",
     ),
-    "decoder optimisation and composite": (
-        "decoder_optimization", "decoderopt_steps", "decoderopt_lr", "decoderopt_weight",
+    "seam and composite": (
+        "seam", "decoder_optimization", "decoderopt_steps", "decoderopt_lr", "decoderopt_weight",
         "decoderopt_latents", "feather",
     ),
 }  # fmt: skip
@@ -110,8 +105,8 @@ def build_parser() -> CommandParser:
     add_model_and_preset(
         common,
         PRESETS,
-        "fast: a fifteenth of paper's evaluations in the first stage, half of them later "
-        "(--steps 25 --repaint-steps 1 --first-stage-batch 2)",
+        "default: pictures like paper's for a tenth of its work; fast: the least work whose pictures hold",
+        default="default",
     )
     add_options(common, OPTIONS, ("num_steps",))
     add("--compare", type=Path, metavar="FILE", help="before, the mask's outline and after, side by side")
@@ -202,12 +197,11 @@ def prepare(args: argparse.Namespace) -> EditJob:
 
 def unused(args: argparse.Namespace, plan: "EditPlan") -> list[str]:
     """A note for each thing that was asked for and does not apply."""
-    from .restore.__main__ import OPTIONS as RESTORE_OPTIONS
-
-    notes = []
-    for name, sampling in sampling_of(args.lora).items():
-        asked = flags_of(sampling, RESTORE_OPTIONS)
-        notes.append(f"{name}: made for {asked}, which tools.edit does not have; expect a worse picture")
+    notes, made_for = [], sampling_of(args.lora)
+    if len(made_for) > 1:
+        notes.append(
+            f"{', '.join(made_for)}: made for different samplings, none is set; give --sampler and --steps"
+        )
     if args.upscaler and not upscales(args, plan):
         mode = plan.config.upscaling_mode
         why = f"with --upscaling-mode {mode}" if mode != "rrdb" else "in this edit, no stage of which grows"
@@ -222,11 +216,25 @@ def upscales(args: argparse.Namespace, plan: "EditPlan") -> bool:
 
 
 def edit_config(args: argparse.Namespace) -> EditConfig:
-    """The preset's options, overruled by the flags that were given."""
+    """The preset's options, overruled by what a known LoRA was made for, and that by the flags."""
+    return EditConfig(**{**preset_options(args.preset, args.lora), **given_options(args, OPTIONS)})
+
+
+def preset_options(preset: str, loras: Sequence[tuple[str, float]]) -> dict[str, Any]:
+    """What a preset sets, overruled by what the one known LoRA among `loras` was made for."""
     from msbd.edit.official import OPTIONS as OFFICIAL
 
-    preset = OFFICIAL if args.preset == "official" else PRESETS[args.preset]
-    return EditConfig(**{**preset, **given_options(args, OPTIONS)})
+    options = OFFICIAL if preset == "official" else PRESETS[preset]
+    made_for = sampling_of(loras)
+    if len(made_for) == 1:  # several would mix
+        options = options | few_steps(next(iter(made_for.values())))
+    return options
+
+
+def few_steps(sampling: dict[str, Any]) -> dict[str, Any]:
+    """A LoRA's `sampling`, which is told in RestoreConfig's names, in ours: there ddim has no fresh noise."""
+    renamed = {"num_inference_steps": "num_steps"}
+    return {"eta": 0.0} | {renamed.get(name, name): value for name, value in sampling.items()}
 
 
 def check_paths(args: argparse.Namespace) -> None:

@@ -9,11 +9,13 @@ Copying  needs options.py: the standard library only, so that a command line can
 
 from dataclasses import dataclass, fields
 from math import inf
-from typing import Literal
+from typing import Any, Literal
 
 from ..options import check_options, option
 
 Method = Literal["msbd", "naive", "segments", "first-stage-only"]
+Sampler = Literal["ddim", "unipc", "dpmpp", "euler", "lcm"]
+Seam = Literal["adam", "closed-form", "asymmetric", "membrane", "none"]
 
 
 @dataclass(frozen=True)
@@ -37,8 +39,14 @@ class EditConfig:
     seed: int | None = option(None, "seed of all noise, where the call gets no generator", unset="0")
 
     # Sampling: all stages
+    sampler: Sampler = option("ddim", "the solver; lcm is for models and LoRAs distilled for it")
+    spacing: Literal["auto", "linspace", "leading", "trailing"] = option(
+        "auto", "how the timesteps are spread; auto is the sampler's usual way, leading for ddim"
+    )
     num_steps: int = option(50, "diffusion steps of a whole run, T of the paper")
-    eta: float = option(1.0, "fresh noise of each step, from 0 (deterministic DDIM) to 1 (as much as DDPM)")
+    eta: float = option(
+        1.0, "fresh noise of each step of ddim, from 0 (deterministic) to 1 (as much as DDPM)"
+    )
     guidance_scale: float | None = option(
         None, "how strongly to follow the prompt; 1 is without guidance", unset="the model's, 7.5 as a rule"
     )
@@ -61,10 +69,16 @@ class EditConfig:
         None, "side of the square with the first stage's area", unit="pixels", unset="the model's native size"
     )
     first_stage_batch: int = option(5, "candidates to choose from, B of the paper")
+    candidates_kept: int | None = option(
+        None, "how many of them go on after half of the first stage, the best by CLIP", unset="all"
+    )
     repaint_steps: int = option(
         5, "RePaint's repeats of each step after its first evaluation, R of the paper; 0 is Blended Diffusion"
     )
     repaint_jump: int = option(1, "steps that each repeat goes back")
+    repaint_end: float = option(
+        0.0, "fraction of the schedule below which no step is repeated: the layout is settled by then"
+    )
     start_timestep: float = option(
         1.0, "fraction of the schedule to start from; below 1 the old content shows through"
     )
@@ -99,14 +113,23 @@ class EditConfig:
     blended_upscale: bool = option(
         True, "keep the background while later stages run; otherwise they are SDEdit of the whole crop"
     )
+    tiles: Literal["separate", "joint"] = option(
+        "separate",
+        "sample each tile by itself and crossfade their pictures, or all together as one latent",
+    )
     tile: int | None = option(None, "side of a tile", unit="pixels", unset="1.5 x the native size")
     grid_overlap: int | None = option(
         None, "overlap of neighbouring tiles", unit="pixels", unset="a sixth of the tile"
     )
     tile_batch: int | None = option(None, "tiles that are sampled at once", unset="what fits into memory")
 
-    # Decoder optimisation
-    decoder_optimization: bool = option(True, "fit the decoder to the background, so that no seam shows")
+    # The seam
+    seam: Seam = option(
+        "adam",
+        "how the result is made to meet the picture around it: by decoder optimisation, by its last layer "
+        "alone, by a decoder that sees the picture, by the smoothest correction, or not at all",
+    )
+    decoder_optimization: bool = option(True, "as it was sampled if not: another word for seam none")
     decoderopt_steps: int = option(100, "steps of Adam in decoder optimisation")
     decoderopt_lr: float = option(1e-4, "learning rate of decoder optimisation")
     # The paper does not give lambda; the official code has 100.
@@ -123,11 +146,27 @@ class EditConfig:
         "paper", "whose counting of steps, start levels, ladder of sizes and blending of tiles"
     )
 
+    @classmethod
+    def default(cls, **options: Any) -> "EditConfig":
+        """What `python -m tools.edit` does without a flag, DEFAULT, and `options` over it."""
+        return cls(**{**DEFAULT, **options})
+
     def __post_init__(self) -> None:
         check_options(self, _RANGES)
         for name in ("start_timestep", "upscale_startstep", "grid_startstep"):
             if not 0 < getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected a fraction above 0, at most 1")
+        if self.formulas == "official":
+            for name, only in (
+                ("sampler", "ddim"),
+                ("spacing", "auto"),
+                ("repaint_end", 0.0),
+                ("tiles", "separate"),
+            ):
+                if getattr(self, name) != only:
+                    raise ValueError(
+                        f"{name} is {getattr(self, name)}; expected {only}, as formulas is official"
+                    )
         if self.repaint_jump == 0 and self.formulas == "paper":
             raise ValueError("repaint_jump is 0, the official code's word for one step; expected 1 or more")
 
@@ -146,6 +185,8 @@ class EditConfig:
             "grid_overlap": overlap if overlap < tile else 0,
         }
         given = {field.name: getattr(self, field.name) for field in fields(self)}
+        if not self.decoder_optimization:
+            given["seam"] = "none"
         missing = {name: value for name, value in usual.items() if given[name] is None}
         full = ResolvedEditConfig(**(given | missing))
         for name in ("first_stage_size", "max_edgelen", "tile", "grid_overlap"):
@@ -171,14 +212,31 @@ class ResolvedEditConfig(EditConfig):
     grid_overlap: int = 128
 
 
+# What the command does without a flag: the paper's pictures as far as 96 scenes can tell, for a tenth of the
+# evaluations; docs/results.md has the table that it was chosen by.
+DEFAULT: dict[str, Any] = {
+    "sampler": "dpmpp",
+    "num_steps": 20,
+    "repaint_steps": 1,
+    "repaint_end": 0.5,
+    "first_stage_batch": 4,
+    "candidates_kept": 2,
+    "tiles": "joint",
+    "seam": "closed-form",
+}
+# The least work whose pictures still hold.
+FAST: dict[str, Any] = {**DEFAULT, "num_steps": 12, "repaint_steps": 0, "first_stage_batch": 2}
+
 _LATER_STEPS = {"paper": 1, "official": 2}  # T of the later stages in lengths of the first stage's
 
 _RANGES: dict[str, tuple[float, float]] = {
     **dict.fromkeys(
-        ("num_steps", "upscale_num_steps", "first_stage_batch", "tile_batch", "margin"), (1, inf)
+        ("num_steps", "upscale_num_steps", "first_stage_batch", "candidates_kept", "tile_batch", "margin"),
+        (1, inf),
     ),
     **dict.fromkeys(("first_stage_size", "max_edgelen", "tile"), (1, inf)),
     **dict.fromkeys(("repaint_steps", "repaint_jump", "grid_overlap", "feather"), (0, inf)),
     **dict.fromkeys(("decoderopt_steps", "decoderopt_lr", "decoderopt_weight"), (0, inf)),
     "eta": (0, 1),
+    "repaint_end": (0, 1),
 }

@@ -1,20 +1,26 @@
-"""Latents to a stage's picture: decoder optimisation, decoding window by window, and the crossfade of tiles.
+"""Latents to a stage's picture, made to meet the picture around it: each of EditConfig.seam's ways.
 
 Papers   Ackermann & Li 2022, arXiv:2210.12965, eq. 1, lines 18 and 27 of Algorithm 1; Avrahami et al. 2022,
-         arXiv:2206.02779 (Blended Latent Diffusion), background reconstruction
+         arXiv:2206.02779 (Blended Latent Diffusion), background reconstruction; Zhu et al. 2023 (Asymmetric
+         VQGAN), arXiv:2306.04632; Perez, Gangnet & Blake 2003 (Poisson image editing)
 Tensors  latents (1, 4, h, w), scaled; pictures (1, 3, H, W) in [-1, 1]
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from torch import Tensor
 
-from ..latents import decode, encode
+from ..latents import decode, dtype_of, encode
+from ..pixels.box import Box
+from ..pixels.membrane import membrane
 from . import official
+from .closed_form import refit, with_features
 from .decoder_opt import Segment, optimize_decoder
 from .plan import Stage
 from .stage import Edit
+
+Decode = Callable[[Tensor, Box], Tensor]  # a latent and its place in the stage's picture -> the picture there
 
 
 def decode_each(edit: Edit, stage: Stage, vae: Any, latents: Sequence[Tensor]) -> Iterator[Tensor]:
@@ -26,43 +32,96 @@ def decode_each(edit: Edit, stage: Stage, vae: Any, latents: Sequence[Tensor]) -
 
 
 def stage_picture(edit: Edit, stage: Stage, x_in: Tensor, latents: Sequence[Tensor]) -> Tensor:
-    """The stage's picture from its boxes' latents, by a decoder fitted to `x_in`, the source at its size."""
-    config, vae = edit.plan.config, edit.vae
-    if config.decoder_optimization and config.decoderopt_steps > 0:
-        if config.decoderopt_latents == "sampler":  # eq. 1: z_out is what the sampler left
-            segments = [
-                Segment(latent, x_in[..., *box.window], stage.mask[..., *box.window])
-                for latent, box in zip(latents, stage.boxes, strict=True)
-            ]
-        else:
-            latents, segments = _reencoded(edit, stage, x_in, latents)
-        vae = optimize_decoder(
-            vae,
-            segments,
-            steps=config.decoderopt_steps,
-            lr=config.decoderopt_lr,
-            background_weight=config.decoderopt_weight,
-            on_step=lambda k, _: edit.report(stage.name, "optimize", k + 1, config.decoderopt_steps),
-            on_split=lambda: edit.notes.append(
-                f"{stage.name}: out of memory in decoder optimisation, went on with smaller segments"
-            ),
-        )
-    picture = _blended(edit, stage, x_in, vae, latents)
+    """The stage's picture of its windows' latents, made to meet `x_in`, the source at its size."""
+    seam = edit.plan.config.seam
+    vae = edit.large_vae if stage.joint else edit.vae
+    if seam == "adam" and edit.plan.config.decoderopt_steps > 0:
+        picture = _by_adam(edit, stage, x_in, latents)
+    elif seam == "closed-form" and hasattr(edit.vae, "decoder"):
+        features = with_features(vae)
+
+        def refitted(latent: Tensor, box: Box) -> Tensor:
+            found = features.decode((latent / vae.config.scaling_factor).to(dtype_of(vae)))
+            edit.report(stage.name, "decode", 1, 1)
+            conv, window = edit.vae.decoder.conv_out, box.window
+            return refit(found, conv, x_in[..., *window], stage.mask[..., *window]).clamp(-1, 1)
+
+        picture = _blended(edit, stage, x_in, latents, stage.windows, refitted)
+    elif seam == "asymmetric":
+        picture = _by_asymmetric(edit, stage, x_in, latents)
+    else:
+        picture = _blended(edit, stage, x_in, latents, stage.windows, lambda latent, box: decode(vae, latent))
+        if seam == "membrane":
+            picture = membrane(picture, x_in, stage.mask).clamp(-1, 1)
+            edit.report(stage.name, "seam", 1, 1)
     edit.show(f"{stage.name}, result", picture)
     return picture
+
+
+def _by_adam(edit: Edit, stage: Stage, x_in: Tensor, latents: Sequence[Tensor]) -> Tensor:
+    """Decoder optimisation, eq. 1: the decoder's weights are fitted to `x_in` around the mask."""
+    config, latents = edit.plan.config, _of_boxes(edit, stage, latents)
+    if config.decoderopt_latents == "sampler":  # eq. 1: z_out is what the sampler left
+        segments = [
+            Segment(latent, x_in[..., *box.window], stage.mask[..., *box.window])
+            for latent, box in zip(latents, stage.boxes, strict=True)
+        ]
+    else:
+        latents, segments = _reencoded(edit, stage, x_in, latents)
+    vae = optimize_decoder(
+        edit.vae,
+        segments,
+        steps=config.decoderopt_steps,
+        lr=config.decoderopt_lr,
+        background_weight=config.decoderopt_weight,
+        on_step=lambda k, _: edit.report(stage.name, "optimize", k + 1, config.decoderopt_steps),
+        on_split=lambda: edit.notes.append(
+            f"{stage.name}: out of memory in decoder optimisation, went on with smaller segments"
+        ),
+    )
+    return _blended(edit, stage, x_in, latents, stage.boxes, lambda latent, box: decode(vae, latent))
+
+
+def _by_asymmetric(edit: Edit, stage: Stage, x_in: Tensor, latents: Sequence[Tensor]) -> Tensor:
+    """The decoder that sees the picture around the mask, tile by tile."""
+    net = edit.seam_decoder
+
+    def decode_beside(latent: Tensor, box: Box) -> Tensor:
+        dtype = dtype_of(net)
+        unscaled = (latent / net.config.scaling_factor).to(dtype)
+        around, mask = (x[..., *box.window].to(dtype) for x in (x_in, stage.mask))
+        return net.decode(unscaled, around, mask).float().clamp(-1, 1)
+
+    return _blended(edit, stage, x_in, _of_boxes(edit, stage, latents), stage.boxes, decode_beside)
+
+
+def _of_boxes(edit: Edit, stage: Stage, latents: Sequence[Tensor]) -> Sequence[Tensor]:
+    """The latent of each computed tile, cut out where the tiles were sampled jointly."""
+    if not stage.joint:
+        return latents
+    return [latents[0][..., *box.divided(edit.vae.downscale).window] for box in stage.boxes]
 
 
 def _reencoded(
     edit: Edit, stage: Stage, x_in: Tensor, latents: Sequence[Tensor]
 ) -> tuple[list[Tensor], list[Segment]]:
     """The latents, and the segments to fit to, of the official code: of the decoded picture, encoded anew."""
-    plain = _blended(edit, stage, x_in, edit.vae, latents)
+    plain = _blended(edit, stage, x_in, latents, stage.boxes, lambda latent, box: decode(edit.vae, latent))
     tile = edit.plan.spec.native if len(stage.grid) > 1 else max(stage.size)
     segments = official.reencoded_segments(edit.vae, plain, x_in, stage.mask, tile)
     return [encode(edit.vae, plain[..., *box.window]) for box in stage.boxes], segments
 
 
-def _blended(edit: Edit, stage: Stage, x_in: Tensor, vae: Any, latents: Sequence[Tensor]) -> Tensor:
+def _blended(
+    edit: Edit, stage: Stage, x_in: Tensor, latents: Sequence[Tensor], boxes: Sequence[Box], decode_at: Decode
+) -> Tensor:
     """The decoded boxes as one picture; where no tile was computed the untouched `x_in` shows."""
-    pictures = decode_each(edit, stage, vae, latents)
-    return edit.plan.rules.blend(pictures, stage.boxes, stage.grid, x_in, edit.plan.config.grid_overlap)
+
+    def pictures() -> Iterator[Tensor]:
+        for number, (latent, box) in enumerate(zip(latents, boxes, strict=True), 1):
+            picture = decode_at(latent, box)
+            edit.report(stage.name, "decode", number, len(boxes))
+            yield picture
+
+    grid = boxes if stage.joint and boxes is not stage.boxes else stage.grid
+    return edit.plan.rules.blend(pictures(), boxes, grid, x_in, edit.plan.config.grid_overlap)

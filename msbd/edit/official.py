@@ -101,13 +101,17 @@ def evaluations(
     *,
     known_level: str = "current",
     known_noise: str = "fresh",
+    sampler: str = "ddim",
+    spacing: str = "auto",
+    repaint_end: float = 0.0,
 ) -> tuple[Evaluation, ...]:
     """The official count of steps: LDM's spacing, which takes more steps than asked where they do not divide
     1000, cut off at int(start x steps). Ours has exactly the number asked for; see
     `samplers.repaint.official_plan` for the rest.
 
     `known_level` "prev" and `known_noise` "once" put the paper's background (lines 6 and 7) into it, to
-    measure that.
+    measure that. The last three are paper.py's: the official code has one sampler and one spacing, and
+    repeats every step (EditConfig refuses others).
     """
     timesteps = ldm_start_timesteps(ldm_timesteps(num_steps), start)
     plan = official_plan(timesteps, alphas_cumprod, repeats=repeats, jump=jump)

@@ -12,12 +12,13 @@ from collections.abc import Collection, Iterable, Sequence
 
 from torch import Tensor
 
-from samplers.repaint import Evaluation, repaint_plan
-from samplers.schedule import leading_timesteps, q_sample, start_timesteps
+from samplers.repaint import Evaluation, repaint_plan, with_known
+from samplers.schedule import q_sample
 
 from ..pixels.box import Box
 from ..pixels.masks import mask_box
 from ..pixels.tiles import TileBlend, tile_boxes
+from ..solvers import partial_timesteps
 from .config import ModelSpec, ResolvedEditConfig
 from .crops import crop_box, first_stage_size, stage_sizes
 
@@ -64,17 +65,27 @@ def evaluations(
     *,
     known_level: str = "prev",
     known_noise: str = "once",
+    sampler: str = "ddim",
+    spacing: str = "auto",
+    repaint_end: float = 0.0,
 ) -> tuple[Evaluation, ...]:
-    """The evaluations of a stage: `num_steps` of a whole run, from its `start` on (T' / T); lines 5-14."""
-    timesteps = start_timesteps(leading_timesteps(num_steps), start)
-    return repaint_plan(
-        timesteps,
-        alphas_cumprod,
-        repeats=repeats,
-        jump_length=jump,
-        known_level=known_level,
-        known_noise=known_noise,
-    )
+    """The evaluations of a stage: `num_steps` of a whole run, from its `start` on (T' / T); lines 5-14.
+
+    The timesteps are the `sampler`'s, spaced as `spacing` says; below the fraction `repaint_end` of the
+    schedule none is repeated.
+    """
+    timesteps = partial_timesteps(sampler, num_steps, start, spacing).tolist()
+    repeated = [t for t in timesteps if t >= repaint_end * len(alphas_cumprod)]
+    once = timesteps[len(repeated) :]
+    plan: tuple[Evaluation, ...] = ()
+    if repeated:
+        final_alpha = float(alphas_cumprod[once[0]]) if once else 1.0
+        plan += repaint_plan(
+            repeated, alphas_cumprod, repeats=repeats, jump_length=jump, final_alpha=final_alpha
+        )
+    if once:
+        plan += repaint_plan(once, alphas_cumprod)
+    return with_known(plan, level=known_level, noise=known_noise)
 
 
 def start_latent(known: Tensor, first: Evaluation, alphas_cumprod: Tensor, noise: Tensor) -> Tensor:

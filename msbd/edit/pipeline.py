@@ -17,7 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..latents import decode
 from ..memory import until_it_fits
+from ..pixels.box import Box
 from ..pixels.masks import feather, mask_box, resize_mask
 from ..pixels.preprocess import CLIP_MEAN, CLIP_STD
 from ..pixels.resize import put_back, resize, take
@@ -50,10 +52,17 @@ class EditPipeline:
         clip_size: int = 224,
         clip_mean: Sequence[float] = CLIP_MEAN,
         clip_std: Sequence[float] = CLIP_STD,
+        tiled_vae: Callable[..., Any] | None = None,
+        seam_decoder: Any = None,
     ) -> None:
+        """`tiled_vae()` is `vae` for pictures of any size (nets/tiled_vae.py), `seam_decoder` the autoencoder
+        of seam "asymmetric" (nets/asymmetric_vae.py).
+        """
         self.unet, self.vae, self.upscaler = unet, vae, upscaler
         self.text_encoder, self.tokenizer = text_encoder, tokenizer
         self.alphas_cumprod, self.prediction_type = alphas_cumprod, prediction_type
+        self.tiled_vae, self.seam_decoder = tiled_vae, seam_decoder
+        self.stage_picture = stage_picture  # lines 18 and 27; measurements put another in its place
         self.spec = ModelSpec() if spec is None else spec
         self.clip, self.clip_tokenizer = clip, clip_tokenizer or tokenizer
         self.clip_preprocessing = {"size": clip_size, "mean": clip_mean, "std": clip_std}
@@ -104,8 +113,16 @@ class EditPipeline:
         if generator is not None:
             drawn = torch.randint(2**62, (), generator=generator, device=generator.device)
             plan = replace(plan, config=replace(plan.config, seed=int(drawn)))
+        if plan.config.seam == "asymmetric" and self.seam_decoder is None:
+            raise ValueError(
+                "seam is asymmetric, but this model comes without such a decoder; take another, closed-form for one"
+            )
+        looked_at = None
+        if plan.config.rerank_area == "mask":
+            looked_at = mask_box(resize_mask(take(mask, plan.crop), plan.stages[0].size))
+        score = partial(self._scores, prompt, looked_at)
         seconds: dict[str, float] = {}
-        edit = self._begin(prompt, plan, reporter(on_step, seconds), on_picture)
+        edit = self._begin(prompt, plan, score, reporter(on_step, seconds), on_picture)
         first, *later = edit.plan.stages
         x_in = take(image, plan.crop).to(first.mask)
         x_tilde = resize(x_in, first.size)  # line 1: Downsample(Crop(x_in, m))
@@ -115,9 +132,9 @@ class EditPipeline:
         candidates, scores, chosen = x_tilde[:0], None, 0
         if plan.config.method != "segments":  # that baseline has no candidates, it repaints tile by tile
             candidates = self._candidates(edit, first, latents)
-            scores, chosen = self._rerank(edit, candidates, prompt, mask)  # line 17: ClipReranking
+            scores, chosen = self._rerank(edit, candidates, score)  # line 17: ClipReranking
             latents = [latents[chosen]]
-        x = stage_picture(edit, first, x_tilde, latents)  # line 18: DecoderOptimization
+        x = self.stage_picture(edit, first, x_tilde, latents)  # line 18: DecoderOptimization
         for stage in later:  # line 19: s = 2, ..., n_s
             x = self._later_stage(edit, stage, x_in, x)  # lines 20-27
             # line 28: the next s
@@ -154,7 +171,7 @@ class EditPipeline:
         x_tilde = mask * enlarged + (1 - mask) * background  # line 20: m SR(x^(s-1)) + (1 - m) LP(x_in)
         edit.show(f"{stage.name}, input", x_tilde)
         latents = sample_stage(edit, stage, x_tilde, cells)  # lines 21-26: from T'_s, without repeats
-        return stage_picture(edit, stage, at_size, latents)  # line 27: DecoderOptimization
+        return self.stage_picture(edit, stage, at_size, latents)  # line 27: DecoderOptimization
 
     def _candidates(self, edit: Edit, stage: Stage, latents: Sequence[Tensor]) -> Tensor:
         """The first stage's pictures (B, 3, h, w), as the plain decoder gives them."""
@@ -163,20 +180,30 @@ class EditPipeline:
             edit.show(f"first stage, candidate {number}", picture)
         return torch.cat(pictures)
 
-    def _rerank(self, edit: Edit, candidates: Tensor, prompt: str, mask: Tensor) -> tuple[Tensor | None, int]:
+    def _rerank(
+        self, edit: Edit, candidates: Tensor, score: Callable[[Tensor], Tensor]
+    ) -> tuple[Tensor | None, int]:
         """CLIP's scores (B,) of the candidates (B, 3, h, w), and the index of the best."""
         config, count = edit.plan.config, len(candidates)
         if self.clip is None or not config.clip_reranking:
             if config.clip_reranking and count > 1:
                 edit.notes.append(f"no CLIP with this model: the first of {count} candidates was taken")
             return None, 0
-        ids = self.clip_tokenizer([prompt]).to(candidates.device)
-        first, box = edit.plan.stages[0], None
-        if config.rerank_area == "mask":
-            box = mask_box(resize_mask(take(mask, edit.plan.crop), first.size))
-        scores = clip_scores(self.clip, ids, candidates, box=box, **self.clip_preprocessing)
-        edit.report(first.name, "rerank", 1, 1)
+        scores = score(candidates)
+        edit.report(edit.plan.stages[0].name, "rerank", 1, 1)
         return scores, int(scores.argmax())
+
+    def _scores(self, prompt: str, box: Box | None, pictures: Tensor) -> Tensor:
+        """CLIP's scores (n,) of pictures (n, 3, h, w) of the first stage, all of them or around `box`."""
+        ids = self.clip_tokenizer([prompt]).to(pictures.device)
+        return clip_scores(self.clip, ids, pictures, box=box, **self.clip_preprocessing)
+
+    def _choose(self, score: Callable[[Tensor], Tensor], latents: Tensor, count: int) -> list[int]:
+        """Which `count` of these latents (n, 4, h, w) CLIP likes best; without a CLIP the first."""
+        if self.clip is None:
+            return list(range(count))
+        pictures = torch.cat([decode(self.vae, latent) for latent in latents.split(1)])
+        return sorted(score(pictures).topk(count).indices.tolist())
 
     def _composite(self, edit: Edit, image: Tensor, mask: Tensor, x: Tensor) -> Tensor:
         """m x + (1 - m) x_in at full size; a feather acts inside the mask only."""
@@ -190,6 +217,7 @@ class EditPipeline:
         self,
         prompt: str,
         plan: EditPlan,
+        score: Callable[[Tensor], Tensor],
         report: Callable[[str, str, int, int], None],
         on_picture: Callable[[str, Tensor], None] | None,
     ) -> Edit:
@@ -208,4 +236,7 @@ class EditPipeline:
             empty=empty,
             report=report,
             show=on_picture or (lambda name, picture: None),
+            choose=partial(self._choose, score),
+            large_vae=self.vae if self.tiled_vae is None else self.tiled_vae(),
+            seam_decoder=self.seam_decoder,
         )

@@ -6,6 +6,7 @@ Units    pixels, sizes (H, W); masks (1, 1, H, W), 1 = edit; boxes lie in the pi
          (tiles)
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from types import ModuleType
@@ -40,6 +41,9 @@ class Stage:
     repeats: int  # R, RePaint's repeats of each step
     num_steps: int  # T, the steps of a whole run
     candidates: int  # B: pictures sampled side by side; more than one in the first stage only
+    kept: int  # of them those that go on after `halfway`
+    halfway: int  # how many evaluations all candidates have
+    joint: bool  # whether the tiles are sampled as one latent
     grid: tuple[Box, ...]  # all tiles; a stage in one piece has one
     boxes: tuple[Box, ...]  # those with a masked pixel, the only ones computed
     schedule: tuple[Evaluation, ...] = field(repr=False)  # what each window goes through
@@ -49,7 +53,13 @@ class Stage:
     @property
     def evaluations(self) -> int:
         """Evaluations of the U-Net: each candidate and tile counts, both halves of the guidance as one."""
-        return len(self.schedule) * self.candidates * len(self.boxes)
+        all_of_them, the_rest = self.halfway, len(self.schedule) - self.halfway
+        return (all_of_them * self.candidates + the_rest * self.kept) * len(self.boxes)
+
+    @property
+    def windows(self) -> tuple[Box, ...]:
+        """What is sampled by itself: the computed tiles, or the whole stage where they are joint."""
+        return (Box(0, 0, *self.size),) if self.joint else self.boxes
 
 
 @dataclass(frozen=True)
@@ -212,7 +222,11 @@ class _Planning:
             self.alphas_cumprod,
             known_level=config.background_level,
             known_noise=config.background_noise,
+            sampler=config.sampler,
+            spacing=config.spacing,
+            repaint_end=config.repaint_end,
         )
+        candidates = config.first_stage_batch if first and config.method != "segments" else 1
         return Stage(
             name="first stage" if first else f"stage {number + 1}",
             number=number,
@@ -221,7 +235,10 @@ class _Planning:
             whole_run=first and start == 1,
             repeats=repeats,
             num_steps=num_steps,
-            candidates=config.first_stage_batch if first and config.method != "segments" else 1,
+            candidates=candidates,
+            kept=min(config.candidates_kept or candidates, candidates),
+            halfway=_halfway(schedule),
+            joint=tiled and config.tiles == "joint",
             grid=tuple(grid),
             boxes=_computed(grid, visible, number, config),
             schedule=schedule,
@@ -235,6 +252,13 @@ class _Planning:
             native = config.first_stage_size
             return tile_boxes(*size, native, min(config.grid_overlap, native // 2), self.spec.multiple)
         return self.rules.grid(size, config, self.spec) if tiled else [Box(0, 0, *size)]
+
+
+def _halfway(schedule: Sequence[Evaluation]) -> int:
+    """The index of a first evaluation of a timestep, as near before the middle as there is one."""
+    middle = len(schedule) // 2
+    firsts = (k for k in range(middle, 0, -1) if schedule[k].t < schedule[k - 1].t)
+    return next(firsts, middle)
 
 
 def _computed(grid: list[Box], mask: Tensor, number: int, config: EditConfig) -> tuple[Box, ...]:

@@ -5,7 +5,7 @@ Tensors  picture (1, 3, H, W) in [-1, 1]; latents (n, 4, h, w), scaled, h = H / 
          edit
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,13 +14,15 @@ from torch import Tensor, nn
 
 from samplers.guidance import classifier_free_guidance
 from samplers.repaint import blended_sample
-from samplers.schedule import Denoiser, v_prediction
+from samplers.schedule import Denoiser, StepInfo, v_prediction
 
 from ..latents import dtype_of, encode
 from ..memory import in_batches, tiles_at_once
 from ..noise import noise_windows
 from ..pixels.box import Box
 from ..pixels.masks import progressive_dilation
+from ..pixels.tiles import TileBlend, covered
+from ..solvers import make_solver
 from .plan import EditPlan, Stage
 
 Window = tuple[int, Box]  # number of the candidate, place in the stage's picture
@@ -40,47 +42,84 @@ class Edit:
     empty: Tensor  # (1, 77, D), ""
     report: Callable[[str, str, int, int], None]  # stage, task, step, total
     show: Callable[[str, Tensor], None]  # name, picture
+    # Latents (n, 4, h, w) of candidates and a count -> the indices of so many of them, the best by CLIP.
+    choose: Callable[[Tensor, int], Sequence[int]]
+    large_vae: Any  # the autoencoder for whole stages: exact in tiles where they are large
+    seam_decoder: Any = None  # an AsymmetricAutoencoderKL, where the model has one
     notes: list[str] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class Sampled:
+    """How far a window is: x_t, at the end x_0, and the clean latent last seen in it, (1, 4, h, w) both."""
+
+    x: Tensor
+    pred_x0: Tensor
+
+
 def sample_stage(edit: Edit, stage: Stage, x_tilde: Tensor, cells: Tensor) -> list[Tensor]:
-    """The latent (1, 4, h, w) of each candidate or, where there is one, of each of the stage's boxes.
+    """The latent (1, 4, h, w) of each candidate that was kept or, where there is one, of each of the stage's
+    windows.
 
     As many at once as memory allows; what a window becomes does not depend on its batch. `cells` is what to
     repaint: the stage's own, or all of it.
     """
     # lines 2-3: i = 1, ..., B
-    windows = [(candidate, box) for candidate in range(stage.candidates) for box in stage.boxes]
-    batch = edit.plan.config.tile_batch
-    if stage.candidates > 1:
-        batch = stage.candidates
-    elif batch is None:
-        height, width = stage.boxes[0].divided(edit.vae.downscale).size
-        batch = tiles_at_once(cells.device, height * width)
-    latents: dict[Window, Tensor] = {}
+    windows = [(candidate, box) for candidate in range(stage.candidates) for box in stage.windows]
+    begun: Mapping[Window, Sampled] = {}
+    start, end = 0, len(stage.schedule)
+    if stage.kept < stage.candidates:
+        start = stage.halfway
+        begun = _in_batches(edit, stage, x_tilde, cells, windows, {}, (0, start))
+        best = edit.choose(torch.cat([begun[window].pred_x0 for window in windows]), stage.kept)
+        windows = [windows[i] for i in best]
+    # lines 4-14: `_blended_diffusion`
+    finished = _in_batches(edit, stage, x_tilde, cells, windows, begun, (start, end))
+    # line 15: x_0 joins the others
+    # line 16: the next i
+    return [finished[window].x for window in windows]
 
-    def sample(now: Sequence[Window]) -> Sequence[Tensor]:
-        done = len(latents)
-        # lines 4-14: `_blended_diffusion`
-        return _blended_diffusion(edit, stage, x_tilde, cells, now, done=done, total=len(windows)).split(1)
+
+def _in_batches(
+    edit: Edit, stage: Stage, x_tilde: Tensor, cells: Tensor,
+    windows: Sequence[Window], begun: Mapping[Window, Sampled], part: tuple[int, int],
+) -> Mapping[Window, Sampled]:  # fmt: skip
+    """The evaluations of `part` = (start, stop) of the schedule for each window, from `begun` on."""
+    batch = edit.plan.config.tile_batch
+    if stage.joint:
+        batch = 1  # window; its tiles go in batches of their own
+    elif stage.candidates > 1:
+        batch = len(windows)
+    elif batch is None:
+        batch = _tiles_at_once(edit, stage)
+    done: dict[Window, Sampled] = {}
+
+    def sample(now: Sequence[Window]) -> Sequence[Sampled]:
+        return _blended_diffusion(edit, stage, x_tilde, cells, now, begun, part, done=len(done))
 
     def halved(before: int, after: int) -> None:
         edit.notes.append(f"{stage.name}: out of memory with {before} at once, went on with {after}")
 
-    for window, latent in in_batches(windows, sample, batch, halved, alike=lambda window: window[1].size):
-        latents[window] = latent  # line 15: x_0 joins the others
-    # line 16: the next i
-    return [latents[window] for window in windows]
+    for window, sampled in in_batches(windows, sample, batch, halved, alike=lambda window: window[1].size):
+        done[window] = sampled
+    return done
+
+
+def _tiles_at_once(edit: Edit, stage: Stage) -> int:
+    height, width = stage.boxes[0].divided(edit.vae.downscale).size
+    return tiles_at_once(stage.mask.device, height * width)
 
 
 def _blended_diffusion(
-    edit: Edit, stage: Stage, x_tilde: Tensor, cells: Tensor, windows: Sequence[Window], *, done: int, total: int
-) -> Tensor:  # fmt: skip
-    """Latents (n, 4, h, w) of n windows of one size, `done` of the stage's `total` being finished."""
+    edit: Edit, stage: Stage, x_tilde: Tensor, cells: Tensor,
+    windows: Sequence[Window], begun: Mapping[Window, Sampled], part: tuple[int, int], *, done: int,
+) -> list[Sampled]:  # fmt: skip
+    """n windows of one size, `done` others of the stage having been through this `part` of the schedule."""
     config, rules, factor = edit.plan.config, edit.plan.rules, edit.vae.downscale
     boxes = list(dict.fromkeys(box for _, box in windows))  # one where all windows are candidates
     in_cells = [box.divided(factor).window for box in boxes]
-    known = encode(edit.vae, torch.cat([x_tilde[..., *box.window] for box in boxes]))
+    vae = edit.large_vae if stage.joint else edit.vae
+    known = encode(vae, torch.cat([x_tilde[..., *box.window] for box in boxes]))
     noise = noise_windows(
         config.seed,
         stage.number,
@@ -88,38 +127,85 @@ def _blended_diffusion(
         [(candidate, box.divided(factor)) for candidate, box in windows],
         shared=rules.shared_noise(stage.whole_run),
     )
+    if stage.joint:  # the picture stays where no tile is computed
+        computed = covered(torch.ones_like(cells), [box.divided(factor) for box in stage.boxes])
+    else:
+        computed = torch.ones_like(cells)
 
     def mask_at(k: int) -> Tensor:
-        grown = progressive_dilation(cells, k / len(stage.schedule))
+        grown = progressive_dilation(cells, k / len(stage.schedule)) * computed
         return torch.cat([grown[..., *window] for window in in_cells])
 
-    # line 4: x_T ~ q(x_T | x~)
-    n = noise("init", 0, (len(windows), *known.shape[1:])).to(known)
-    from_noise = stage.whole_run and config.start_from == "noise"
-    start = known.expand(len(windows), -1, -1, -1)
-    x = n if from_noise else rules.start_latent(start, stage.schedule[0], edit.alphas_cumprod, n)
+    start, stop = part
+    if start > 0:
+        x = torch.cat([begun[window].x for window in windows])
+    else:  # line 4: x_T ~ q(x_T | x~)
+        n = noise("init", 0, (len(windows), *known.shape[1:])).to(known)
+        from_noise = stage.whole_run and config.start_from == "noise"
+        clean = known.expand(len(windows), -1, -1, -1)
+        x = n if from_noise else rules.start_latent(clean, stage.schedule[0], edit.alphas_cumprod, n)
+    tiles, total = len(stage.boxes) if stage.joint else 1, stage.evaluations
+    before = (start * stage.candidates + done * (stop - start)) * tiles
+    last: list[StepInfo] = []
+
+    def on_step(info: StepInfo) -> None:
+        last[:] = [info]
+        now = (info.step + 1 - start) * len(windows) * tiles
+        edit.report(stage.name, "sample", before + now, total)
+
     # lines 5-14: the plan that `algorithm_1` of samplers/repaint.py made, carried out
-    return blended_sample(
-        _denoiser(edit, with_prompt=stage.number == 0 or config.conditional_upscale),
+    x = blended_sample(
+        _denoiser(edit, stage),
         x,
         stage.schedule,
         known=known,
-        mask=mask_at if config.dilate_mask else torch.cat([cells[..., *window] for window in in_cells]),
+        mask=mask_at
+        if config.dilate_mask
+        else torch.cat([(cells * computed)[..., *window] for window in in_cells]),
         noise=noise,
-        eta=config.eta,
-        on_step=lambda info: edit.report(
-            stage.name, "sample", done * info.total + (info.step + 1) * len(windows), total * info.total
-        ),
+        solver=make_solver(config.sampler, config.eta),
+        start=start,
+        stop=stop,
+        on_step=on_step,
     )
+    return [Sampled(*each) for each in zip(x.split(1), last[0].pred_x0.split(1), strict=True)]
 
 
-def _denoiser(edit: Edit, *, with_prompt: bool) -> Denoiser:
+def _denoiser(edit: Edit, stage: Stage) -> Denoiser:
     """p_theta of lines 6, 11 and 23: guided by the prompt, or of the empty text alone."""
+    with_prompt = stage.number == 0 or edit.plan.config.conditional_upscale
     dtype, scale = dtype_of(edit.unet), edit.plan.config.guidance_scale if with_prompt else 1.0
 
     def model(x: Tensor, t: Tensor, context: Tensor) -> Tensor:
         return edit.unet(x.to(dtype), t, context.to(dtype)).float()
 
     cond, uncond = (edit.cond, edit.uncond) if with_prompt else (edit.empty, edit.empty)
-    denoise = classifier_free_guidance(model, cond, uncond, scale)
+    whole = _of_tiles(edit, stage, model) if stage.joint else model
+    denoise = classifier_free_guidance(whole, cond, uncond, scale)
     return v_prediction(denoise, edit.alphas_cumprod) if edit.prediction_type == "v_prediction" else denoise
+
+
+def _of_tiles(
+    edit: Edit, stage: Stage, model: Callable[[Tensor, Tensor, Tensor], Tensor]
+) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """`model` of a whole stage: what it predicts for each computed tile, crossfaded; elsewhere 0."""
+    factor = edit.vae.downscale
+    grid, tiles = ([box.divided(factor) for box in boxes] for boxes in (stage.grid, stage.boxes))
+    batch = edit.plan.config.tile_batch or _tiles_at_once(edit, stage)
+
+    def halved(before: int, after: int) -> None:
+        nonlocal batch
+        batch = after
+        edit.notes.append(f"{stage.name}: out of memory with {before} at once, went on with {after}")
+
+    def predict(x: Tensor, t: Tensor, context: Tensor) -> Tensor:
+        def some(now: Sequence[Box]) -> Sequence[Tensor]:
+            pieces = torch.cat([x[..., *tile.window] for tile in now])
+            return model(pieces, t, context.repeat(len(now), 1, 1)).split(len(x))
+
+        blend = TileBlend(grid, x.shape[-2], x.shape[-1])
+        for tile, eps in in_batches(tiles, some, batch, halved, alike=lambda tile: tile.size):
+            blend.add(tile, eps)
+        return blend.result(x.new_zeros(()))
+
+    return predict

@@ -176,6 +176,35 @@ def edge_step(image: Tensor, mask: Tensor) -> Tensor:
     return total / (pairs * image.shape[1]) * 127.5
 
 
+def border_step(
+    image: Tensor, mask: Tensor, rows: Sequence[int], columns: Sequence[int], reach: int
+) -> float:
+    """How much more the colours of `image` (1, 3, H, W) change across these lines than across others: 1 is
+    as much.
+
+    A line's step is the mean, over the places along it and the channels, of |mean of the `reach` pixels
+    before it - mean of the `reach` pixels from it on|; places count where `mask` (1, 1, H, W) is set for all
+    of them. `rows` are horizontal lines between row y - 1 and y, `columns` vertical ones. The others are all
+    lines at least `reach` away from those. NaN where there is none of either.
+    """
+    near: list[Tensor] = []
+    far: list[Tensor] = []
+    for dim, lines in ((-2, rows), (-1, columns)):
+        means = image.double().unfold(dim, reach, 1).mean(-1)
+        inside = (mask > 0.5).unfold(dim, reach, 1).all(-1)
+        count = means.shape[dim] - reach
+        if count < 1:
+            continue
+        steps = (means.narrow(dim, reach, count) - means.narrow(dim, 0, count)).abs().mean(1, keepdim=True)
+        valid = inside.narrow(dim, reach, count) & inside.narrow(dim, 0, count)
+        for k in range(count):
+            distance = min((abs(k + reach - line) for line in lines), default=reach)
+            if distance == 0 or distance >= reach:
+                found = steps.select(dim, k)[valid.select(dim, k)]
+                (near if distance == 0 else far).append(found)
+    return (torch.cat(near).mean() / torch.cat(far).mean()).item() if near and far else float("nan")
+
+
 def sharpness(image: Tensor) -> Tensor:
     """Mean length of the luma's gradient, in 8-bit levels a pixel, of `image` (B, 3, H, W) in [-1, 1]: (B,).
 

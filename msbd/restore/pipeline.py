@@ -7,7 +7,7 @@ Tensors  image (1, 3, H, W) in [-1, 1]; control (1, 3, h, w) in [0, 1], h and w 
 Nets     arrive loaded, in evaluation mode, on one device
 Copying  needs latents.py, memory.py, noise.py, pixels/box.py, pixels/pieces.py, pixels/resize.py,
          pixels/upscale.py, progress.py, restore/config.py, restore/plan.py, restore/prompts.py,
-         restore/solvers.py, samplers/guidance.py, samplers/schedule.py
+         solvers.py, samplers/guidance.py, samplers/schedule.py
 
 Large pictures are sampled in overlapping tiles: at every step the tiles' predictions are faded into one for
 the whole latent (MultiDiffusion, arXiv:2302.08113), so that there is one latent, one noise field and one
@@ -43,10 +43,10 @@ from ..pixels.pieces import inner_pieces, run_in_pieces
 from ..pixels.resize import take
 from ..pixels.upscale import enlarge_by_net, super_resolve
 from ..progress import EditStep, reporter
+from ..solvers import sample
 from .config import NET_FREE, ModelSpec, ResolvedRestoreConfig, RestoreConfig
 from .plan import RestorePlan, RestoreResult, plan_restore
 from .prompts import build_prompt
-from .solvers import sample
 
 # Pixels. _PIECE: side of the pieces in which the control picture's features are computed. _CONTEXT: margin
 # around each; the receptive field of degradation removal reaches 23 pixels (53 with RRDBs).

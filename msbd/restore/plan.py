@@ -2,7 +2,7 @@
 
 Paper    Yang et al. 2023 (PASD), arXiv:2308.14469
 Units    pixels unless a name says otherwise; sizes are (H, W)
-Copying  needs pixels/box.py, restore/config.py, restore/rules.py, restore/solvers.py, samplers/schedule.py
+Copying  needs pixels/box.py, restore/config.py, restore/rules.py, solvers.py, samplers/schedule.py
 """
 
 from collections.abc import Sequence
@@ -13,9 +13,9 @@ from torch import Tensor
 from samplers.schedule import make_alphas_cumprod, make_betas, start_timesteps
 
 from ..pixels.box import Box
+from ..solvers import evaluations, make_timesteps
 from .config import ADDED_NOISE_LEVEL, NET_FREE, ModelSpec, ResolvedRestoreConfig, RestoreConfig
 from .rules import ANS, RULES, Rules
-from .solvers import evaluations, make_timesteps
 
 # Mode -> how many times larger its result is where no size is asked for.
 ENLARGED = {"sr": 4, "oldphoto": 4, "stylize": 1, "colorize": 1}

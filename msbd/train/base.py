@@ -125,7 +125,7 @@ def lora_state(objective: BaseObjective, weights: Mapping[str, Tensor]) -> dict[
         trained = f"unet.{path}.parametrizations.weight"
         up, down = weights[f"{trained}.0.up"], weights[f"{trained}.0.down"]
         shape = objective.unet.get_parameter(f"{path}.parametrizations.weight.original").shape
-        state |= _named(path, up, down, shape, objective.alpha)
+        state |= kohya_names(path, up, down, shape, objective.alpha)
     return state
 
 
@@ -171,7 +171,7 @@ def extract_lora(
         total += size
         if size and base.ndim in (2, 4):
             up, down = low_rank(difference.float(), rank)
-            state |= _named(key.removesuffix(".weight"), up, down, base.shape, float(rank))
+            state |= kohya_names(key.removesuffix(".weight"), up, down, base.shape, float(rank))
             size = (difference.flatten(1) - up.double() @ down.double()).square().sum().item()
         lost += size
     if not state:
@@ -179,7 +179,7 @@ def extract_lora(
     return state, 1 - lost / total
 
 
-def _named(path: str, up: Tensor, down: Tensor, shape: torch.Size, alpha: float) -> dict[str, Tensor]:
+def kohya_names(path: str, up: Tensor, down: Tensor, shape: torch.Size, alpha: float) -> dict[str, Tensor]:
     """The change of the layer at `path`, whose weight has `shape`, in kohya's names."""
     name, kernel = f"lora_unet_{path.replace('.', '_')}", shape[2:]
     return {

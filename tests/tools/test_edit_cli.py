@@ -19,7 +19,7 @@ from PIL import Image, ImageCms
 
 import msbd.load
 from msbd.edit import official
-from msbd.edit.config import EditConfig
+from msbd.edit.config import DEFAULT, EditConfig
 from tests.helpers.tiny_bundle import write_tiny_bundle
 from tools import _cli
 from tools.edit import FLAGS, GROUPS, OPTIONS, PRESETS, build_parser, edit_config, main
@@ -137,7 +137,7 @@ def test_the_file_says_how_it_was_made(job: list[str], tmp_path: Path, model: Pa
         "num_steps": 3,
         "guidance_scale": 3.0,
         "tile": 48,
-        "preset": "paper",
+        "preset": "default",
     }
     assert stored.items() >= expected.items()
     assert stored["model"] == model.name and stored["model_hash"] == msbd.load.model_hash(model)
@@ -257,7 +257,7 @@ def test_dry_run_counts_and_writes_nothing(
     assert sorted(tmp_path.rglob("*")) == before
     out = capsys.readouterr().out
     assert "56 x 40 pixels, 480 of them masked" in out
-    assert "2 candidates, 12 evaluations" in out  # 3 steps x (1 + 1 repeat) x 2
+    assert "2 candidates, 10 evaluations" in out  # 3 steps, the last of them not repeated, x 2
 
 
 def test_mode_is_understood_as_method(job: list[str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -456,7 +456,9 @@ def test_every_option_has_a_flag_and_a_help_text() -> None:
 
 
 def test_presets_set_values_that_explicit_flags_overrule() -> None:
-    assert config_of() == EditConfig(seed=0)
+    assert config_of() == EditConfig.default(seed=0)
+    assert config_of("--preset", "paper") == EditConfig(seed=0)
+    assert config_of("--no-decoder-optimization") == EditConfig.default(decoder_optimization=False, seed=0)
     assert config_of("--preset", "official") == EditConfig(**{**official.OPTIONS, "seed": 0})
     assert config_of("--preset", "fast") == EditConfig(**PRESETS["fast"], seed=0)
     assert config_of("--preset", "fast", "--steps", "7", "--no-clip-reranking") == EditConfig(
@@ -476,7 +478,8 @@ def test_presets_run(job: list[str], tmp_path: Path) -> None:
 def test_help_says_what_the_fields_say() -> None:
     flat = " ".join(build_parser().format_help().split())
     assert (
-        "--steps N diffusion steps of a whole run, T of the paper (default: 50)" in flat and "--eta X" in flat
+        f"--steps N diffusion steps of a whole run, T of the paper (default: {DEFAULT['num_steps']})" in flat
+        and "--eta X" in flat
     )
 
 

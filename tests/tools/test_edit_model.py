@@ -9,11 +9,12 @@ import pytest
 import torch
 from PIL import Image
 
+from msbd.edit.config import FAST, EditConfig
 from msbd.loading import choose
 from nets.vae import AutoencoderKL
 from tests.helpers.tiny_bundle import VAE, write_part, write_tiny_bundle
 from tools import _cli
-from tools.edit import build_parser, main, prepare
+from tools.edit import build_parser, main, prepare, preset_options
 from weights.files import WeightsError
 from weights.registry import MODELS, check_kind
 
@@ -121,10 +122,21 @@ def test_what_does_not_apply_is_noted(job: list[str], bundle: Path, monkeypatch:
     assert note == "--upscaler: not used with --upscaling-mode bilinear"
     monkeypatch.setattr("msbd.loading.nets.read_lora_file", lambda path: None)
     args = build_parser().parse_args([*job, "--model", str(bundle), "--lora", "lcm-lora"])
-    (note,) = prepare(args).notes
-    assert note.startswith(
-        "lcm-lora: made for --sampler lcm --steps 4 --guidance-scale 1.0, which tools.edit does not"
+    few = prepare(args)
+    assert few.notes == [] and few.config.sampler == "lcm" and few.config.num_steps == 2  # as `job` says
+    both = ["--lora", "lcm-lora", "--lora", "hyper-sd15-8step"]
+    (note,) = prepare(build_parser().parse_args([*job, "--model", str(bundle), *both])).notes
+    assert note == (
+        "lcm-lora, hyper-sd15-8step: made for different samplings, none is set; give --sampler and --steps"
     )
+
+
+def test_a_known_lora_is_sampled_as_it_was_made_for() -> None:
+    lcm = preset_options("default", [("lcm-lora", 1.0)])
+    assert (lcm["sampler"], lcm["num_steps"], lcm["guidance_scale"]) == ("lcm", 4, 1.0)
+    hyper = EditConfig(**preset_options("paper", [("hyper-sd15-8step", 1.0)]))
+    assert (hyper.sampler, hyper.spacing, hyper.num_steps, hyper.eta) == ("ddim", "trailing", 8, 0.0)
+    assert preset_options("fast", [("unknown.safetensors", 1.0)]) == FAST
 
 
 @pytest.mark.parametrize(

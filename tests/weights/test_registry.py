@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from msbd.restore.config import RestoreConfig
-from msbd.restore.solvers import make_timesteps
+from msbd.solvers import make_timesteps
 from weights.files import WeightsError
 from weights.registry import (
     MINI,

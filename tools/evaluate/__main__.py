@@ -2,6 +2,8 @@
 
 python -m tools.evaluate edit          the asked thing in the asked colour? The method beside its baselines
 python -m tools.evaluate decoder-opt   what decoder optimisation does to the background and the mask's edge
+python -m tools.evaluate presets       what the presets of tools.edit give for their work, in pairs
+python -m tools.evaluate seams         each way to meet the background: ring, edge, inside, prompt, seconds
 python -m tools.evaluate restore       degraded scenes enlarged x4: PASD beside interpolation and the upscaler
 python -m tools.evaluate fidelity      what `tools.restore --fidelity` does to them: PSNR, sharpness, input
 python -m tools.evaluate colorize      grey scenes coloured: luma, hue and colourfulness
@@ -11,9 +13,9 @@ python -m tools.evaluate tiles         a large picture restored in tiles beside 
 python -m tools.evaluate style         degraded scenes restored with a base of another look
 python -m tools.evaluate degrade       pairs of clean and degraded pictures, and how fast they are made
 
-The figures of `edit` and `decoder-opt` are kept under the runs folder as soon as they are there, by model,
-options and the state of the code: a run that was cut off goes on, and parts of it (--start, --count) may run
-side by side.
+The figures of `edit`, `decoder-opt` and `presets` are kept under the runs folder as soon as they are there,
+by model, options and the state of the code: a run that was cut off goes on, and parts of it (--start,
+--count) may run side by side.
 """
 
 import argparse
@@ -23,7 +25,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import get_args
 
-from msbd.edit.config import Method
+from msbd.edit.config import Method, Seam
 from msbd.restore.config import Sampler
 
 from .._cli import (
@@ -118,16 +120,47 @@ def _add_decoder(parser: Parser) -> None:
 
 
 def _add_edits(parser: Parser, *, scenes: int) -> None:
-    """What both jobs that edit scenes have."""
+    """What both jobs that edit scenes by the paper's method have."""
+    _add_many_edits(parser, scenes=scenes)
+    _add_steps(parser, 50)
+    parser.add_argument("--repaint-steps", type=int, default=5, metavar="R", help="the edit's R (default: 5)")
+
+
+def _add_many_edits(parser: Parser, *, scenes: int) -> None:
+    """What all jobs have that edit scenes and keep what is known."""
     add = parser.add_argument
     _add_model(parser, "a name, or a folder laid out as weights/mini")
     _add_scenes(parser, scenes)
     add("--count", type=int, metavar="N", help="scenes to compute now (default: all from --start)")
     add("--size", type=int, default=384, metavar="PIXELS", help="side of a scene (default: 384)")
-    _add_steps(parser, 50)
-    add("--repaint-steps", type=int, default=5, metavar="R", help="the edit's R (default: 5)")
     add("--fresh", action="store_true", help="forget earlier figures for these options")
     _add_reports(parser, "every edit's record", "every result, and rows of source | truth | results,")
+
+
+def _add_presets(parser: Parser) -> None:
+    add = parser.add_argument
+    add("--presets", nargs="+", choices=("default", "fast", "paper", "official"), default=["paper", "default", "fast"],
+        help="what to compare; the others with the first (default: paper default fast)")  # fmt: skip
+    add("--seam", choices=get_args(Seam), help="one for all (default: each preset's)")
+    add("--steps", type=int, metavar="N", help="diffusion steps of all (default: each preset's)")
+    add("--lora", type=weighted_file, action="append", default=[], metavar="FILE:WEIGHT",
+        help="add a LoRA to the model; may be repeated")  # fmt: skip
+    _add_many_edits(parser, scenes=96)
+
+
+def _add_seams(parser: Parser) -> None:
+    add = parser.add_argument
+    add("-i", "--image", type=Path, metavar="FILE", help="a picture (default: held-out scenes)")
+    add("-m", "--mask", type=Path, metavar="FILE", help="its mask, white where to edit")
+    add("-p", "--prompt", metavar="TEXT", help="what to paint there")
+    add("--seams", nargs="+", choices=get_args(Seam), default=["none", "adam", "closed-form", "asymmetric", "membrane"],
+        help="what to compare (default: all)")  # fmt: skip
+    _add_model(parser, "a name, or a folder laid out as weights/mini")
+    _add_scenes(parser, 16)
+    add("--size", type=int, default=768, metavar="PIXELS", help="side of a scene (default: 768)")
+    add("--steps", type=int, metavar="N", help="diffusion steps (default: preset default's)")
+    add("--decoderopt-steps", type=int, default=100, metavar="N", help="steps of Adam (default: 100)")
+    _add_reports(parser, "every picture's values", "the results, and rows of them,")
 
 
 def _add_restore(parser: Parser) -> None:
@@ -277,6 +310,8 @@ named_path.__name__ = "NAME=PATH"  # argparse: "invalid NAME=PATH value: ..."
 JOBS: dict[str, tuple[Callable[[Parser], None], str, str]] = {
     "edit": (_add_edit, "edit.evaluate_edits", "asked colour, CLIP's preference, asked object, seconds"),
     "decoder-opt": (_add_decoder, "edit.evaluate_edits", "with and without decoder optimisation, paired"),
+    "presets": (_add_presets, "presets.evaluate_presets", "quality and work of tools.edit's presets, paired"),
+    "seams": (_add_seams, "seams.evaluate_seams", "each way to make an edit meet its background"),
     "restore": (_add_restore, "methods.restore", "PSNR, SSIM, GMSD, CLIP's distance, of scenes enlarged x4"),
     "fidelity": (_add_fidelity, "dial.fidelity",
                  "PSNR and sharpness over the dial, and with both readings of the start level"),

@@ -31,12 +31,14 @@ from msbd.edit.crops import crop_box
 from msbd.edit.pipeline import EditPipeline, EditResult
 from msbd.edit.rerank import clip_scores
 from msbd.load import load_edit_pipeline, model_hash
+from msbd.loading.nets import read_lora_file
 from msbd.pixels.files import load_image, save_image
 from msbd.pixels.masks import dilate, mask_box
 from msbd.pixels.metrics import edge_step, psnr, squared_error
 from msbd.pixels.resize import put_back, resize, take
 from msbd.pixels.tiles import covered
 from weights.locate import locate
+from weights.lora import Lora
 
 from .._cli import choose_device
 from .._report import Figure, code_state, mean, share, table, write_json, write_sheet
@@ -204,8 +206,8 @@ def run_trials(
             task = make_task(number, args.size)
         image, record = _try(pipe, judge, task, trial, args.seed)
         if args.pictures:
-            save_image(task.image, _picture_path(args, number, SOURCE))
-            save_image(image, _picture_path(args, number, trial))
+            save_image(task.image, picture_path(args, number, SOURCE))
+            save_image(image, picture_path(args, number, trial))
         ledger.add(number, trial, record)
 
 
@@ -256,6 +258,7 @@ def subject_record(pipe: EditPipeline, judge: Judge, task: EditTask, image: Tens
         "asked": [task.asked.colour, task.asked.kind],
         "colour": nearest_colour(image[0], task.core[0], task.asked.time),
         "kind": judge.kinds(window)[0],
+        "clip": new.item(),
         "clip_gain": new.item() - old.item(),
     }
 
@@ -310,7 +313,7 @@ def edit_report(
             lines.append(
                 [("  " if part else "") + trial.name, str(len(records)), *(f.text for f in row[:3]), taken]
             )
-    return _told(table(lines), figures, trials, ledger, args, settings)
+    return tell(table(lines), figures, trials, ledger, args, settings)
 
 
 def _subject_figures(name: str, records: Sequence[Record], *, asked: bool) -> list[Figure]:
@@ -349,10 +352,15 @@ def decoder_report(
         judged = "" if more_is_better is None else f"{better} of {len(values)}"
         lines.append([label, *(figure.text for figure in row), judged])
         figures += row
-    return _told(table(lines), figures, trials, ledger, args, settings)
+    return tell(table(lines), figures, trials, ledger, args, settings)
 
 
-def _told(
+def read_loras(loras: Sequence[tuple[str, float]]) -> list[tuple[Lora, float]]:
+    """The LoRAs of a command line."""
+    return [(read_lora_file(path), weight) for path, weight in loras]
+
+
+def tell(
     text: str, figures: Sequence[Figure], trials: Sequence[EditTrial], ledger: Ledger,
     args: argparse.Namespace, settings: dict[str, Any],
 ) -> str:  # fmt: skip
@@ -371,7 +379,7 @@ def _write_rows(columns: Sequence[EditTrial], args: argparse.Namespace) -> None:
     """Sheets of eight scenes, each scene a row, of those that have every picture."""
     rows = []
     for number in range(args.scenes):
-        paths = [_picture_path(args, number, trial) for trial in columns]
+        paths = [picture_path(args, number, trial) for trial in columns]
         if all(path.exists() for path in paths):
             rows.append([resize(load_image(path).image, (_SHOWN, _SHOWN))[0] for path in paths])
     for first in range(0, len(rows), 8):
@@ -383,10 +391,10 @@ def _known(ledger: Ledger, numbers: Sequence[int], trial: EditTrial) -> list[Rec
     return [record for n in numbers if (record := ledger.get(n, trial)) is not None]
 
 
-def _picture_path(args: argparse.Namespace, number: int, trial: EditTrial) -> Path:
+def picture_path(args: argparse.Namespace, number: int, trial: EditTrial) -> Path:
     return args.pictures / f"{number:03d} {trial.name.replace(', B = ', ' ')}.png"
 
 
 def _is_done(ledger: Ledger, number: int, trial: EditTrial, args: argparse.Namespace) -> bool:
-    drawn = args.pictures is None or _picture_path(args, number, trial).exists()
+    drawn = args.pictures is None or picture_path(args, number, trial).exists()
     return drawn and ledger.get(number, trial) is not None

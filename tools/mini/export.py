@@ -11,7 +11,8 @@ from weights.files import read_metadata, read_state_dict, write_safetensors
 from weights.registry import MINI
 
 from ..scenes.data import NATIVE, runs_folder
-from .parts import PARTS, latents, mini_tokenizer
+from .few_step import write_few_step_lora
+from .parts import GUIDANCE, PARTS, latents, mini_tokenizer
 from .pasd import VARIANTS
 from .style import write_style_lora
 from .train import trained
@@ -22,7 +23,6 @@ RESTORING: dict[str, dict[str, Any]] = {
     "pasd": {"guidance_scale": 1.0, "conditioning_scale": 1.5, "prompts": False},
     "pasd-color": {"guidance_scale": 2.0, "prompts": False},
 }
-GUIDANCE = 4.0  # what `python -m tools.mini evaluate` is run with
 
 
 def export(names: list[str], folder: Path = MINI) -> list[Path]:
@@ -31,6 +31,10 @@ def export(names: list[str], folder: Path = MINI) -> list[Path]:
     mini_tokenizer().save(folder / "tokenizer.json")
     written = [folder / "tokenizer.json"]
     for name in names:
+        if name == "few-step":
+            written.append(folder / "few-step-lora.safetensors")
+            write_few_step_lora(written[-1])
+            continue
         if name == "style":
             written.append(folder / "style-lora.safetensors")
             write_style_lora(written[-1])

@@ -45,6 +45,8 @@ UNET = UNetConfig(
 )
 RRDB = RRDBConfig(scale=4, num_feat=32, num_block=3, num_grow_ch=16)
 
+GUIDANCE = 4.0  # what `python -m tools.mini evaluate` is run with
+
 # What the RRDB learns to undo: more blur (a VAE's pictures are soft) and noise than mild.MILD.
 RRDB_STRENGTH = Strength(
     blur_sigma=(0.2, 2.5),
@@ -237,16 +239,19 @@ def latents() -> tuple[Any, float]:
     return stored, float(1 / stored.astype(np.float32).std())
 
 
-def encoded(name: str, pictures: Callable[[], StoredPictures]) -> Any:
-    """Latents (2, N, 4, h, w) in float16, unscaled, of pictures as they are and mirrored; made once."""
+def encoded(name: str, pictures: Callable[[], StoredPictures], vae: AutoencoderKL | None = None) -> Any:
+    """Latents (2, N, 4, h, w) in float16, unscaled, of pictures as they are and mirrored; made once.
+
+    By `vae`, or by the one of the last checkpoint.
+    """
     stored = runs_folder() / "data" / f"{name}.npy"
     if not stored.exists():
-        vae, found = trained(VAEPart(), device=torch.device("cpu")), pictures()
+        found, encoder = pictures(), vae or trained(VAEPart(), device=torch.device("cpu"))
         batches = []
         for start in range(0, len(found.captions), 64):
             images = found.batch(range(start, min(start + 64, len(found.captions))))
             batches.append(
-                np.stack([vae.encode(side).mean.half().numpy() for side in (images, images.flip(-1))])
+                np.stack([encoder.encode(side).mean.half().numpy() for side in (images, images.flip(-1))])
             )
         with whole_file(stored) as unfinished, open(unfinished, "wb") as file:
             np.save(file, np.concatenate(batches, axis=1))

@@ -13,7 +13,7 @@ from msbd.latents import decode
 from msbd.pixels.files import to_image
 from msbd.restore.config import RestoreConfig
 from msbd.restore.pipeline import RestorePipeline
-from msbd.restore.solvers import make_timesteps, sample
+from msbd.solvers import make_timesteps, sample
 from nets.controlnet import ControlNet, ControlNetConfig
 from nets.pasd_unet import PASDUNet, PASDUNetConfig
 from nets.tiled_vae import TiledAutoencoder

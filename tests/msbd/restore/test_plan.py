@@ -26,7 +26,7 @@ from msbd.restore.paper import SMALLEST, padded_box, working_size
 from msbd.restore.plan import ENLARGED, RestorePlan, plan_restore
 from msbd.restore.prompts import GRAY_NEGATIVE, NEGATIVE, QUALITY_PROMPT
 from msbd.restore.rules import RULES, Rules
-from msbd.restore.solvers import evaluations, make_timesteps, sample
+from msbd.solvers import evaluations, make_timesteps, sample
 from samplers.ddim import ddim_sample
 from samplers.schedule import q_sample
 from tests.helpers.tiny import ALPHAS

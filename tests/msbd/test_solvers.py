@@ -1,0 +1,92 @@
+"""The samplers by name: their steps in blended sampling, and the timesteps of part of a run."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from msbd.solvers import make_solver, make_timesteps, partial_timesteps
+from samplers.dpmpp import dpmpp_sample
+from samplers.euler import euler_sample
+from samplers.lcm import lcm_sample
+from samplers.repaint import blended_sample, repaint_plan
+from samplers.schedule import make_alphas_cumprod, make_betas
+from samplers.unipc import unipc_sample
+
+ALPHAS = make_alphas_cumprod(make_betas())
+
+SOLVED = {"unipc": unipc_sample, "dpmpp": dpmpp_sample, "euler": euler_sample, "lcm": lcm_sample}
+
+
+@pytest.mark.parametrize("sampler", SOLVED)
+def test_where_all_is_repainted_a_solver_is_its_own_sampler(sampler: str) -> None:
+    timesteps = make_timesteps(sampler, 6)
+    x = torch.randn(2, 4, 5, 6, generator=torch.Generator().manual_seed(1))
+
+    def denoise(x: Tensor, t: Tensor) -> Tensor:
+        return torch.tanh(x + t / 1000)
+
+    def noise(site: str, step: int, shape: tuple[int, ...]) -> Tensor:
+        return torch.randn(shape, generator=torch.Generator().manual_seed(step))
+
+    plan = repaint_plan(timesteps, ALPHAS)
+    ones = torch.ones(1, 1, 5, 6)
+    solver = make_solver(sampler, 1.0)
+    blended = blended_sample(
+        denoise, x, plan, known=torch.zeros_like(x), mask=ones, noise=noise, solver=solver
+    )
+    alone = SOLVED[sampler](denoise, x, timesteps, ALPHAS, noise=noise)
+    torch.testing.assert_close(blended, alone, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("sampler", ["ddim", *SOLVED])
+def test_with_any_solver_the_known_part_comes_back_exactly(sampler: str) -> None:
+    generator = torch.Generator().manual_seed(2)
+    known, x = (torch.randn(1, 4, 6, 6, generator=generator) for _ in range(2))
+    mask = torch.zeros(1, 1, 6, 6)
+    mask[..., 2:, 2:] = 1
+    plan = repaint_plan(make_timesteps(sampler, 5), ALPHAS, repeats=2)
+    out = blended_sample(
+        lambda x, t: torch.tanh(x), x, plan, known=known, mask=mask, generator=generator,
+        solver=make_solver(sampler, 0.0),
+    )  # fmt: skip
+    assert torch.equal(out * (1 - mask), known * (1 - mask)) and torch.isfinite(out).all()
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "euler", "lcm"])  # methods of one step
+def test_a_run_in_two_parts_is_the_run_in_one(sampler: str) -> None:
+    x, known = (torch.randn(1, 4, 4, 4, generator=torch.Generator().manual_seed(s)) for s in (3, 4))
+    mask = (x[:, :1] > 0).float()
+
+    def noise(site: str, step: int, shape: tuple[int, ...]) -> Tensor:
+        seed = step + {"step": 0, "known": 1000, "renoise": 2000}[site]
+        return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+    plan = repaint_plan(make_timesteps(sampler, 6), ALPHAS, repeats=1)
+    settings = {"known": known, "mask": mask, "noise": noise, "solver": make_solver(sampler, 0.5)}
+
+    def run(x: Tensor, start: int, stop: int) -> Tensor:
+        return blended_sample(lambda x, t: torch.tanh(x), x, plan, start=start, stop=stop, **settings)
+
+    assert torch.equal(run(run(x, 0, 4), 4, len(plan)), run(x, 0, len(plan)))
+
+
+@pytest.mark.parametrize(
+    "sampler, steps, start, expected",
+    [
+        ("ddim", 50, 0.4, list(range(381, 0, -20))),  # the paper's 20
+        ("ddim", 5, 0.1, [1]),  # never none
+        ("lcm", 8, 1.0, [999, 879, 759, 639, 499, 379, 259, 139]),
+        ("lcm", 8, 0.25, [239, 119]),  # of whole runs only 119 would lie there
+        ("lcm", 2, 0.25, [239]),
+    ],
+)
+def test_part_of_a_run(sampler: str, steps: int, start: float, expected: list[int]) -> None:
+    assert partial_timesteps(sampler, steps, start).tolist() == expected
+
+
+@pytest.mark.parametrize("sampler", ["ddim", *SOLVED])
+@pytest.mark.parametrize("start", [0.05, 0.25, 0.4, 0.77])
+def test_part_of_a_run_starts_where_it_is_asked_to(sampler: str, start: float) -> None:
+    timesteps = partial_timesteps(sampler, 20, start).tolist()
+    assert timesteps == sorted(set(timesteps), reverse=True) and timesteps[-1] > 0
+    assert timesteps[0] <= 1000 * start
