@@ -80,8 +80,8 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "grid_overlap", "tile_batch",
     ),
     "seam and composite": (
-        "seam", "decoder_optimization", "decoderopt_steps", "decoderopt_lr", "decoderopt_weight",
-        "decoderopt_latents", "feather",
+        "seam", "seam_stages", "decoder_optimization", "decoderopt_steps", "decoderopt_lr", "decoderopt_weight",
+        "decoderopt_latents", "decoderopt_area", "decoderopt_dtype", "decoderopt_stop", "membrane_reach", "feather",
     ),
 }  # fmt: skip
 

@@ -27,9 +27,9 @@ def refit(
     mask: Tensor,
     *,
     background_weight: float = 100.0,
-    ridge: float = 1e-4,
-    window: int = 64,
-    stride: int = 32,
+    ridge: float = 1e-3,
+    window: int = 32,
+    stride: int = 16,
 ) -> Tensor:
     """The picture (1, 3, H, W), float32, of `features` by a last layer `conv` that meets `reference`.
 

@@ -129,6 +129,9 @@ class EditConfig:
         "how the result is made to meet the picture around it: by decoder optimisation, by its last layer "
         "alone, by a decoder that sees the picture, by the smoothest correction, or not at all",
     )
+    seam_stages: Literal["all", "last"] = option(
+        "all", "after which stages; what the first ones carry of it into the mask the later ones enlarge"
+    )
     decoder_optimization: bool = option(True, "as it was sampled if not: another word for seam none")
     decoderopt_steps: int = option(100, "steps of Adam in decoder optimisation")
     decoderopt_lr: float = option(1e-4, "learning rate of decoder optimisation")
@@ -138,6 +141,20 @@ class EditConfig:
     )
     decoderopt_latents: Literal["sampler", "reencode"] = option(
         "sampler", "what the decoder is fitted to: the sampler's latents (eq. 1), or the result encoded anew"
+    )
+
+    decoderopt_area: Literal["tiles", "ring"] = option(
+        "tiles", "what Adam fits the decoder to: whole tiles, or only crops that the mask's edge runs through"
+    )
+    decoderopt_dtype: Literal["float32", "bfloat16"] = option(
+        "float32", "precision of its decoding; the weights are trained in float32"
+    )
+    decoderopt_stop: float = option(
+        0.0, "end it when ten steps lower the loss by less than this share; 0 is never"
+    )
+    membrane_reach: int = option(
+        16,
+        "pixels inside the mask over which the membrane's correction fades out; 0 lets it reach everywhere",
     )
 
     # Composite
@@ -222,7 +239,10 @@ DEFAULT: dict[str, Any] = {
     "first_stage_batch": 4,
     "candidates_kept": 2,
     "tiles": "joint",
-    "seam": "closed-form",
+    "seam": "membrane",
+    "seam_stages": "last",
+    "decoderopt_area": "ring",
+    "decoderopt_stop": 0.02,
 }
 # The least work whose pictures still hold.
 FAST: dict[str, Any] = {**DEFAULT, "num_steps": 12, "repaint_steps": 0, "first_stage_batch": 2}
@@ -236,7 +256,8 @@ _RANGES: dict[str, tuple[float, float]] = {
     ),
     **dict.fromkeys(("first_stage_size", "max_edgelen", "tile"), (1, inf)),
     **dict.fromkeys(("repaint_steps", "repaint_jump", "grid_overlap", "feather"), (0, inf)),
-    **dict.fromkeys(("decoderopt_steps", "decoderopt_lr", "decoderopt_weight"), (0, inf)),
+    **dict.fromkeys(("decoderopt_steps", "decoderopt_lr", "decoderopt_weight", "membrane_reach"), (0, inf)),
+    "decoderopt_stop": (0, 1),
     "eta": (0, 1),
     "repaint_end": (0, 1),
 }

@@ -9,17 +9,20 @@ Tensors  latents (1, 4, h, w), scaled; pictures (1, 3, H, W) in [-1, 1]
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..latents import decode, dtype_of, encode
 from ..pixels.box import Box
+from ..pixels.masks import feather
 from ..pixels.membrane import membrane
 from . import official
 from .closed_form import refit, with_features
-from .decoder_opt import Segment, optimize_decoder
+from .decoder_opt import Segment, optimize_decoder, ring_segments
 from .plan import Stage
 from .stage import Edit
 
+_RING_BATCH = 8  # crops of the ring that Adam decodes together
 Decode = Callable[[Tensor, Box], Tensor]  # a latent and its place in the stage's picture -> the picture there
 
 
@@ -33,9 +36,10 @@ def decode_each(edit: Edit, stage: Stage, vae: Any, latents: Sequence[Tensor]) -
 
 def stage_picture(edit: Edit, stage: Stage, x_in: Tensor, latents: Sequence[Tensor]) -> Tensor:
     """The stage's picture of its windows' latents, made to meet `x_in`, the source at its size."""
-    seam = edit.plan.config.seam
+    config = edit.plan.config
+    seam = config.seam if config.seam_stages == "all" or stage.number == len(edit.plan.stages) - 1 else "none"
     vae = edit.large_vae if stage.joint else edit.vae
-    if seam == "adam" and edit.plan.config.decoderopt_steps > 0:
+    if seam == "adam" and config.decoderopt_steps > 0:
         picture = _by_adam(edit, stage, x_in, latents)
     elif seam == "closed-form" and hasattr(edit.vae, "decoder"):
         features = with_features(vae)
@@ -44,7 +48,12 @@ def stage_picture(edit: Edit, stage: Stage, x_in: Tensor, latents: Sequence[Tens
             found = features.decode((latent / vae.config.scaling_factor).to(dtype_of(vae)))
             edit.report(stage.name, "decode", 1, 1)
             conv, window = edit.vae.decoder.conv_out, box.window
-            return refit(found, conv, x_in[..., *window], stage.mask[..., *window]).clamp(-1, 1)
+            weight = config.decoderopt_weight
+            picture = refit(
+                found, conv, x_in[..., *window], stage.mask[..., *window], background_weight=weight
+            )
+            edit.report(stage.name, "seam", 1, 1)
+            return picture.clamp(-1, 1)
 
         picture = _blended(edit, stage, x_in, latents, stage.windows, refitted)
     elif seam == "asymmetric":
@@ -52,10 +61,22 @@ def stage_picture(edit: Edit, stage: Stage, x_in: Tensor, latents: Sequence[Tens
     else:
         picture = _blended(edit, stage, x_in, latents, stage.windows, lambda latent, box: decode(vae, latent))
         if seam == "membrane":
-            picture = membrane(picture, x_in, stage.mask).clamp(-1, 1)
-            edit.report(stage.name, "seam", 1, 1)
+            picture = _by_membrane(edit, stage, x_in, picture)
     edit.show(f"{stage.name}, result", picture)
     return picture
+
+
+def _by_membrane(edit: Edit, stage: Stage, x_in: Tensor, picture: Tensor) -> Tensor:
+    """Poisson's correction, which fades out inside the mask: what does not belong there is not to be spread.
+
+    Where the edit ends at the mask's edge, as a ball that fills it, the step there is its outline.
+    """
+    met, reach = membrane(picture, x_in, stage.mask), edit.plan.config.membrane_reach
+    if reach:
+        picture = torch.lerp(met, picture, feather(stage.mask, reach))  # the source where the mask is 0
+        met = torch.where(stage.mask > 0, picture, met)
+    edit.report(stage.name, "seam", 1, 1)
+    return met.clamp(-1, 1)
 
 
 def _by_adam(edit: Edit, stage: Stage, x_in: Tensor, latents: Sequence[Tensor]) -> Tensor:
@@ -68,12 +89,17 @@ def _by_adam(edit: Edit, stage: Stage, x_in: Tensor, latents: Sequence[Tensor]) 
         ]
     else:
         latents, segments = _reencoded(edit, stage, x_in, latents)
+    if config.decoderopt_area == "ring":
+        segments = ring_segments(segments, edit.plan.spec.native, edit.vae.downscale)
     vae = optimize_decoder(
         edit.vae,
         segments,
         steps=config.decoderopt_steps,
         lr=config.decoderopt_lr,
         background_weight=config.decoderopt_weight,
+        batch=1 if config.decoderopt_area == "tiles" else _RING_BATCH,
+        dtype=getattr(torch, config.decoderopt_dtype),
+        stop=config.decoderopt_stop,
         on_step=lambda k, _: edit.report(stage.name, "optimize", k + 1, config.decoderopt_steps),
         on_split=lambda: edit.notes.append(
             f"{stage.name}: out of memory in decoder optimisation, went on with smaller segments"

@@ -47,7 +47,7 @@ def example(output: Path) -> list[str]:
     """A small edit of the example picture: two stages, each in one piece."""
     examples = ROOT / "examples"
     paths = ("-i", str(examples / "coffee.jpg"), "-m", str(examples / "coffee_mask.png"), "-o", str(output))
-    return [*paths, "-p", "a red house", "--model", "mini", "--quiet", *SMALL]
+    return [*paths, "-p", "a red house", "--model", "mini", "--preset", "paper", "--quiet", *SMALL]
 
 
 def _carries(value: Any) -> bool:
