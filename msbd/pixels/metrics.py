@@ -185,7 +185,7 @@ def border_step(
     A line's step is the mean, over the places along it and the channels, of |mean of the `reach` pixels
     before it - mean of the `reach` pixels from it on|; places count where `mask` (1, 1, H, W) is set for all
     of them. `rows` are horizontal lines between row y - 1 and y, `columns` vertical ones. The others are all
-    lines at least `reach` away from those. NaN where there is none of either.
+    lines of the same direction, at least `reach` away from those. NaN where there is none of either.
     """
     near: list[Tensor] = []
     far: list[Tensor] = []
@@ -193,12 +193,12 @@ def border_step(
         means = image.double().unfold(dim, reach, 1).mean(-1)
         inside = (mask > 0.5).unfold(dim, reach, 1).all(-1)
         count = means.shape[dim] - reach
-        if count < 1:
+        if count < 1 or not lines:
             continue
         steps = (means.narrow(dim, reach, count) - means.narrow(dim, 0, count)).abs().mean(1, keepdim=True)
         valid = inside.narrow(dim, reach, count) & inside.narrow(dim, 0, count)
         for k in range(count):
-            distance = min((abs(k + reach - line) for line in lines), default=reach)
+            distance = min(abs(k + reach - line) for line in lines)
             if distance == 0 or distance >= reach:
                 found = steps.select(dim, k)[valid.select(dim, k)]
                 (near if distance == 0 else far).append(found)

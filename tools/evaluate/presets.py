@@ -1,24 +1,29 @@
 """`python -m tools.evaluate presets`: what the presets of tools.edit give for their work, in pairs.
 
 Every preset edits the same scenes (edit.py) with the same seeds. Told are the asked colour and object, CLIP's
-score (the cosine of picture and asked caption, in a hundredth), the step across the mask's edge, and the
-work; then each preset less the first one, scene by scene.
+score (the cosine of picture and asked caption, times 100), the step across the mask's edge, how much more the
+colours change across the borders of tiles inside the mask than elsewhere in it (1 is as much), and the work;
+then each preset less the first one, scene by scene.
 """
 
 import argparse
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise, zip_longest
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 from tqdm import tqdm
 
 from msbd.edit.config import EditConfig
-from msbd.edit.pipeline import EditPipeline
+from msbd.edit.pipeline import EditPipeline, EditResult
 from msbd.load import load_edit_pipeline, model_hash
 from msbd.pixels.files import save_image
-from msbd.pixels.metrics import edge_step
+from msbd.pixels.metrics import border_step, edge_step
+from msbd.pixels.resize import take
 from weights.locate import locate
 
 from .._cli import choose_device
@@ -38,20 +43,21 @@ from .edit import (
     tell,
 )
 
-# Column -> a record's value, and how far below the first preset the 95 % interval may reach.
-MEASURES: dict[str, tuple[str, float, float]] = {
-    "asked colour %": ("colour_right", 100.0, -8.0),
-    "asked object %": ("kind_right", 100.0, -8.0),
-    "CLIP score x 100": ("clip", 100.0, -1.0),
-    "edge step, levels": ("step", 1.0, 0.5),
-    "evaluations, first stage": ("first_stage", 1.0, 0.0),
-    "evaluations": ("evaluations", 1.0, 0.0),
-    "seconds": ("seconds", 1.0, 0.0),
+# Column -> a record's value and what it is told in.
+MEASURES: dict[str, tuple[str, float]] = {
+    "asked colour %": ("colour_right", 100.0),
+    "asked object %": ("kind_right", 100.0),
+    "CLIP score x 100": ("clip", 100.0),
+    "edge step, levels": ("step", 1.0),
+    "across tiles": ("border", 1.0),
+    "evaluations, first stage": ("first_stage", 1.0),
+    "evaluations": ("evaluations", 1.0),
+    "seconds": ("seconds", 1.0),
 }
 
 
 def evaluate_presets(args: argparse.Namespace) -> str:
-    """Edit with every preset what is not known yet; the table over all. ValueError, WeightsError."""
+    """Edit with every preset what is not known yet; the table over all. ValueError, OSError, WeightsError."""
     if args.scenes < 1 or args.start < 0 or args.size < 64:
         raise ValueError("--scenes is at least 1, --start at least 0, --size at least 64")
     device, dtype = choose_device(args.device, args.dtype)
@@ -62,12 +68,11 @@ def evaluate_presets(args: argparse.Namespace) -> str:
         EditTrial(name, EditConfig(**{**preset_options(name, args.lora), **given})) for name in args.presets
     ]
     pipe = load_edit_pipeline(model, device=device, dtype=dtype, loras=read_loras(args.lora))
-    loras = "".join(f"-{name}:{weight:g}" for name, weight in args.lora)
+    loras = "".join(f"-{Path(name).stem}:{weight:g}" for name, weight in args.lora)
     words = f"presets-{model_hash(model)}{loras}-{args.size}-{args.seed}-{device.type}-{precision}"
     ledger = Ledger(words, fresh=args.fresh)
     stop = args.scenes if args.count is None else min(args.scenes, args.start + args.count)
-    numbers = range(args.start, stop)
-    todo = [(n, trial) for n in numbers for trial in trials if ledger.get(n, trial) is None]
+    todo = [(n, trial) for n in range(args.start, stop) for trial in trials if ledger.get(n, trial) is None]
     judge = load_judge() if todo else None
     task = None
     for number, trial in tqdm(todo, desc="presets", disable=True if args.quiet else None):
@@ -86,47 +91,71 @@ def edited(
     pipe: EditPipeline, judge: Judge, task: EditTask, trial: EditTrial, seed: int
 ) -> tuple[Tensor, Record]:
     """The picture that `trial` gives of `task`, and its record."""
-    assert trial.config is not None
+    assert trial.config is not None and pipe.clip is not None
     config = replace(trial.config, seed=seed * 100_000 + task.number)
     started = time.perf_counter()
     result = pipe(task.image, task.mask, task.asked.caption, config=config)
     seconds = time.perf_counter() - started
-    record = subject_record(pipe, judge, task, result.image)
-    assert pipe.clip is not None
-    step = edge_step(result.image, task.mask) - edge_step(task.image, task.mask)
+    seen = subject_record(pipe, judge, task, result.image)
     return result.image, {
+        "colour_right": seen["colour"] == seen["asked"][0],
+        "kind_right": seen["kind"] == seen["asked"][1],
+        "clip": seen["clip"] / pipe.clip.logit_scale.exp().item(),
+        **picture_record(task.image, task.mask, result),
         "seconds": round(seconds, 2),
+    }
+
+
+def picture_record(image: Tensor, mask: Tensor, result: EditResult) -> Record:
+    """What needs no truth: the step at the edge, the one at the tiles' borders, and the evaluations."""
+    last, crop = result.plan.stages[-1], result.plan.crop
+    record: Record = {
+        "step": (edge_step(result.image, mask) - edge_step(image, mask)).item(),
         "evaluations": result.plan.evaluations,
         "first_stage": result.plan.stages[0].evaluations,
-        "colour_right": record["colour"] == record["asked"][0],
-        "kind_right": record["kind"] == record["asked"][1],
-        "clip": record["clip"] / pipe.clip.logit_scale.exp().item(),
-        "step": step.item(),
     }
+    if len(last.grid) > 1 and last.size == crop.size:
+        rows = _middles({(box.top, box.height) for box in last.grid})
+        columns = _middles({(box.left, box.width) for box in last.grid})
+        inside = take(mask, crop)
+        border = border_step(take(result.image, crop), inside, rows, columns, result.plan.config.grid_overlap)
+        record |= {} if math.isnan(border) else {"border": border}
+    return record
+
+
+def _middles(spans: set[tuple[int, int]]) -> list[int]:
+    """Where neighbouring spans (start, length) are crossfaded half and half."""
+    return [(a + length + b) // 2 for (a, length), (b, _) in pairwise(sorted(spans))]
 
 
 def preset_report(
     trials: Sequence[EditTrial], ledger: Ledger, args: argparse.Namespace, settings: dict[str, Any]
 ) -> str:
     """The table over everything in the ledger; writes JSON and sheets where asked to."""
-    head = ["95 % intervals", "n", *MEASURES]
-    lines, pairs, figures = [head], [], list[Figure]()
-    first = trials[0]
-    for trial in trials:
-        records = {n: r for n in range(args.scenes) if (r := ledger.get(n, trial))}
-        row = [
-            mean(f"{trial.name}: {label}", [factor * r[key] for r in records.values()], "")
-            for label, (key, factor, _) in MEASURES.items()
+    figures: list[Figure] = []
+
+    def row(name: str, records: Sequence[Record], less: Sequence[Record] = ()) -> list[str]:
+        found = [
+            mean(
+                f"{name}: {label}",
+                [
+                    factor * (r[key] - (other[key] if other else 0))
+                    for r, other in zip_longest(records, less)
+                    if key in r and (not other or key in other)
+                ],
+                "",
+            )
+            for label, (key, factor) in MEASURES.items()
         ]
-        lines.append([trial.name, str(len(records)), *(figure.text for figure in row)])
-        figures += row
-        if trial == first:
-            continue
-        both = [(a, r) for n, r in records.items() if (a := ledger.get(n, first))]
-        row = [
-            mean(f"{trial.name} - {first.name}: {label}", [factor * (r[key] - a[key]) for a, r in both], "")
-            for label, (key, factor, _) in MEASURES.items()
-        ]
-        pairs.append([f"{trial.name} - {first.name}", str(len(both)), *(figure.text for figure in row)])
-        figures += row
-    return tell(table([*lines, *pairs]), figures, trials, ledger, args, settings)
+        figures.extend(found)
+        return [name, str(len(records)), *(figure.text for figure in found)]
+
+    first, *others = trials
+    known = {t: {n: r for n in range(args.scenes) if (r := ledger.get(n, t))} for t in trials}
+    lines = [["mean (95 % interval)", "n", *MEASURES]]
+    lines += [row(trial.name, list(known[trial].values())) for trial in trials]
+    for trial in others:
+        both = sorted(known[trial].keys() & known[first].keys())
+        pairs = [known[trial][n] for n in both], [known[first][n] for n in both]
+        lines.append(row(f"{trial.name} - {first.name}", *pairs))
+    return tell(table(lines), figures, trials, ledger, args, settings)

@@ -5,11 +5,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from msbd.edit.decoder_opt import Segment, optimize_decoder
+from msbd.edit.decoder_opt import Segment, optimize_decoder, ring_segments
 from msbd.edit.official import reencoded_segment
 from nets.vae import AutoencoderKL, IdentityAutoencoder, VAEConfig
 from tests.helpers.goldens import Golden, load_golden, relative_error
 from tests.helpers.seeded_weights import seeded_state_dict
+from tests.helpers.tiny import tiny_vae as f8_vae
 
 CONFIG = VAEConfig(block_out_channels=(32, 64), layers_per_block=1, mid_attention=True)
 
@@ -215,3 +216,54 @@ def test_another_error_than_memory_is_not_tried_again() -> None:
 
     with pytest.raises(RuntimeError, match="something else"):
         optimize_decoder(tiny_vae(), [tiny_segment(size=64)], steps=1, on_step=fail)
+
+
+# ---- cheaper than the papers -------------------------------------------------------------------------------
+
+
+def test_ring_segments_are_the_crops_that_the_edge_runs_through() -> None:
+    generator = torch.Generator().manual_seed(3)
+    latent, reference = torch.randn(1, 4, 12, 16, generator=generator), torch.zeros(1, 3, 96, 128)
+    mask = torch.zeros(1, 1, 96, 128)
+    mask[..., :64, :80] = 1
+    crops = ring_segments([Segment(latent, reference, mask)], 32, 8)
+    assert len(crops) == 2 and all(0 < crop.mask.mean() < 1 for crop in crops)  # 64 lies on the grid
+    assert all(crop.latent.shape == (1, 4, 4, 4) and crop.reference.shape[-2:] == (32, 32) for crop in crops)
+    whole = [Segment(latent, reference, torch.ones_like(mask))]
+    assert ring_segments(whole, 32, 8) == whole
+
+
+def test_batches_follow_the_same_gradient() -> None:
+    """Together or one by one, the sum is the same but for rounding; bfloat16 comes close."""
+    vae = f8_vae()
+    generator = torch.Generator().manual_seed(4)
+    mask = torch.zeros(1, 1, 32, 32)
+    mask[..., 16:] = 1
+    segments = [
+        Segment(
+            torch.randn(1, 4, 4, 4, generator=generator) * vae.config.scaling_factor,
+            torch.randn(1, 3, 32, 32, generator=generator).clamp(-1, 1),
+            mask,
+        )
+        for _ in range(3)
+    ]
+
+    def losses(**options: Any) -> list[float]:
+        seen: list[float] = []
+        optimize_decoder(
+            vae, segments, steps=8, lr=1e-3, on_step=lambda k, loss: seen.append(loss), **options
+        )
+        return seen
+
+    alone = losses()
+    assert losses(batch=2) == pytest.approx(alone, rel=1e-4)
+    assert losses(batch=8, dtype=torch.bfloat16) == pytest.approx(alone, rel=0.05)
+
+
+def test_it_stops_where_steps_no_longer_help() -> None:
+    vae = f8_vae()
+    latent = torch.randn(1, 4, 4, 4, generator=torch.Generator().manual_seed(5))
+    segment = Segment(latent, torch.zeros(1, 3, 32, 32), torch.zeros(1, 1, 32, 32))
+    seen: list[float] = []
+    optimize_decoder(vae, [segment], steps=200, lr=1e-6, stop=0.5, on_step=lambda k, loss: seen.append(loss))
+    assert len(seen) == 11  # hardly anything was gained in the first ten

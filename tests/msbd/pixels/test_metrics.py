@@ -12,6 +12,7 @@ from torch import Tensor
 
 from msbd.pixels.metrics import (
     bootstrap_interval,
+    border_step,
     colourfulness,
     edge_step,
     gmsd,
@@ -316,3 +317,17 @@ def test_sharpness_is_the_slope_of_a_ramp_and_grows_with_contrast() -> None:
     assert torch.allclose(sharpness(ramp), torch.tensor([5.0], dtype=torch.float64))
     assert torch.allclose(sharpness(2 * ramp), 2 * sharpness(ramp))
     assert sharpness(torch.zeros(2, 3, 1, 9)).tolist() == [0, 0]
+
+
+def test_border_step_finds_steps_at_the_lines_and_only_there() -> None:
+    ramp = torch.linspace(-0.5, 0.5, 64).expand(1, 3, 48, 64).clone()
+    everywhere = torch.ones(1, 1, 48, 64)
+    assert border_step(ramp, everywhere, [], [32], 8) == pytest.approx(1, abs=1e-6)
+    stepped = ramp.clone()
+    stepped[..., 32:] += 0.25
+    assert border_step(stepped, everywhere, [], [32], 8) > 2.5
+    assert border_step(stepped, everywhere, [], [16], 8) < 1
+    left = everywhere.clone()
+    left[..., 30:] = 0  # the step lies where the mask is not
+    assert border_step(stepped, left, [], [16], 8) == pytest.approx(1, abs=1e-6)
+    assert math.isnan(border_step(ramp, everywhere, [], [], 8))

@@ -1,0 +1,86 @@
+"""`tools.evaluate presets` and `seams`: what they ask for and what they tell."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from msbd.edit.config import EditConfig
+from msbd.load import load_edit_pipeline
+from tests.helpers.tiny_bundle import write_tiny_bundle
+from tools.evaluate import presets
+from tools.evaluate.__main__ import main
+from tools.evaluate.edit import make_task
+from tools.evaluate.presets import picture_record
+from tools.evaluate.seams import compare_seams
+from tools.scenes.judge import Judge, JudgeNet
+
+TINY = ("--scenes", "2", "--size", "96", "--steps", "2", "--device", "cpu")
+
+
+@pytest.fixture(autouse=True)
+def kept_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.set_num_threads(1)
+    monkeypatch.setenv("MSBD_RUNS", str(tmp_path / "runs"))
+    monkeypatch.setattr(presets, "load_judge", lambda: Judge(JudgeNet().eval(), {}))
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(write_tiny_bundle(tmp_path_factory.mktemp("bundle")))
+
+
+def test_presets_are_measured_in_parts_and_in_pairs(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["presets", "--model", model, *TINY, "--presets", "fast", "default", "--seam", "none"]
+    assert main([*words, "--start", "1", "--quiet", "--pictures", str(tmp_path / "p")]) == 0
+    assert main([*words, "--json", str(tmp_path / "f.json")]) == 0
+    table = capsys.readouterr().out
+    assert "default - fast" in table and "across tiles" in table
+    assert len(list((tmp_path / "p").glob("001 *.png"))) == 3  # source and two presets
+    figures = {f["name"]: f for f in json.loads((tmp_path / "f.json").read_text())["figures"]}
+    work, less = figures["default: evaluations"], figures["default - fast: evaluations"]
+    assert less["count"] == work["count"] == 2
+    assert less["value"] == pytest.approx(work["value"] - figures["fast: evaluations"]["value"])
+    monkeypatch.setattr(presets, "edited", None)  # all of it is known
+    assert main(words) == 0
+
+
+def test_a_tiled_edit_is_told_what_its_tiles_do(model: str) -> None:
+    task = make_task(3, 192)
+    pipe = load_edit_pipeline(model)
+    result = pipe(task.image, task.mask, "", config=EditConfig.default(num_steps=2, tile=48, grid_overlap=16))
+    record = picture_record(task.image, task.mask, result)
+    assert record["evaluations"] == result.plan.evaluations
+    assert len(result.plan.stages[-1].grid) > 4 and 0 < record["border"] < 10
+
+
+def test_seams_are_compared_on_the_same_latents(model: str) -> None:
+    task = make_task(0, 96)
+    pipe = load_edit_pipeline(model)
+    config = EditConfig.default(num_steps=2, decoderopt_steps=2)
+    seams = ["none", "adam", "closed-form", "membrane"]
+    found = compare_seams(pipe, task.image, task.mask, "a red ball", config, seams)
+    values = {seam: measures for seam, (measures, _) in found.items()}
+    assert values["none"]["change"] == 0 and "psnr" not in values["membrane"]
+    assert values["closed-form"]["psnr"] > values["none"]["psnr"]
+    assert values["membrane"]["step"] < values["none"]["step"]
+    again = compare_seams(pipe, task.image, task.mask, "a red ball", config, ["none"])
+    assert torch.equal(again["none"][1], found["none"][1])  # the pipeline was left as it was
+
+
+def test_seams_of_scenes_and_of_a_picture(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    some = ["--seams", "none", "membrane", "--model", model]
+    assert main(["seams", *TINY, *some, "--pictures", str(tmp_path), "--json", str(tmp_path / "s.json")]) == 0
+    assert "change inside, levels" in capsys.readouterr().out
+    assert {path.name for path in tmp_path.glob("000*")} == {"000 none.png", "000 membrane.png"}
+    examples = Path(__file__).parents[3] / "examples"
+    picture = ["-i", str(examples / "coffee.jpg"), "-m", str(examples / "coffee_mask.png"), "-p", "a ball"]
+    assert main(["seams", *picture, *some, "--steps", "2"]) == 0
+    assert "membrane" in capsys.readouterr().out
+    assert main(["seams", *picture[:2], *some]) == 1
+    assert "--image, --mask and --prompt go together" in capsys.readouterr().err
