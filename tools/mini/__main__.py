@@ -15,6 +15,7 @@ from . import evaluate
 
 PARTS = ("vae", "clip", "unet", "rrdb")  # in the order in which they are trained
 PASD = ("pasd", "pasd-color")  # what is trained on the finished bundle, by the code of `tools.train`
+ASYMMETRIC = "asymmetric"  # the decoder that sees what an edit keeps, on the finished VAE
 STYLE = "style"  # the U-Net with another look, by the code of `tools.train base`; exported as a LoRA
 ABLATIONS = ("pasd-short", "pasd-none", "pasd-no-rgb")  # trained for figures only
 
@@ -26,14 +27,17 @@ def build_parser() -> argparse.ArgumentParser:
     )
     jobs = parser.add_subparsers(dest="job", required=True)
     train = jobs.add_parser("train", help="train one part, from its last checkpoint on")
-    train.add_argument("--part", choices=(*PARTS, *PASD, STYLE, *ABLATIONS), required=True)
+    train.add_argument("--part", choices=(*PARTS, *PASD, ASYMMETRIC, STYLE, *ABLATIONS), required=True)
     train.add_argument(
         "--device", choices=("auto", "cpu", "cuda"), default="auto", help="where (default: auto)"
     )
     train.add_argument("--threads", type=int, help="CPU threads (default: all)")
     export = jobs.add_parser("export", help="write the bundle's files from the last checkpoints")
     export.add_argument(
-        "--part", choices=(*PARTS, *PASD, STYLE), action="append", help="only this part; may be repeated"
+        "--part",
+        choices=(*PARTS, *PASD, ASYMMETRIC, STYLE),
+        action="append",
+        help="only this part; may be repeated",
     )
     export.add_argument("--folder", type=Path, help="where to (default: weights/mini)")
     scenes = jobs.add_parser("scenes", help="draw scenes")
@@ -59,13 +63,19 @@ def _train(args: argparse.Namespace) -> None:
     import torch
 
     from . import parts
-    from .train import train
+    from .train import checkpoint_of, train
 
     if args.threads:
         torch.set_num_threads(args.threads)
     device = ("cuda" if torch.cuda.is_available() else "cpu") if args.device == "auto" else args.device
     if args.part in parts.PARTS:
         train(parts.PARTS[args.part](), device=torch.device(device))
+    elif args.part == ASYMMETRIC:
+        from .asymmetric import AsymmetricPart
+
+        train(
+            AsymmetricPart(start=not checkpoint_of(AsymmetricPart.name).exists()), device=torch.device(device)
+        )
     elif args.part == STYLE:
         from .style import train_style
 
@@ -81,7 +91,7 @@ def _export(args: argparse.Namespace) -> None:
 
     from .export import export
 
-    for path in export(args.part or [*PARTS, *PASD, STYLE], args.folder or MINI):
+    for path in export(args.part or [*PARTS, *PASD, ASYMMETRIC, STYLE], args.folder or MINI):
         print(f"{path}  {path.stat().st_size:,} bytes")
 
 
