@@ -227,6 +227,11 @@ TINY = {
         "net = m.AutoencoderKL(c)\n"
         "assert net.decode(net.encode(torch.zeros(1, 3, 16, 16)).mode()).shape == (1, 3, 16, 16)"
     ),
+    "asymmetric_vae": (
+        "c = m.AsymmetricVAEConfig(down_block_out_channels=(8, 8), layers_per_down_block=1, up_block_out_channels=(8, 8), layers_per_up_block=1, norm_num_groups=4, condition_layers=3)\n"
+        "net, image = m.AsymmetricAutoencoderKL(c), torch.zeros(1, 3, 16, 16)\n"
+        "assert net.decode(net.encode(image).mode(), image, image[:, :1]).shape == (1, 3, 16, 16)"
+    ),
     "tiled_vae": (
         "c = m.VAEConfig(block_out_channels=(8, 8), layers_per_block=1, norm_num_groups=4)\n"
         "net = m.TiledAutoencoder(m.AutoencoderKL(c), encoder_tile=16, decoder_tile=8)\n"

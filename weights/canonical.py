@@ -1,8 +1,9 @@
 """Any weights file's tensors under canonical names, part by part, whatever layout the file has.
 
 Tensors  {key in the file: tensor} -> {part: {canonical key: tensor}}, views of the same memory
-Parts    unet, vae, text_encoder, clip, clip_vision, controlnet, rrdb; lora (names as in the file); pasd_added
-         (PASD's own tensors without their base)
+Parts    unet, vae, asymmetric_vae, text_encoder, clip, clip_vision, controlnet, rrdb; lora (names as in the
+         file); pasd_added (PASD's own tensors without their base), asymmetric_added (what a mask-conditioned
+         decoder has over a plain autoencoder)
 Copying  this file, keymap.py, ldm.py, hub.py, ncnn.py, esrgan.py, lora.py, merge.py, detect.py, files.py
          and pickles.py; torch, safetensors
 """
@@ -19,7 +20,7 @@ from .hub import hub_map
 from .keymap import KeyMap
 from .ldm import IGNORED, ema_name, find_parts, linear, map_of
 from .lora import is_lora
-from .merge import is_delta
+from .merge import is_decoder_delta, is_delta
 
 State = Mapping[str, Tensor]
 _PARTS = {"clip_text": "text_encoder", "pasd_unet": "unet"}  # family -> part, where they differ
@@ -71,6 +72,9 @@ def read_contents(state: State, source: object = "the state dict") -> Contents:
         return Contents(str(source), "a LoRA", state, {key: ("lora", key) for key in state})
     if is_delta(state):
         return _delta(state, str(source))
+    if is_decoder_delta(state):
+        names = {key: ("asymmetric_added", key) for key in state}
+        return Contents(str(source), "a mask-conditioned decoder without its autoencoder", state, names)
     if prefixes := find_parts(state):
         return _ldm(state, str(source), prefixes)
     return _one_net(state, str(source))

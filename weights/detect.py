@@ -19,10 +19,12 @@ from .merge import is_pasd_key
 
 State = Mapping[str, Tensor]
 
-# Keys that only this family has, all of them needed. The fuller CLIP comes before its halves.
+# Keys that only this family has, all of them needed. What has more comes before what has a part of it: CLIP
+# before its halves.
 FAMILIES = {
     "controlnet": ("controlnet_cond_embedding.conv_in.weight", "controlnet_down_blocks.0.weight", "conv_in.weight"),
     "unet": ("conv_in.weight", "time_embedding.linear_1.weight", "up_blocks.0.resnets.0.conv1.weight"),
+    "asymmetric_vae": ("decoder.condition_encoder.layers.0.weight", "encoder.conv_in.weight", "decoder.conv_in.weight"),
     "vae": ("encoder.conv_in.weight", "decoder.conv_in.weight", "encoder.down_blocks.0.resnets.0.conv1.weight"),
     "clip": ("text_projection.weight", "visual_projection.weight", "text_model.embeddings.token_embedding.weight"),
     "clip_text": ("text_model.embeddings.token_embedding.weight",),
@@ -36,9 +38,10 @@ _CLIP_FREE = {"num_attention_heads": "count", "hidden_act": "name", "layer_norm_
 # not, the config class's default holds (SD 1.x, ViT-L/14).
 _UNET_FREE = {"attention_head_dim": "count or one per level", "norm_num_groups": "count", "norm_eps": "number", "flip_sin_to_cos": "flag",
               "freq_shift": "index", "addition_time_embed_dim": "count"}  # fmt: skip
+_VAE_FREE = {"norm_num_groups": "count", "scaling_factor": "number"}
 FREE_FIELDS = {
     "unet": _UNET_FREE, "pasd_unet": _UNET_FREE, "controlnet": _UNET_FREE,
-    "vae": {"norm_num_groups": "count", "scaling_factor": "number"},
+    "vae": _VAE_FREE, "asymmetric_vae": _VAE_FREE | {"condition_layers": "count"},
     "clip": {},
     "clip_text": _CLIP_FREE | {"eos_token_id": "index"},
     "clip_vision": _CLIP_FREE,
@@ -75,6 +78,7 @@ FOREIGN = (
     ("\ntransformer.resblocks.", _OPENAI),
     ("\nvisual.transformer.resblocks.", _OPENAI),
     ("\nbody.0.weight", "a compact Real-ESRGAN (SRVGGNet, as realesr-general-x4v3); use RealESRGAN_x4plus"),
+    ("\ndecoder.encoder.layers.", "Asymmetric VQGAN in its authors' layout; use asymmetric-vae-x-1-5 or -x-2, the diffusers files"),
     ("\nquantize.embedding.", f"a VQ autoencoder; {_NO_PIPELINE}"),
 )  # fmt: skip
 
@@ -153,6 +157,9 @@ def _check_blocks(state: State, sizes: Mapping[str, Any]) -> None:
     depths = sizes.get("transformer_layers_per_block", 1)
     # A residual block has 8 tensors.
     needed = 8 * layers * (sum(depths) if isinstance(depths, tuple) else levels * depths)
+    for way in ("down", "up"):
+        widths = sizes.get(f"{way}_block_out_channels", ())
+        needed = max(needed, 8 * len(widths) * sizes.get(f"layers_per_{way}_block", 0))
     for half in (sizes, sizes.get("text", {}), sizes.get("vision", {})):
         # A layer of CLIP has 16 tensors, a block of RRDBNet 30.
         needed = max(needed, 16 * half.get("num_hidden_layers", 0), 16 * half.get("num_block", 0))
@@ -347,6 +354,21 @@ def _vae_sizes(state: State) -> dict[str, Any]:
     }
 
 
+def _asymmetric_vae_sizes(state: State) -> dict[str, Any]:
+    sizes = _vae_sizes(state)
+    first = "decoder.up_blocks.{}.resnets.0.conv1.weight"
+    _shape(state, first.format(0), 4)  # at least one level
+    levels = range(_count(state, first))
+    return {
+        "down_block_out_channels": sizes.pop("block_out_channels"),
+        "layers_per_down_block": sizes.pop("layers_per_block"),
+        "up_block_out_channels": tuple(_shape(state, first.format(i), 4)[0] for i in reversed(levels)),
+        # The decoder has one more than its config says.
+        "layers_per_up_block": _count(state, "decoder.up_blocks.0.resnets.{}.conv1.weight") - 1,
+        **sizes,
+    }
+
+
 def _transformer_sizes(state: State, half: str) -> dict[str, Any]:
     layers = half + ".encoder.layers.{}.mlp.fc1.weight"
     intermediate, width = _shape(state, layers.format(0), 2)
@@ -409,6 +431,7 @@ _SIZES = {
     "controlnet": _controlnet_sizes,
     "unet": _unet_sizes,
     "pasd_unet": _pasd_sizes,
+    "asymmetric_vae": _asymmetric_vae_sizes,
     "vae": _vae_sizes,
     "clip": _clip_sizes,
     "clip_text": _clip_text_sizes,

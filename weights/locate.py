@@ -21,6 +21,8 @@ from .registry import MODELS, find_model
 # In a flat folder each is in <part>.safetensors.
 PARTS = ("unet", "vae", "text_encoder", "clip", "rrdb", "controlnet")
 _TOKENIZERS = ("tokenizer.json", "tokenizer/tokenizer.json", "vocab.json", "tokenizer/vocab.json")
+# Asymmetric VQGAN: a whole autoencoder, or what its decoder has over a plain one.
+DECODERS = ("asymmetric_vae", "asymmetric_added")
 # What enlarges a photograph four times, best first.
 ENLARGERS = ("realesrgan-x4plus", "realsr-df2k")
 # What editing with Stable Diffusion takes besides its own files.
@@ -46,6 +48,11 @@ class Located:
             raise WeightsError(
                 f"{self.name}: an upscaler and nothing else, no {part} there; it enlarges with --method rrdb, and for "
                 "another model with --upscaler"
+            )
+        if part not in self.nets and self.nets.keys() & {*DECODERS}:
+            raise WeightsError(
+                f"{self.name}: a mask-conditioned decoder (Asymmetric VQGAN), which goes beside a model and its "
+                f"autoencoder and takes the place of neither; no {part} there"
             )
         if part not in self.nets:
             raise WeightsError(
@@ -156,7 +163,7 @@ def find_enlarger() -> Located | None:
 def _named(name: str, optional: Collection[str]) -> Located:
     files = local_files(find_model(name), optional)  # with those of the models it needs
     nets = {part: Source(files[part], read_json(files[f"{part}_config"]) if f"{part}_config" in files else {})
-            for part in PARTS if part in files}  # fmt: skip
+            for part in (*PARTS, *DECODERS) if part in files}  # fmt: skip
     nets |= {"lora": Source(files["lora"])} if "lora" in files else {}
     read: dict[Path, Contents] = {}
     if "all" in files:

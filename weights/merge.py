@@ -1,14 +1,15 @@
-"""Whole state dicts put together: two models blended, PASD's tensors told from its base's, or kept as a file
-of their own.
+"""Whole state dicts put together: two models blended, PASD's tensors told from its base's, or what a net has
+over another kept as a file of its own.
 
 Paper    Yang et al. 2023, arXiv:2308.14469 (PASD), section 3.5: another base under what PASD adds
 Tensors  {key: tensor} on the CPU; results may share tensors with what they were made of, which are never
          written to
 Weights  canonical (diffusers) names; in a delta file the U-Net's added tensors after "unet.", the ControlNet
-         after "controlnet."
+         after "controlnet."; in a difference file the net's own
 Copying  this file, files.py (for WeightsError) and pickles.py; torch, safetensors through them
 """
 
+import hashlib
 from collections.abc import Iterable, Mapping
 
 import torch
@@ -21,6 +22,7 @@ State = Mapping[str, Tensor]
 # Parts of the keys that PASD adds to a U-Net: the first in the full model, the others in the light one.
 PASD_KEYS = (".pixel_attentions.", ".norm2_plus.", ".attn2_plus.", ".proj_in_plus.")
 UNET, CONTROLNET = "unet.", "controlnet."  # the two halves of a delta file
+CONDITION = "decoder.condition_encoder."  # what a mask-conditioned decoder has over a plain one
 
 
 def blend(base: State, other: State, weight: float) -> dict[str, Tensor]:
@@ -80,6 +82,53 @@ def _half(key: str) -> str:
 def is_pasd_key(key: str) -> bool:
     """Whether a U-Net has this key from PASD, not from its base."""
     return any(mark in key for mark in PASD_KEYS)
+
+
+def difference(state: State, base: State, dtype: torch.dtype = torch.float16) -> dict[str, Tensor]:
+    """The tensors of `state` that `base` has not, or has otherwise, in `dtype`; `completed` undoes it.
+
+    Raises WeightsError for numbers that `dtype` cannot hold.
+    """
+    return {
+        key: narrow(tensor, dtype, key)
+        for key, tensor in state.items()
+        if key not in base or not torch.equal(tensor, base[key].to(tensor))
+    }
+
+
+def completed(part: State, base: State) -> dict[str, Tensor]:
+    """`part` laid over `base`, in the dtype of `base`: the whole that `difference` took `part` from.
+
+    Raises WeightsError where a tensor of both has another shape.
+    """
+    for key in part.keys() & base.keys():
+        if part[key].shape != base[key].shape:
+            raise WeightsError(
+                f"{key[:80]!r} has shape {tuple(part[key].shape)}, expected {tuple(base[key].shape)} as in what "
+                "it is a change to"
+            )
+    dtype = next((tensor.dtype for tensor in base.values()), torch.float32)
+    return dict(base) | {key: tensor.to(dtype) for key, tensor in part.items()}
+
+
+def fingerprint(state: State) -> str:
+    """sha256, in hexadecimal, over the names and values of `state`, taken as float16 whatever their dtype.
+
+    So the tensors of a float16 file have the same one when they were widened.
+    """
+    digest = hashlib.sha256()
+    for key in sorted(state):
+        digest.update(key.encode())
+        digest.update(state[key].detach().cpu().half().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def is_decoder_delta(keys: Iterable[str]) -> bool:
+    """Whether these are the keys of a mask-conditioned decoder without the autoencoder that it changes."""
+    keys = list(keys)
+    return any(key.startswith(CONDITION) for key in keys) and not any(
+        key.startswith("encoder.") for key in keys
+    )
 
 
 def _mix(base: Tensor, other: Tensor, weight: float) -> Tensor:

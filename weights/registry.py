@@ -102,7 +102,9 @@ class Model:
     sampling: Mapping[str, str | int | float] = field(default_factory=dict, hash=False)
 
     @property
-    def kind(self) -> Literal["base", "restorer", "upscaler", "LoRA", "autoencoder", "CLIP", "recogniser"]:
+    def kind(
+        self,
+    ) -> Literal["base", "restorer", "upscaler", "LoRA", "autoencoder", "decoder", "CLIP", "recogniser"]:
         """What it is: a base edits, and lies under PASD's restorers; the others are parts of either."""
         parts = {file.part for file in self.files}
         if "controlnet" in parts or "mini" in self.needs:
@@ -115,6 +117,8 @@ class Model:
             return "upscaler"
         if "vae" in parts:
             return "autoencoder"
+        if parts & {"asymmetric_vae", "asymmetric_added"}:
+            return "decoder"
         return "CLIP" if "clip" in parts else "recogniser"
 
 
@@ -220,6 +224,18 @@ def _hyper(
     )  # fmt: skip
 
 
+def _asymmetric(width: str, megabytes: int, sha256: str | None = None) -> Model:
+    """A pickle. Its rounded size follows from its shapes in float32; no licence is on its card."""
+    repo = f"cross-attention/asymmetric-autoencoder-kl-x-{width}"
+    file = ModelFile("asymmetric_vae", f"{_NET}.bin", repo, about=megabytes * 10**6, sha256=sha256)
+    return Model(
+        f"asymmetric-vae-x-{width}",
+        f"Asymmetric VQGAN: a decoder for Stable Diffusion 1.x that sees what an edit keeps, {width.replace('-', '.')} x as wide",
+        "not known to us: its card names none; the authors' code (buxiangzhiren/Asymmetric_VQGAN) is under MIT",
+        (file,),
+    )  # fmt: skip
+
+
 def _torchvision(name: str, what: str, pictures: str, part: str, file: str, size: int, sha256: str) -> Model:
     licence = f"BSD-3-Clause, as torchvision; the pictures it was trained on ({pictures}) have other terms"
     url = f"https://download.pytorch.org/models/{file}"
@@ -249,6 +265,10 @@ _ALL = (
     Model(
         "mini-pasd-color", "PASD on the mini bundle, light variant: colour for grey pictures", "Apache-2.0",
         (ModelFile("all", "pasd-color.safetensors"),), ("mini",),
+    ),
+    Model(
+        "mini-asymmetric", "a decoder for the mini bundle that sees what an edit keeps", "Apache-2.0",
+        (ModelFile("asymmetric_added", "asymmetric.safetensors"),),
     ),
     Model(
         "mini-style", "a LoRA that makes the mini bundle draw in red chalk", "Apache-2.0",
@@ -342,6 +362,8 @@ _ALL = (
                    revision="629b3ad3030ce36e15e70c5db7d91df0d60c627f", size=334_641_190,
                    sha256="735e4c3a447a3255760d7f86845f09f937809baa529c17370d83e4c3758f3c75"),),
     ),
+    _asymmetric("1-5", 777, "1cb78e76a8f701a81595be375d6555b3e4ad0e3f765ecfd72390256089c4fb4e"),
+    _asymmetric("2", 1625),
     # The step in the names of the two rrdb folders is that of the zips of the same weights; the hub's listing
     # was not seen.
     _pasd("pasd", "pasd/checkpoint-100000", "Pixel-Aware Stable Diffusion: super-resolution, stylisation", 4.43),
@@ -451,6 +473,7 @@ _KINDS = {
     "upscaler": "an upscaler",
     "LoRA": "a LoRA",
     "autoencoder": "an autoencoder",
+    "decoder": "a mask-conditioned decoder",
     "CLIP": "a CLIP",
     "recogniser": "what recognises things in a picture",
 }

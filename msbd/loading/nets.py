@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nets.asymmetric_vae import AsymmetricAutoencoderKL, AsymmetricVAEConfig
 from nets.clip import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVisionModel
 from nets.controlnet import ControlNet, ControlNetConfig, start_from_unet
 from nets.pasd_unet import PASDUNet, PASDUNetConfig
@@ -31,6 +32,7 @@ from weights.registry import MODELS, check_kind
 _NETS: dict[str, Callable[[dict[str, Any]], nn.Module]] = {
     "unet": lambda sizes: UNet(UNetConfig(**sizes)),
     "vae": lambda sizes: AutoencoderKL(VAEConfig(**sizes)),
+    "asymmetric_vae": lambda sizes: AsymmetricAutoencoderKL(AsymmetricVAEConfig(**sizes)),
     "clip": lambda sizes: CLIPModel(
         CLIPConfig(
             text=CLIPTextConfig(**sizes["text"]),

@@ -38,12 +38,12 @@ def load_net(path: str | Path, part: str | None = None) -> Any:
                 f"{path}: {contents.layout}, has {', '.join(contents.parts)}; say which part to load"
             )
         (part,) = contents.parts
-    if part in ("lora", "pasd_added"):
+    if part in ("lora", "pasd_added", "asymmetric_added"):
         raise WeightsError(
             f"{path}: {contents.layout}: a change to a model, not a net; load it together with a base"
         )
     state = contents.tensors(part)
-    _check_finite(path, state)
+    check_finite(path, state)
     return build_net(state, source)
 
 
@@ -173,11 +173,11 @@ class ModelParts:
             return {key: tensor for key, tensor in clip.items() if key.startswith("text_model.")}, source
         source = self._located.net(part)
         state = self._located.contents(part).tensors(part)
-        _check_finite(source.path, state)
+        check_finite(source.path, state)
         return state, source
 
 
-def _check_finite(path: Path, state: Mapping[str, Tensor]) -> None:
+def check_finite(path: Path, state: Mapping[str, Tensor]) -> None:
     """WeightsError where a value is NaN or infinite. The tensors are freshly read: their pages are let go."""
     for key, tensor in state.items():
         if tensor.is_floating_point() and not is_finite(tensor):

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from nets.asymmetric_vae import ASYMMETRIC_VAE_X_2, AsymmetricAutoencoderKL, AsymmetricVAEConfig
 from nets.clip import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVisionModel
 from nets.controlnet import PASD_CONTROLNET, PASD_RRDB_CONTROLNET, ControlNet, ControlNetConfig
 from nets.pasd_unet import PASD_LIGHT_UNET, PASD_UNET, PASDUNet, PASDUNetConfig
@@ -80,6 +81,15 @@ CASES: dict[str, tuple[str, type[nn.Module], Any]] = {
         "vae", AutoencoderKL,
         VAEConfig(block_out_channels=(8, 16, 24), layers_per_block=1, latent_channels=3, norm_num_groups=4, scaling_factor=0.5, mid_attention=False),
     ),
+    "asymmetric x-1-5": ("asymmetric_vae", AsymmetricAutoencoderKL, AsymmetricVAEConfig()),
+    "asymmetric x-2": ("asymmetric_vae", AsymmetricAutoencoderKL, ASYMMETRIC_VAE_X_2),
+    "tiny asymmetric": (
+        "asymmetric_vae", AsymmetricAutoencoderKL,
+        AsymmetricVAEConfig(
+            down_block_out_channels=(8, 8, 16, 16), layers_per_down_block=1, up_block_out_channels=(8, 16, 24, 24), layers_per_up_block=2,
+            latent_channels=3, norm_num_groups=4, scaling_factor=0.5, mid_attention=False, condition_layers=3,
+        ),
+    ),
     "vit-l/14": ("clip", CLIPModel, CLIPConfig()),
     "tiny clip": ("clip", CLIPModel, CLIPConfig(text=TEXT, vision=VISION, projection_dim=20)),
     "clip text": ("clip_text", CLIPTextModel, TEXT),
@@ -122,7 +132,8 @@ def test_shapes_and_metadata_give_back_the_config(case: str) -> None:
     assert (found, build(config, kwargs)) == (family, config)
 
 
-OFFICIAL = ["sd15 unet", "sd15 vae", "vit-l/14", "x4", "pasd", "pasd light", "controlnet", "controlnet rrdb"]
+OFFICIAL = ["sd15 unet", "sd15 vae", "asymmetric x-1-5", "asymmetric x-2", "vit-l/14", "x4", "pasd", "pasd light", "controlnet",
+            "controlnet rrdb"]  # fmt: skip
 
 
 @pytest.mark.parametrize("case", OFFICIAL)
@@ -258,6 +269,7 @@ REFUSED = {
     "old embedding": (keys("string_to_param", "string_to_token"), "textual inversion"),
     "SRVGGNet": (keys("body.0.weight", "body.0.bias", "body.1.weight", "body.2.weight"), "SRVGGNet"),
     "SRVGGNet, sorted": (keys("body.0.bias", "body.0.weight", "body.1.weight", "body.2.bias"), "SRVGGNet"),
+    "Asymmetric VQGAN": (keys("encoder.conv_in.weight", "decoder.encoder.layers.0.weight"), "Asymmetric VQGAN in its authors' layout"),
     "VQ autoencoder": (keys("encoder.conv_in.weight", "quantize.embedding.weight"), "VQ autoencoder"),
     "LDM names": (keys(f"{U}input_blocks.0.0.weight", f"{V}encoder.conv_in.weight", "betas"), "no family known here .3 keys"),
     "LoRA": (keys("lora_unet_down_blocks_0.alpha"), "no family known here"),
@@ -304,7 +316,7 @@ def test_a_plain_unet_with_pasds_residuals_is_a_plain_unet() -> None:
 
 @pytest.mark.parametrize(
     "case",
-    ["tiny unet", "mini vae", "tiny clip", "clip vision", "x4", "tiny pasd full", "tiny pasd light", "tiny controlnet"],
+    ["tiny unet", "mini vae", "tiny asymmetric", "tiny clip", "clip vision", "x4", "tiny pasd full", "tiny pasd light", "tiny controlnet"],
 )  # fmt: skip
 def test_incomplete_or_misshapen_states_raise_nothing_else(case: str) -> None:
     _, net, config = CASES[case]
@@ -327,7 +339,14 @@ def test_made_up_sizes_are_refused_before_a_net_is_built() -> None:
     """300 levels of 300 layers would be gigabytes, on the meta device too."""
     unet, vae = meta_state(UNet, TINY_UNET), meta_state(AutoencoderKL, CASES["mini vae"][2])
     width = torch.empty(16, 16, 3, 3, device="meta")
-    for state, place in ((unet, "down_blocks"), (vae, "encoder.down_blocks")):
+    seeing = meta_state(AsymmetricAutoencoderKL, CASES["tiny asymmetric"][2])
+    places = (
+        (unet, "down_blocks"),
+        (vae, "encoder.down_blocks"),
+        (seeing, "encoder.down_blocks"),
+        (seeing, "decoder.up_blocks"),
+    )
+    for state, place in places:
         claimed = [f"{place}.{i}.resnets.0" for i in range(300)] + [
             f"{place}.0.resnets.{i}" for i in range(300)
         ]

@@ -15,7 +15,17 @@ from tests.helpers.goldens import read_shapes
 from tests.helpers.seeded_weights import seeded_tensor
 from weights.canonical import read_contents
 from weights.files import WeightsError, read_state_dict, write_safetensors
-from weights.merge import added_tensors, base_tensors, blend, is_delta, pack_delta
+from weights.merge import (
+    added_tensors,
+    base_tensors,
+    blend,
+    completed,
+    difference,
+    fingerprint,
+    is_decoder_delta,
+    is_delta,
+    pack_delta,
+)
 
 State = dict[str, Tensor]
 FLOATS = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
@@ -181,3 +191,51 @@ NOT_DELTAS: dict[str, Callable[[State], State]] = {
 def test_what_is_no_delta_is_told(case: str) -> None:
     state = NOT_DELTAS[case](pack_delta(make(FULL_SHAPES | BASE_SHAPES), make(CONTROLNET_SHAPES)))
     assert not is_delta(state)
+
+
+# ---- what a net has over another ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_a_difference_laid_over_its_base_is_the_whole(dtype: torch.dtype) -> None:
+    base = make(BASE_SHAPES, dtype=dtype)
+    whole = base | {"conv_in.bias": base["conv_in.bias"] + 1} | make({"new.weight": (2, 2)}, dtype=dtype)
+    part = difference(whole, base)
+    assert list(part) == ["conv_in.bias", "new.weight"]
+    assert all(tensor.dtype == torch.float16 for tensor in part.values())
+    found = completed(part, base)
+    assert found.keys() == whole.keys() and all(tensor.dtype == dtype for tensor in found.values())
+    for key, tensor in found.items():
+        torch.testing.assert_close(tensor, whole[key], rtol=1e-3, atol=0)
+    assert found["conv_in.weight"] is base["conv_in.weight"]
+
+
+def test_a_difference_to_the_widened_base_is_the_same() -> None:
+    base = make(BASE_SHAPES, dtype=torch.float16)
+    wide = {key: tensor.float() for key, tensor in base.items()}
+    assert difference(wide, base) == difference(base, wide) == {}
+    assert fingerprint(base) == fingerprint(wide) == fingerprint(dict(reversed(base.items())))
+
+
+def test_the_fingerprint_tells_names_and_values_apart() -> None:
+    base = make(BASE_SHAPES)
+    changed = base | {"conv_in.bias": base["conv_in.bias"] + 0.01}
+    renamed = {key.replace("bias", "bios"): tensor for key, tensor in base.items()}
+    assert len({fingerprint(state) for state in (base, changed, renamed, {})}) == 4
+
+
+def test_a_difference_of_another_shape_or_too_large_is_refused() -> None:
+    base = make(BASE_SHAPES)
+    with pytest.raises(WeightsError, match=r"'conv_in.bias' has shape \(5,\), expected \(4,\)"):
+        completed({"conv_in.bias": torch.zeros(5)}, base)
+    with pytest.raises(WeightsError, match="'conv_in.bias' has numbers that are not finite"):
+        difference(base | {"conv_in.bias": torch.full((4,), 1e6)}, base)
+
+
+def test_a_decoder_without_its_autoencoder_is_told_by_its_keys() -> None:
+    condition = "decoder.condition_encoder.layers.0.weight"
+    assert is_decoder_delta([condition, "decoder.conv_out.bias"])
+    assert not is_decoder_delta([condition, "encoder.conv_in.weight"])  # the whole
+    assert not is_decoder_delta(["decoder.conv_out.bias"]) and not is_decoder_delta([])
+    contents = read_contents({condition: torch.zeros(2, 3, 3, 3)}, "x")
+    assert contents.parts == ("asymmetric_added",) and "without its autoencoder" in contents.layout

@@ -74,7 +74,13 @@ def test_every_file_comes_from_one_place(file: ModelFile) -> None:
 
 def test_exactly_the_bundle_is_part_of_the_checkout() -> None:
     inside = [(model.name, file.file) for model in MODELS.values() for file in model.files if file.inside]
-    assert {name for name, _ in inside} == {"mini", "mini-pasd", "mini-pasd-color", "mini-style"}
+    assert {name for name, _ in inside} == {
+        "mini",
+        "mini-asymmetric",
+        "mini-pasd",
+        "mini-pasd-color",
+        "mini-style",
+    }
     there = {path.name for path in MINI.iterdir()} - {"README.md"}
     assert sorted(file for _, file in inside) == sorted(there)
     assert {"unet", "vae", "clip", "rrdb", "tokenizer"} == {file.part for file in MODELS["mini"].files}
@@ -122,6 +128,9 @@ EXACT = [
     ("ultrasharp", "rrdb", 66_961_958, "a5812231fc936b42af08a5edba784195495d303d5b3248c24489ef0c4021fe01", None),
     ("sd-vae-ft-mse", "vae", 334_641_190, "735e4c3a447a3255760d7f86845f09f937809baa529c17370d83e4c3758f3c75",
      "629b3ad3030ce36e15e70c5db7d91df0d60c627f"),
+    ("asymmetric-vae-x-1-5", "asymmetric_vae", None, "1cb78e76a8f701a81595be375d6555b3e4ad0e3f765ecfd72390256089c4fb4e", None),
+    # The hash of the file that took an earlier one's place was not seen.
+    ("asymmetric-vae-x-2", "asymmetric_vae", None, None, None),
     ("pasd", "unet", None, None, None),
     ("majicmix-v7", "all", 2_132_625_894, "7c819b6d13663ed720c2254f4fe18373107dfef2448d337913c8fc545640881e", None),
     # Its exact size was not seen.

@@ -15,6 +15,7 @@ from . import evaluate
 
 PARTS = ("vae", "clip", "unet", "rrdb")  # in the order in which they are trained
 PASD = ("pasd", "pasd-color")  # what is trained on the finished bundle, by the code of `tools.train`
+ASYMMETRIC = "asymmetric"  # the decoder that sees what an edit keeps, on the finished VAE
 FEW_STEP = "few-step"  # a LoRA distilled from the bundle's U-Net
 STYLE = "style"  # the U-Net with another look, by the code of `tools.train base`; exported as a LoRA
 ABLATIONS = ("pasd-short", "pasd-none", "pasd-no-rgb")  # trained for figures only
@@ -27,7 +28,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     jobs = parser.add_subparsers(dest="job", required=True)
     train = jobs.add_parser("train", help="train one part, from its last checkpoint on")
-    train.add_argument("--part", choices=(*PARTS, *PASD, FEW_STEP, STYLE, *ABLATIONS), required=True)
+    train.add_argument(
+        "--part", choices=(*PARTS, *PASD, ASYMMETRIC, FEW_STEP, STYLE, *ABLATIONS), required=True
+    )
     train.add_argument(
         "--device", choices=("auto", "cpu", "cuda"), default="auto", help="where (default: auto)"
     )
@@ -35,7 +38,7 @@ def build_parser() -> argparse.ArgumentParser:
     export = jobs.add_parser("export", help="write the bundle's files from the last checkpoints")
     export.add_argument(
         "--part",
-        choices=(*PARTS, *PASD, FEW_STEP, STYLE),
+        choices=(*PARTS, *PASD, ASYMMETRIC, FEW_STEP, STYLE),
         action="append",
         help="only this part; may be repeated",
     )
@@ -63,13 +66,19 @@ def _train(args: argparse.Namespace) -> None:
     import torch
 
     from . import parts
-    from .train import train
+    from .train import checkpoint_of, train
 
     if args.threads:
         torch.set_num_threads(args.threads)
     device = ("cuda" if torch.cuda.is_available() else "cpu") if args.device == "auto" else args.device
     if args.part in parts.PARTS:
         train(parts.PARTS[args.part](), device=torch.device(device))
+    elif args.part == ASYMMETRIC:
+        from .asymmetric import AsymmetricPart
+
+        train(
+            AsymmetricPart(start=not checkpoint_of(AsymmetricPart.name).exists()), device=torch.device(device)
+        )
     elif args.part == FEW_STEP:
         from .few_step import FewStepPart
 
@@ -89,7 +98,7 @@ def _export(args: argparse.Namespace) -> None:
 
     from .export import export
 
-    for path in export(args.part or [*PARTS, *PASD, FEW_STEP, STYLE], args.folder or MINI):
+    for path in export(args.part or [*PARTS, *PASD, ASYMMETRIC, FEW_STEP, STYLE], args.folder or MINI):
         print(f"{path}  {path.stat().st_size:,} bytes")
 
 

@@ -6,8 +6,12 @@ Nothing heavy is imported until it is run, so that `--help` answers at once.
 import argparse
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .._cli import add_shared_options, choose_device, report_errors
+
+if TYPE_CHECKING:
+    from .._report import Figure
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -62,6 +66,8 @@ def evaluate(args: argparse.Namespace) -> str:
         *figures.sample_figures(samples, args.pictures),
         *figures.judge_figures(judge),
     ]
+    if str(args.model) == "mini":
+        found += _bundled_decoder(args.pairs)
     if args.json:
         details = [sample.record for sample in samples]
         settings = {
@@ -72,3 +78,16 @@ def evaluate(args: argparse.Namespace) -> str:
         }
         write_json(args.json, found, **settings, samples=details)
     return figures_table(found)
+
+
+def _bundled_decoder(count: int) -> "list[Figure]":
+    """The figures of the bundle's mask-conditioned decoder, on the CPU."""
+    from msbd.loading.parts import load_net
+    from msbd.loading.seam import read_seam_decoder
+    from weights.registry import MINI
+
+    from . import figures
+
+    vae = load_net(MINI / "vae.safetensors")
+    decoder = read_seam_decoder("mini-asymmetric", vae).float()
+    return figures.seam_figures(vae.float(), decoder, count)

@@ -7,10 +7,13 @@ from typing import Any
 
 import torch
 
+from msbd.loading.parts import load_net
+from msbd.loading.seam import write_seam_decoder
 from weights.files import read_metadata, read_state_dict, write_safetensors
 from weights.registry import MINI
 
 from ..scenes.data import NATIVE, runs_folder
+from .asymmetric import AsymmetricPart
 from .few_step import write_few_step_lora
 from .parts import GUIDANCE, PARTS, latents, mini_tokenizer
 from .pasd import VARIANTS
@@ -38,6 +41,11 @@ def export(names: list[str], folder: Path = MINI) -> list[Path]:
         if name == "style":
             written.append(folder / "style-lora.safetensors")
             write_style_lora(written[-1])
+            continue
+        if name == AsymmetricPart.name:
+            written.append(folder / f"{name}.safetensors")
+            net = trained(AsymmetricPart(), device=torch.device("cpu"))
+            write_seam_decoder(written[-1], net, load_net(MINI / "vae.safetensors"))
             continue
         if name in VARIANTS:
             written.append(folder / f"{name}.safetensors")

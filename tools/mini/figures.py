@@ -3,9 +3,11 @@
 Pictures are rounded to 8 bits before they are compared, as they would be in a file.
 """
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import count as count_up
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,20 +19,23 @@ from tqdm import tqdm
 
 from msbd.edit.pipeline import EditPipeline
 from msbd.latents import decode
-from msbd.pixels.metrics import psnr
+from msbd.pixels.metrics import edge_step, psnr
 from msbd.pixels.preprocess import clip_pixels
 from msbd.pixels.resize import resize
 from msbd.train.degrade import apply
+from nets.asymmetric_vae import AsymmetricAutoencoderKL
+from nets.vae import AutoencoderKL
 from samplers.ddim import ddim_sample
 from samplers.guidance import classifier_free_guidance
 from samplers.schedule import leading_timesteps
 
 from .._report import Figure, mean, share, write_sheet
-from ..scenes.data import held_out_scenes, picture, to_8_bits
+from ..scenes.data import STAGE, held_out_scenes, picture, to_8_bits
 from ..scenes.judge import Judge
 from ..scenes.mild import sample_mild
 from ..scenes.scenes import COLOURS, GROUNDS, HELD_OUT, LIGHTS, Scene, random_scene
 from ..scenes.shapes import OBJECTS
+from .asymmetric import random_mask
 from .parts import RRDB_STRENGTH
 
 _RETRIEVAL = HELD_OUT + 10_000  # first seed of the pictures that CLIP is asked about
@@ -80,6 +85,55 @@ def rrdb_figures(pipe: EditPipeline, count: int = 64, sheet: Path | None = None)
         mean("RRDB x4, degraded scenes", learned, "dB"),
         mean("bicubic x4, the same", plain, "dB"),
         mean("RRDB over bicubic, paired", gain, "dB", asked=1.0),
+    ]
+
+
+# ---- the decoder that sees what is kept --------------------------------------------------------------------
+
+RING = 16  # pixels outside the mask
+
+
+@torch.no_grad()
+def seam_figures(
+    vae: AutoencoderKL, decoder: AsymmetricAutoencoderKL, count: int = 64, *, size: int = STAGE
+) -> list[Figure]:
+    """How well a plain and a mask-conditioned decoder meet the source around a mask, on `count` scenes.
+
+    Each scene is repainted under a random mask twice: perfectly, where the source is the scene but for the
+    masked part, and foreign, where another scene fills the cells that the mask touches. The latent is the
+    source's outside these cells. Of the perfect ones: PSNR over the ring as decoded, how far the two decoders
+    are apart inside. Of both: the step across the mask's edge, by `edge_step`, once the source is put back
+    outside, less that of the scene.
+    """
+    found: dict[str, list[float]] = defaultdict(list)
+    pictures = [picture(scene, size) for scene in held_out_scenes(count + 1)]
+    for number, (scene, other) in enumerate(pairwise(pictures)):
+        mask = random_mask(size, torch.Generator().manual_seed(number), whole=False)[None]
+        cells = F.max_pool2d(mask, vae.downscale)
+        touched = F.interpolate(cells, mask.shape[-2:], mode="nearest")
+        ring = F.max_pool2d(mask, 2 * RING + 1, 1, padding=RING) * (1 - mask) > 0
+        edits = {
+            "perfect": (torch.lerp(scene, other, mask), scene),
+            "foreign": (scene, torch.lerp(scene, other, touched)),
+        }
+        for kind, (source, new) in edits.items():
+            latent = torch.lerp(vae.encode(source).mean, vae.encode(new).mean, cells)
+            decoded = {"plain": vae.decode(latent), "seam": decoder.decode(latent, source, mask)}
+            for name, raw in decoded.items():
+                result = to_8_bits(raw)
+                step = edge_step(torch.lerp(source, result, mask), mask) - edge_step(scene, mask)
+                found[f"{kind} {name} step"].append(step.item())
+                found[f"{kind} {name} ring"].append(psnr(result, source, ring.float()).item())
+            apart = (decoded["seam"] - decoded["plain"]).abs().masked_select(mask > 0).mean() * 127.5
+            found[f"{kind} inside"].append(apart.item())
+    return [
+        mean("seam decoder, ring", found["perfect seam ring"], "dB", asked=36.0),
+        mean("plain decoder, ring", found["perfect plain ring"], "dB"),
+        mean("seam decoder, step, foreign edits", found["foreign seam step"], "levels"),
+        mean("plain decoder, step, foreign edits", found["foreign plain step"], "levels"),
+        mean("seam decoder, step, perfect edits", found["perfect seam step"], "levels"),
+        mean("plain decoder, step, perfect edits", found["perfect plain step"], "levels"),
+        mean("the two inside, perfect edits", found["perfect inside"], "levels"),
     ]
 
 

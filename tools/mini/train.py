@@ -52,6 +52,11 @@ class Part(Protocol):
         ...
 
 
+def checkpoint_of(name: str, folder: Path | None = None) -> Path:
+    """Where the checkpoint of the part `name` is, or will be."""
+    return (runs_folder() if folder is None else folder) / f"{name}.pt"
+
+
 def train(part: Part, *, device: torch.device, folder: Path | None = None) -> Any:
     """Train `part.net` to the end of its recipe, from the last checkpoint in `folder` on; return it averaged.
 
@@ -64,7 +69,7 @@ def train(part: Part, *, device: torch.device, folder: Path | None = None) -> An
         net.to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(net.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
     average = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema))
-    checkpoint = folder / f"{part.name}.pt"
+    checkpoint = checkpoint_of(part.name, folder)
     start = _resume(checkpoint, net, average, optimizer)
     saved = time.monotonic()
     with (folder / f"{part.name}.jsonl").open("a") as log:
@@ -86,7 +91,7 @@ def train(part: Part, *, device: torch.device, folder: Path | None = None) -> An
 
 def trained(part: Part, *, device: torch.device, folder: Path | None = None) -> Any:
     """The averaged weights of the last checkpoint, in evaluation mode. FileNotFoundError if there is none."""
-    checkpoint = (runs_folder() if folder is None else folder) / f"{part.name}.pt"
+    checkpoint = checkpoint_of(part.name, folder)
     if not checkpoint.exists():
         raise FileNotFoundError(
             f"{checkpoint} does not exist: run `python -m tools.mini train --part {part.name}` first"

@@ -308,7 +308,7 @@ def _part_keys(contents: "Contents", part: str, source: "Source", *, every: bool
         from weights.lora import read_lora
 
         print("    " + read_lora(contents.state, source.path, read_metadata(source.path)).describe())
-    elif part != "pasd_added":
+    elif part not in ("pasd_added", "asymmetric_added"):
         from msbd.loading.nets import fit_net
 
         fit = fit_net(contents.renamed(part), source)

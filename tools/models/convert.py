@@ -63,6 +63,10 @@ class _Conversion:
         there = self._parts.parts
         if "pasd_added" in there:
             raise WeightsError(f"{args.model}: a compact export already; it loads as it is, with a base")
+        if "asymmetric_added" in there:
+            raise WeightsError(
+                f"{args.model}: a decoder without its autoencoder; it loads as it is, beside one"
+            )
         if args.part and args.part not in there:
             raise WeightsError(f"{args.model}: has no {args.part}; it has {', '.join(there)}")
         self.parts: tuple[str, ...] = (args.part,) if args.part else there
