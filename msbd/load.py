@@ -39,6 +39,7 @@ from .edit.pipeline import EditPipeline
 from .loading.nets import build_net, fit_net, read_lora_file
 from .loading.parts import BASE, ModelParts
 from .loading.placement import Placement, make_placement
+from .loading.seam import read_seam_decoder
 from .pixels.preprocess import CLIP_MEAN, CLIP_STD
 from .restore.config import NET_FREE, NOT_PASD, Method
 from .restore.config import ModelSpec as RestoreSpec
@@ -59,11 +60,13 @@ def load_edit_pipeline(
     loras: Loras = (),
     upscaler: str | Path | None = None,
     vae: str | Path | None = None,
+    seam_decoder: str | Path | None = None,
 ) -> EditPipeline:
     """The ready `EditPipeline` of a model: a name ("mini", "sd-v1-5"), a folder or a file, with `loras`
     merged in.
 
-    `upscaler` and `vae`, a name, folder or file each, take the place of its own. A `Located` model's files
+    `upscaler` and `vae`, a name, folder or file each, take the place of its own; `seam_decoder` is the
+    mask-conditioned decoder that seam "asymmetric" needs. A `Located` model's files
     are not read a second time. The U-Net gets `dtype`: float32, bfloat16 or float16. The VAE stays in float32
     where that is float16, whose range its activations exceed; CLIP is float32 on a CPU. A model may come
     without CLIP or an upscaler: then candidates are not ranked, and a second stage needs upscaling_mode
@@ -82,12 +85,14 @@ def load_edit_pipeline(
     tokenizer = _load_tokenizer(located)
     _check_together(located, unet.config, autoencoder, text_encoder, clip, enlarger, tokenizer, facts.spec)
     preprocessing = {} if clip is None else _clip_preprocessing(located.net("clip"), clip.config)
+    decoder = None if seam_decoder is None else read_seam_decoder(seam_decoder, autoencoder)
     located.release()
     del parts  # it holds the tensors too
     return EditPipeline(
         unet=place.main(unet),
         vae=place.vae(autoencoder),
         tiled_vae=partial(TiledAutoencoder, autoencoder),
+        seam_decoder=None if decoder is None else place.vae(decoder),
         text_encoder=place.side(text_encoder),
         tokenizer=tokenizer,
         alphas_cumprod=facts.alphas_cumprod,

@@ -113,6 +113,11 @@ def build_parser() -> CommandParser:
     add = parser.add_argument_group("model and mask").add_argument
     add_lora(add, "the model")
     add_parts(add, "the net that enlarges one stage's result for the next")
+    add(
+        "--seam-decoder",
+        metavar="MODEL",
+        help="what --seam asymmetric decodes with, by its name, folder or file",
+    )
     add("--invert-mask", action="store_true", help="edit where the mask is black (from alpha: opaque)")
     add("--resize-mask", action="store_true", help="accept a mask of another size, and stretch it")
     add_config_options(parser, OPTIONS, GROUPS)
@@ -153,6 +158,7 @@ class EditJob:
     config: "EditConfig"
     plan: "EditPlan"
     model: "Located"
+    seam_decoder: str | None  # where the seam is asymmetric
     loras: "list[tuple[Lora, float]]"
     device: "torch.device"
     dtype: "torch.dtype"
@@ -168,6 +174,7 @@ def prepare(args: argparse.Namespace) -> EditJob:
     from msbd.load import locate_editor, plan_facts
     from msbd.loading.choose import choose_editor
     from msbd.loading.nets import read_lora_file
+    from msbd.loading.seam import choose_seam_decoder
 
     check_paths(args)
     device, dtype = choose_device(args.device, args.dtype)
@@ -191,8 +198,11 @@ def prepare(args: argparse.Namespace) -> EditJob:
         downscale=facts.downscale,
         has_upscaler=facts.has_upscaler,
     )
+    decoder = None
+    if plan.config.seam == "asymmetric":
+        decoder = args.seam_decoder or choose_seam_decoder(model)
     notes += unused(args, plan)
-    return EditJob(photo, mask, config, plan, model, loras, device, dtype, notes)
+    return EditJob(photo, mask, config, plan, model, decoder, loras, device, dtype, notes)
 
 
 def unused(args: argparse.Namespace, plan: "EditPlan") -> list[str]:
@@ -202,6 +212,8 @@ def unused(args: argparse.Namespace, plan: "EditPlan") -> list[str]:
         notes.append(
             f"{', '.join(made_for)}: made for different samplings, none is set; give --sampler and --steps"
         )
+    if args.seam_decoder and plan.config.seam != "asymmetric":
+        notes.append(f"--seam-decoder: not used with --seam {plan.config.seam}")
     if args.upscaler and not upscales(args, plan):
         mode = plan.config.upscaling_mode
         why = f"with --upscaling-mode {mode}" if mode != "rrdb" else "in this edit, no stage of which grows"
@@ -217,7 +229,12 @@ def upscales(args: argparse.Namespace, plan: "EditPlan") -> bool:
 
 def edit_config(args: argparse.Namespace) -> EditConfig:
     """The preset's options, overruled by what a known LoRA was made for, and that by the flags."""
-    return EditConfig(**{**preset_options(args.preset, args.lora), **given_options(args, OPTIONS)})
+    given = given_options(args, OPTIONS)
+    if given.get("decoder_optimization") is False and given.get("seam", "none") != "none":
+        raise ValueError(
+            f"--seam {given['seam']} and --no-decoder-optimization, which is --seam none; give one of them"
+        )
+    return EditConfig(**{**preset_options(args.preset, args.lora), **given})
 
 
 def preset_options(preset: str, loras: Sequence[tuple[str, float]]) -> dict[str, Any]:
@@ -315,7 +332,9 @@ def run(args: argparse.Namespace, job: EditJob) -> None:
 
     from ._sheets import StagePictures, comparison, contact_sheet
 
-    pipeline = load_edit_pipeline(job.model, device=job.device, dtype=job.dtype, loras=job.loras)
+    pipeline = load_edit_pipeline(
+        job.model, device=job.device, dtype=job.dtype, loras=job.loras, seam_decoder=job.seam_decoder
+    )
     if not args.quiet:
         warn_of_long_prompts(pipeline.tokenizer, (args.prompt, job.config.negative_prompt))
     facts = None if args.no_metadata else metadata(args, job)
@@ -369,6 +388,7 @@ def metadata(args: argparse.Namespace, job: EditJob) -> dict[str, Any]:
         "upscaler": part_name(args.upscaler, job.model.net("rrdb").path)
         if upscales(args, job.plan)
         else None,
+        "seam_decoder": job.seam_decoder and Path(job.seam_decoder).name,
         "model_hash": model_hash(job.model),
         "loras": lora_names(args.lora),
         "preset": args.preset,

@@ -477,7 +477,13 @@ _KINDS = {
     "CLIP": "a CLIP",
     "recogniser": "what recognises things in a picture",
 }
-_FLAGS = {"base": "--base", "upscaler": "--upscaler", "LoRA": "--lora", "autoencoder": "--vae"}
+_FLAGS = {
+    "base": "--base",
+    "upscaler": "--upscaler",
+    "LoRA": "--lora",
+    "autoencoder": "--vae",
+    "decoder": "--seam-decoder",
+}
 
 
 def check_kind(name: object, *kinds: str) -> None:

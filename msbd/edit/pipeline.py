@@ -115,7 +115,8 @@ class EditPipeline:
             plan = replace(plan, config=replace(plan.config, seed=int(drawn)))
         if plan.config.seam == "asymmetric" and self.seam_decoder is None:
             raise ValueError(
-                "seam is asymmetric, but this model comes without such a decoder; take another, closed-form for one"
+                "seam is asymmetric, but this pipeline was loaded without such a decoder: name one "
+                "(`load_edit_pipeline(..., seam_decoder=...)`), or take another seam"
             )
         looked_at = None
         if plan.config.rerank_area == "mask":

@@ -9,15 +9,17 @@ import torch
 from nets.asymmetric_vae import AsymmetricAutoencoderKL
 from nets.vae import AutoencoderKL
 from weights.canonical import read_contents
+from weights.fetch import is_here
 from weights.files import WeightsError, write_safetensors
 from weights.hub import Source, find_source, read_source, source_metadata, source_of
-from weights.locate import DECODERS, locate
+from weights.locate import DECODERS, Located, locate
 from weights.merge import completed, difference, fingerprint
-from weights.registry import MODELS, check_kind
+from weights.registry import MINI, MODELS, check_kind
 
 from .nets import build_net
 from .parts import check_finite
 
+OFFICIAL = ("asymmetric-vae-x-1-5", "asymmetric-vae-x-2")  # for the latents of Stable Diffusion 1.x
 CHANGES = "changes"  # in the metadata of a difference file: the fingerprint of the autoencoder's tensors
 
 
@@ -63,6 +65,20 @@ def read_seam_decoder(model: str | Path, vae: AutoencoderKL) -> AsymmetricAutoen
             "not of one model"
         )
     return net
+
+
+def choose_seam_decoder(located: Located) -> str:
+    """The known decoder for a model: the bundle's own for its autoencoder, else the first official one that
+    is on this machine. No network call. WeightsError, with the command that gets one, where there is none.
+    """
+    if located.net("vae").path.parent == MINI:
+        return "mini-asymmetric"
+    if here := next((name for name in OFFICIAL if is_here(MODELS[name])), None):
+        return here
+    raise WeightsError(
+        f"no mask-conditioned decoder is on this machine for {located.name}; get one by "
+        f"`python -m tools.models fetch {OFFICIAL[0]}`"
+    )
 
 
 def write_seam_decoder(path: Path, net: AsymmetricAutoencoderKL, vae: AutoencoderKL) -> None:

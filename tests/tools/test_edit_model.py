@@ -191,3 +191,46 @@ def test_a_command_in_a_message_is_for_the_python_that_runs(
     assert f"`{python} -m tools" in _cli.as_typed(said)
     monkeypatch.setattr("shutil.which", lambda _: str(python))
     assert _cli.as_typed(said) == said
+
+
+# ---- the decoder that sees the picture ---------------------------------------------------------------------
+
+
+def seamed(job: list[str]) -> list[str]:
+    """`job` with the seam of its preset."""
+    return [word for word in job if word != "--no-decoder-optimization"]
+
+
+def test_two_words_for_the_seam_may_not_contradict(
+    job: list[str], bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [*seamed(job), "--model", str(bundle), "--no-decoder-optimization", "--seam"]
+    assert main([*words, "adam", "--dry-run"]) == 1
+    assert "--seam adam and --no-decoder-optimization, which is --seam none" in capsys.readouterr().err
+    assert main([*words, "none", "--dry-run"]) == 0
+
+
+def test_an_asymmetric_seam_takes_the_bundles_own_decoder(job: list[str], tmp_path: Path) -> None:
+    asymmetric = ["--model", "mini", "--seam", "asymmetric", "--quiet"]
+    assert main([*seamed(job), *asymmetric]) == 0
+    with Image.open(tmp_path / "out.png") as picture:
+        stored = json.loads(picture.info["msbd"])
+    assert stored["seam"] == "asymmetric" and stored["seam_decoder"] == "mini-asymmetric"
+
+
+def test_without_a_decoder_for_it_the_seam_is_refused_before_the_work(
+    job: list[str], bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*seamed(job), "--model", str(bundle), "--seam", "asymmetric"]) == 1
+    error = capsys.readouterr().err
+    assert "no mask-conditioned decoder is on this machine" in error and error.count("\n") == 1
+    assert "models fetch asymmetric-vae-x-1-5" in error and not (tmp_path / "out.png").exists()
+    wrong = ["--model", str(bundle), "--seam", "asymmetric", "--seam-decoder", "mini-asymmetric"]
+    assert main([*seamed(job), *wrong]) == 1  # made for another autoencoder
+    assert "a change to another autoencoder than this model's" in capsys.readouterr().err
+
+
+def test_a_decoder_that_is_not_used_is_noted(job: list[str], bundle: Path) -> None:
+    decoder = ["--model", str(bundle), "--seam-decoder", "mini-asymmetric"]
+    args = build_parser().parse_args([*seamed(job), *decoder])
+    assert prepare(args).notes == ["--seam-decoder: not used with --seam membrane"]

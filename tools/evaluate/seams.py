@@ -23,9 +23,11 @@ from msbd.edit.plan import Stage
 from msbd.edit.rerank import clip_scores
 from msbd.edit.stage import Edit
 from msbd.load import load_edit_pipeline
+from msbd.loading.seam import choose_seam_decoder
 from msbd.pixels.files import load_image, load_mask, save_image
 from msbd.pixels.masks import dilate, resize_mask
 from msbd.pixels.metrics import edge_step, psnr
+from weights.locate import locate
 
 from .._cli import choose_device
 from .._report import Figure, by_method, mean, settings_of, table, write_json
@@ -47,7 +49,9 @@ def evaluate_seams(args: argparse.Namespace) -> str:
     if (args.image is None) != (args.mask is None) or (args.image is None) != (args.prompt is None):
         raise ValueError("--image, --mask and --prompt go together; give all three, or none for scenes")
     device, dtype = choose_device(args.device, args.dtype)
-    pipe = load_edit_pipeline(args.model, device=device, dtype=dtype)
+    model = locate(args.model, companions=True)
+    decoder = choose_seam_decoder(model) if "asymmetric" in args.seams else None
+    pipe = load_edit_pipeline(model, device=device, dtype=dtype, seam_decoder=decoder)
     given = {} if args.steps is None else {"num_steps": args.steps}
     config = EditConfig.default(decoderopt_steps=args.decoderopt_steps, seed=args.seed, **given)
     rows: list[dict[str, dict[str, float]]] = []

@@ -184,7 +184,9 @@ def test_the_presets_are_as_cheap_as_promised() -> None:
 
 
 def test_a_seam_that_the_model_has_no_decoder_for_is_refused() -> None:
-    with pytest.raises(ValueError, match="seam is asymmetric, but this model comes without such a decoder"):
+    with pytest.raises(
+        ValueError, match="seam is asymmetric, but this pipeline was loaded without such a decoder"
+    ):
         latent_pipeline()(IMAGE, MASK, "", config=replace(FAST, decoder_optimization=True, seam="asymmetric"))
 
 
