@@ -236,8 +236,8 @@ DEFAULT: dict[str, Any] = {
     "num_steps": 20,
     "repaint_steps": 1,
     "repaint_end": 0.5,
-    "first_stage_batch": 4,
-    "candidates_kept": 2,
+    "first_stage_batch": 8,
+    "candidates_kept": 3,
     "tiles": "joint",
     "seam": "membrane",
     "seam_stages": "last",
@@ -245,7 +245,13 @@ DEFAULT: dict[str, Any] = {
     "decoderopt_stop": 0.02,
 }
 # The least work whose pictures still hold.
-FAST: dict[str, Any] = {**DEFAULT, "num_steps": 12, "repaint_steps": 0, "first_stage_batch": 2}
+FAST: dict[str, Any] = {
+    **DEFAULT,
+    "num_steps": 12,
+    "repaint_steps": 0,
+    "first_stage_batch": 2,
+    "candidates_kept": None,
+}
 
 _LATER_STEPS = {"paper": 1, "official": 2}  # T of the later stages in lengths of the first stage's
 

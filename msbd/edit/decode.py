@@ -20,7 +20,7 @@ from . import official
 from .closed_form import refit, with_features
 from .decoder_opt import Segment, optimize_decoder, ring_segments
 from .plan import Stage
-from .stage import Edit
+from .stage import Edit, with_vae
 
 _RING_BATCH = 8  # crops of the ring that Adam decodes together
 Decode = Callable[[Tensor, Box], Tensor]  # a latent and its place in the stage's picture -> the picture there
@@ -36,30 +36,20 @@ def decode_each(edit: Edit, stage: Stage, vae: Any, latents: Sequence[Tensor]) -
 
 def stage_picture(edit: Edit, stage: Stage, x_in: Tensor, latents: Sequence[Tensor]) -> Tensor:
     """The stage's picture of its windows' latents, made to meet `x_in`, the source at its size."""
-    config = edit.plan.config
-    seam = config.seam if config.seam_stages == "all" or stage.number == len(edit.plan.stages) - 1 else "none"
-    vae = edit.large_vae if stage.joint else edit.vae
+    config, last = edit.plan.config, stage.number == len(edit.plan.stages) - 1
+    seam = config.seam if config.seam_stages == "all" or last else "none"
     if seam == "adam" and config.decoderopt_steps > 0:
         picture = _by_adam(edit, stage, x_in, latents)
     elif seam == "closed-form" and hasattr(edit.vae, "decoder"):
-        features = with_features(vae)
-
-        def refitted(latent: Tensor, box: Box) -> Tensor:
-            found = features.decode((latent / vae.config.scaling_factor).to(dtype_of(vae)))
-            edit.report(stage.name, "decode", 1, 1)
-            conv, window = edit.vae.decoder.conv_out, box.window
-            weight = config.decoderopt_weight
-            picture = refit(
-                found, conv, x_in[..., *window], stage.mask[..., *window], background_weight=weight
-            )
-            edit.report(stage.name, "seam", 1, 1)
-            return picture.clamp(-1, 1)
-
-        picture = _blended(edit, stage, x_in, latents, stage.windows, refitted)
+        picture = _by_closed_form(edit, stage, x_in, latents)
     elif seam == "asymmetric":
         picture = _by_asymmetric(edit, stage, x_in, latents)
     else:
-        picture = _blended(edit, stage, x_in, latents, stage.windows, lambda latent, box: decode(vae, latent))
+
+        def plain(latent: Tensor, box: Box) -> Tensor:
+            return with_vae(edit, stage, lambda vae: decode(vae, latent))
+
+        picture = _blended(edit, stage, x_in, latents, stage.windows, plain)
         if seam == "membrane":
             picture = _by_membrane(edit, stage, x_in, picture)
     edit.show(f"{stage.name}, result", picture)
@@ -106,6 +96,19 @@ def _by_adam(edit: Edit, stage: Stage, x_in: Tensor, latents: Sequence[Tensor]) 
         ),
     )
     return _blended(edit, stage, x_in, latents, stage.boxes, lambda latent, box: decode(vae, latent))
+
+
+def _by_closed_form(edit: Edit, stage: Stage, x_in: Tensor, latents: Sequence[Tensor]) -> Tensor:
+    """Eq. 1 for the decoder's last convolution alone."""
+    conv, weight = edit.vae.decoder.conv_out, edit.plan.config.decoderopt_weight
+
+    def refitted(latent: Tensor, box: Box) -> Tensor:
+        unscaled = (latent / edit.vae.config.scaling_factor).to(dtype_of(edit.vae))
+        features = with_vae(edit, stage, lambda vae: with_features(vae).decode(unscaled))
+        around, mask = x_in[..., *box.window], stage.mask[..., *box.window]
+        return refit(features, conv, around, mask, background_weight=weight).clamp(-1, 1)
+
+    return _blended(edit, stage, x_in, latents, stage.windows, refitted)
 
 
 def _by_asymmetric(edit: Edit, stage: Stage, x_in: Tensor, latents: Sequence[Tensor]) -> Tensor:

@@ -32,6 +32,9 @@ from .plan import EditPlan, EditResult, Stage, check_inputs, halve_tiles, plan_e
 from .rerank import clip_scores
 from .stage import Edit, sample_stage
 
+# What is left to try where the autoencoder runs out of memory on a whole stage.
+_SMALL = {"encoder_tile": 256, "decoder_tile": 32, "storage": "cpu"}
+
 
 class EditPipeline:
     """Algorithm 1 over ready nets: `pipeline(image, mask, prompt, config=...)`."""
@@ -55,8 +58,8 @@ class EditPipeline:
         tiled_vae: Callable[..., Any] | None = None,
         seam_decoder: Any = None,
     ) -> None:
-        """`tiled_vae()` is `vae` for pictures of any size (nets/tiled_vae.py), `seam_decoder` the autoencoder
-        of seam "asymmetric" (nets/asymmetric_vae.py).
+        """`tiled_vae(encoder_tile=..., decoder_tile=..., storage=...)` is `vae` for pictures of any size
+        (nets/tiled_vae.py), `seam_decoder` the autoencoder of seam "asymmetric" (nets/asymmetric_vae.py).
         """
         self.unet, self.vae, self.upscaler = unet, vae, upscaler
         self.text_encoder, self.tokenizer = text_encoder, tokenizer
@@ -238,6 +241,6 @@ class EditPipeline:
             report=report,
             show=on_picture or (lambda name, picture: None),
             choose=partial(self._choose, score),
-            large_vae=self.vae if self.tiled_vae is None else self.tiled_vae(),
+            large_vaes=[self.vae] if self.tiled_vae is None else [self.tiled_vae(), self.tiled_vae(**_SMALL)],
             seam_decoder=self.seam_decoder,
         )

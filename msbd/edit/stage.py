@@ -17,7 +17,7 @@ from samplers.repaint import blended_sample
 from samplers.schedule import Denoiser, StepInfo, v_prediction
 
 from ..latents import dtype_of, encode
-from ..memory import in_batches, tiles_at_once
+from ..memory import in_batches, tiles_at_once, until_it_fits
 from ..noise import noise_windows
 from ..pixels.box import Box
 from ..pixels.masks import progressive_dilation
@@ -44,7 +44,8 @@ class Edit:
     show: Callable[[str, Tensor], None]  # name, picture
     # Latents (n, 4, h, w) of candidates and a count -> the indices of so many of them, the best by CLIP.
     choose: Callable[[Tensor, int], Sequence[int]]
-    large_vae: Any  # the autoencoder for whole stages: exact in tiles where they are large
+    # The autoencoder for whole stages, exact in tiles where they are large; then one that needs less memory.
+    large_vaes: Sequence[Any]
     seam_decoder: Any = None  # an AsymmetricAutoencoderKL, where the model has one
     notes: list[str] = field(default_factory=list)
 
@@ -78,6 +79,22 @@ def sample_stage(edit: Edit, stage: Stage, x_tilde: Tensor, cells: Tensor) -> li
     # line 15: x_0 joins the others
     # line 16: the next i
     return [finished[window].x for window in windows]
+
+
+def with_vae(edit: Edit, stage: Stage, work: Callable[[Any], Tensor]) -> Tensor:
+    """`work(vae)`; of a stage in one piece by the large ones, the next where memory runs out."""
+    if not stage.joint:
+        return work(edit.vae)
+
+    def smaller(vae: Any) -> Any:
+        following = edit.large_vaes[edit.large_vaes.index(vae) + 1 :]
+        if following:
+            edit.notes.append(
+                f"{stage.name}: out of memory in the autoencoder, went on in small tiles with its maps on the CPU"
+            )
+        return following[0] if following else None
+
+    return until_it_fits(work, edit.large_vaes[0], smaller)
 
 
 def _in_batches(
@@ -118,8 +135,8 @@ def _blended_diffusion(
     config, rules, factor = edit.plan.config, edit.plan.rules, edit.vae.downscale
     boxes = list(dict.fromkeys(box for _, box in windows))  # one where all windows are candidates
     in_cells = [box.divided(factor).window for box in boxes]
-    vae = edit.large_vae if stage.joint else edit.vae
-    known = encode(vae, torch.cat([x_tilde[..., *box.window] for box in boxes]))
+    sources = torch.cat([x_tilde[..., *box.window] for box in boxes])
+    known = with_vae(edit, stage, lambda vae: encode(vae, sources))
     noise = noise_windows(
         config.seed,
         stage.number,

@@ -100,6 +100,13 @@ def test_baselines_paint_the_target(method: Any) -> None:
         {"repaint_jump": 2},
         {"start_timestep": 0.6},
         {"decoder_optimization": True, "decoderopt_steps": 2, "decoderopt_latents": "reencode"},
+        {"decoder_optimization": True, "decoderopt_steps": 2, "decoderopt_area": "ring"},
+        {"decoder_optimization": True, "seam": "closed-form"},
+        {"decoder_optimization": True, "seam": "closed-form", "tiles": "joint"},
+        {"decoder_optimization": True, "seam": "membrane"},
+        {"decoder_optimization": True, "seam": "membrane", "membrane_reach": 0, "seam_stages": "last"},
+        {"tiles": "joint"},
+        {"spacing": "trailing"},
     ],
     ids=str,
 )

@@ -5,16 +5,17 @@ from typing import Any, get_args
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from msbd.edit.config import DEFAULT, EditConfig, Sampler
 from msbd.edit.config import FAST as FAST_PRESET
 from msbd.edit.plan import plan_edit
 from msbd.pixels.box import Box
 from msbd.pixels.resize import resize, take
+from nets.tiled_vae import TiledAutoencoder
 from samplers.schedule import make_alphas_cumprod, make_betas
 from tests.helpers.edit_scene import FAST, IMAGE, MASK, rectangle, shown
-from tests.helpers.tiny import SPEC, Recorder, TinyNet, latent_pipeline, pixel_pipeline
+from tests.helpers.tiny import SPEC, Recorder, TinyNet, latent_pipeline, pixel_pipeline, tiny_vae
 
 ALPHAS = make_alphas_cumprod(make_betas())
 
@@ -205,3 +206,32 @@ def test_a_membrane_is_the_source_around_the_mask() -> None:
         source = resize(take(IMAGE, result.plan.crop), stage.size)
         outside = 1 - stage.mask
         assert torch.equal(pictures[f"{stage.name}, result"] * outside, source * outside)
+
+
+def test_a_whole_stage_too_large_for_the_autoencoder_is_decoded_in_small_tiles() -> None:
+    vae = tiny_vae()
+    asked: list[dict[str, Any]] = []
+
+    class Full(nn.Module):
+        """An autoencoder for whole stages that runs out of memory unless its maps lie on the CPU."""
+
+        def __init__(self, **settings: Any) -> None:
+            super().__init__()
+            asked.append(settings)
+            self.config, self.downscale = vae.config, vae.downscale
+            self.tiled = None if not settings else TiledAutoencoder(vae, **settings)
+
+        def decode(self, latent: Tensor) -> Tensor:
+            if self.tiled is None:
+                raise torch.OutOfMemoryError("out of memory")
+            return self.tiled.decode(latent)
+
+        def encode(self, image: Tensor) -> Any:
+            return vae.encode(image)
+
+    config = replace(FAST, tiles="joint")
+    plain = latent_pipeline(vae=vae)(IMAGE, MASK, "", config=config)
+    result = latent_pipeline(vae=vae, tiled_vae=Full)(IMAGE, MASK, "", config=config)
+    assert asked == [{}, {"encoder_tile": 256, "decoder_tile": 32, "storage": "cpu"}]
+    assert any("out of memory in the autoencoder, went on in small tiles" in note for note in result.notes)
+    torch.testing.assert_close(result.image, plain.image, rtol=0, atol=2 / 255)
