@@ -11,7 +11,7 @@ import pytest
 from tests.helpers.goldens import GOLDEN, load_golden, read_json
 
 ROOT = Path(__file__).resolve().parents[1]
-LIMIT = 52 * 2**20  # bytes of all tracked files together
+LIMIT = 54 * 2**20  # bytes of all tracked files together
 
 
 def tracked_files() -> list[Path]:
@@ -26,7 +26,7 @@ def tracked_files() -> list[Path]:
     return [file for file in files if file.is_file()]
 
 
-def test_tracked_files_are_at_most_52_mebibytes() -> None:
+def test_tracked_files_are_at_most_54_mebibytes() -> None:
     sizes = {str(file.relative_to(ROOT)): file.stat().st_size for file in tracked_files()}
     largest = ", ".join(sorted(sizes, key=lambda name: -sizes[name])[:10])
     assert len(sizes) > 100

@@ -275,6 +275,11 @@ _ALL = (
         (ModelFile("lora", "style-lora.safetensors"),),
     ),
     Model(
+        "mini-few-step", "a LoRA with which the mini bundle samples in 4 to 8 steps", "Apache-2.0",
+        (ModelFile("lora", "few-step-lora.safetensors"),),
+        sampling={"sampler": "lcm", "num_inference_steps": 4, "guidance_scale": 1.0},
+    ),
+    Model(
         "sd-v1-4", "Stable Diffusion 1.4, one file", OPENRAIL,
         (ModelFile("all", "sd-v1-4.ckpt", _SD14_FILES, size=4_265_380_512,
                    sha256="fe4efff1e174c627256e44ec2991ba279b3816e364b49f9be2abc0b3ff3f8556"),),

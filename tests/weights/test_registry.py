@@ -77,6 +77,7 @@ def test_exactly_the_bundle_is_part_of_the_checkout() -> None:
     assert {name for name, _ in inside} == {
         "mini",
         "mini-asymmetric",
+        "mini-few-step",
         "mini-pasd",
         "mini-pasd-color",
         "mini-style",
@@ -227,7 +228,7 @@ def test_what_a_lora_asks_for_are_options_of_restoring() -> None:
     for options in sampled.values():
         RestoreConfig(**options)
         make_timesteps(options["sampler"], options["num_inference_steps"], options.get("spacing", "auto"))
-    assert len(sampled) == 6 and all(MODELS[name].files[0].part == "lora" for name in sampled)
+    assert len(sampled) == 7 and all(MODELS[name].files[0].part == "lora" for name in sampled)
 
 
 def test_the_models_that_the_design_names_are_there() -> None:
