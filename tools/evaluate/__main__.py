@@ -160,7 +160,7 @@ def _add_seams(parser: Parser) -> None:
     add("--size", type=int, default=768, metavar="PIXELS", help="side of a scene (default: 768)")
     add("--steps", type=int, metavar="N", help="diffusion steps (default: preset default's)")
     add("--decoderopt-steps", type=int, default=100, metavar="N", help="steps of Adam (default: 100)")
-    _add_reports(parser, "every picture's values", "the results, and rows of them,")
+    _add_reports(parser, "every picture's values", "every result")
 
 
 def _add_restore(parser: Parser) -> None:

@@ -41,7 +41,6 @@ MEASURES = {
     "CLIP score": "clip",
     "seconds": "seconds",
 }
-_SHOWN = 384  # pixels, side of a picture in the sheets
 
 
 def evaluate_seams(args: argparse.Namespace) -> str:
