@@ -141,8 +141,11 @@ def _add_presets(parser: Parser) -> None:
     add = parser.add_argument
     add("--presets", nargs="+", choices=("default", "fast", "paper", "official"), default=["paper", "default", "fast"],
         help="what to compare; the others with the first (default: paper default fast)")  # fmt: skip
-    add("--seam", choices=get_args(Seam), help="one for all (default: each preset's)")
-    add("--steps", type=int, metavar="N", help="diffusion steps of all (default: each preset's)")
+    add("--also", action="append", type=named_path, default=[], metavar="NAME=FLAGS",
+        help="a setting beside them, in flags of tools.edit over preset default, as "
+        "'sixteen=--steps 16 --repaint-steps 0'; may be repeated")  # fmt: skip
+    add("--seam", choices=get_args(Seam), help="one for all presets (default: each its own)")
+    add("--steps", type=int, metavar="N", help="diffusion steps of all presets (default: each its own)")
     add("--lora", type=weighted_file, action="append", default=[], metavar="FILE:WEIGHT",
         help="add a LoRA to the model; may be repeated")  # fmt: skip
     _add_many_edits(parser, scenes=96)

@@ -8,6 +8,7 @@ then each preset less the first one, scene by scene.
 
 import argparse
 import math
+import shlex
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -26,9 +27,16 @@ from msbd.pixels.metrics import border_step, edge_step
 from msbd.pixels.resize import take
 from weights.locate import locate
 
-from .._cli import choose_device
+from .._cli import (
+    CommandParser,
+    add_config_options,
+    add_options,
+    choose_device,
+    errors_by_flag,
+    given_options,
+)
 from .._report import Figure, mean, table
-from ..edit import preset_options
+from ..edit import GROUPS, OPTIONS, PRESETS, preset_options
 from ..scenes.judge import Judge, load_judge
 from .edit import (
     SOURCE,
@@ -67,6 +75,7 @@ def evaluate_presets(args: argparse.Namespace) -> str:
     trials = [
         EditTrial(name, EditConfig(**{**preset_options(name, args.lora), **given})) for name in args.presets
     ]
+    trials += [EditTrial(name, tried_config(flags, args.lora)) for name, flags in args.also]
     pipe = load_edit_pipeline(model, device=device, dtype=dtype, loras=read_loras(args.lora))
     loras = "".join(f"-{Path(name).stem}:{weight:g}" for name, weight in args.lora)
     words = f"presets-{model_hash(model)}{loras}-{args.size}-{args.seed}-{device.type}-{precision}"
@@ -85,6 +94,25 @@ def evaluate_presets(args: argparse.Namespace) -> str:
         ledger.add(number, trial, record)
     settings = {"model": str(args.model), "device": device.type, "dtype": precision, "size": args.size}
     return preset_report(trials, ledger, args, settings)
+
+
+def tried_config(flags: str, loras: Sequence[tuple[str, float]]) -> EditConfig:
+    """The options of `flags` as tools.edit takes them, "--preset paper --steps 20", over the preset's.
+
+    ValueError for others.
+    """
+    parser = CommandParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--preset", choices=PRESETS, default="default")
+    add_options(parser.add_argument_group(), OPTIONS, ("num_steps",))
+    add_config_options(parser, OPTIONS, GROUPS)
+    try:
+        given, unknown = parser.parse_known_args(shlex.split(flags))
+    except argparse.ArgumentError as error:
+        raise ValueError(f"--also: {error}") from None
+    if unknown:
+        raise ValueError(f"--also: {' '.join(unknown)}: no option of an edit")
+    with errors_by_flag(OPTIONS):
+        return EditConfig(**{**preset_options(given.preset, loras), **given_options(given, OPTIONS)})
 
 
 def edited(

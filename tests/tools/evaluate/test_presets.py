@@ -12,7 +12,7 @@ from tests.helpers.tiny_bundle import write_tiny_bundle
 from tools.evaluate import presets
 from tools.evaluate.__main__ import main
 from tools.evaluate.edit import make_task
-from tools.evaluate.presets import picture_record
+from tools.evaluate.presets import picture_record, tried_config
 from tools.evaluate.seams import compare_seams
 from tools.scenes.judge import Judge, JudgeNet
 
@@ -34,7 +34,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 def test_presets_are_measured_in_parts_and_in_pairs(
     model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["presets", "--model", model, *TINY, "--presets", "fast", "default", "--seam", "none"]
+    words = ["presets", "--model", model, *TINY, "--presets", "fast", "--seam", "none"]
+    words += ["--also", "default=--steps 2 --seam none"]
     assert main([*words, "--start", "1", "--quiet", "--pictures", str(tmp_path / "p")]) == 0
     assert main([*words, "--json", str(tmp_path / "f.json")]) == 0
     table = capsys.readouterr().out
@@ -46,6 +47,21 @@ def test_presets_are_measured_in_parts_and_in_pairs(
     assert less["value"] == pytest.approx(work["value"] - figures["fast: evaluations"]["value"])
     monkeypatch.setattr(presets, "edited", None)  # all of it is known
     assert main(words) == 0
+
+
+def test_any_setting_can_be_measured_beside_the_presets() -> None:
+    assert tried_config("", []) == EditConfig.default()
+    assert tried_config("--steps 16 --repaint-steps 0", []) == EditConfig.default(
+        num_steps=16, repaint_steps=0
+    )
+    assert tried_config("--preset paper --seam none", []) == EditConfig(seam="none")
+    for flags, said in (
+        ("--steps", "--steps"),
+        ("--wrong 3", "--wrong 3: no option of an edit"),
+        ("--steps 0", "--steps"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            tried_config(flags, [])
 
 
 def test_a_tiled_edit_is_told_what_its_tiles_do(model: str) -> None:
