@@ -4,8 +4,8 @@ Paper    Avrahami et al. 2022 (Blended Latent Diffusion), arXiv:2206.02779, back
          Ackermann & Li 2022, arXiv:2210.12965, eq. 1
 Tensors  latent (1, 4, h, w), already x scaling_factor; images (1, 3, H, W) in [-1, 1]; masks (1, 1, H, W), 1
          = edit
-Copying  needs memory.py, pixels/box.py, pixels/tiles.py. The VAE is any module with `decode`,
-         `config.scaling_factor` and a part `decoder`
+Copying  needs memory.py, pixels/tiles.py. The VAE is any module with `decode`, `config.scaling_factor` and a
+         part `decoder`
 """
 
 import copy
