@@ -56,10 +56,10 @@ def refit(
     ]
     hann = (_hann(size[0])[:, None] * _hann(size[1])[None]).to(features)
     change, weight = torch.zeros_like(x_out), torch.zeros_like(mask)
-    edge = []
+    edge, masked_at = [], mask.cpu()  # asked once for each window: a GPU would be waited for each time
     for top, left in places:
         at = (..., slice(top, top + size[0]), slice(left, left + size[1]))
-        masked = mask[at]
+        masked = masked_at[at]
         if masked.any():
             weight[at] += hann
             if not masked.all():
