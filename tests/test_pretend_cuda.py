@@ -39,6 +39,22 @@ def edit(device: str) -> Tensor:
     return pipeline(image, mask, "a red ball", config=config).image
 
 
+def by_seam(seam: Any) -> Any:
+    """A short edit by preset default, whose last stage is in joint tiles, with that seam."""
+
+    def run(device: str) -> Tensor:
+        config = EditConfig.default(num_steps=2, first_stage_batch=3, decoderopt_steps=1, seam=seam)
+        image, mask = noise_picture(256, 256), torch.zeros(1, 1, 256, 256)
+        mask[..., 40:216, 40:216] = 1
+        decoder = "mini-asymmetric" if seam == "asymmetric" else None
+        pipeline = load_edit_pipeline("mini", device=device, seam_decoder=decoder)
+        result = pipeline(image, mask, "a red ball", config=config)
+        assert result.plan.stages[-1].joint and len(result.plan.stages[-1].boxes) > 1
+        return result.image
+
+    return run
+
+
 def restore(device: str) -> Tensor:
     """The result of a short restoration with the mini bundle, in tiles."""
     pipeline = load_restore_pipeline("mini", device=device)
@@ -77,7 +93,11 @@ class WithoutMove(TorchFunctionMode):
         return func(*args, **kwargs or {})
 
 
-@pytest.mark.parametrize("task", [edit, restore])
+@pytest.mark.parametrize(
+    "task",
+    [edit, restore, *map(by_seam, ("adam", "closed-form", "asymmetric", "membrane"))],
+    ids=["edit", "restore", "adam", "closed-form", "asymmetric", "membrane"],
+)
 def test_a_pretended_gpu_gives_the_picture_of_the_cpu(task: Any) -> None:
     with pretend_cuda() as gpu:
         image = task("cuda")
