@@ -102,7 +102,7 @@ def test_a_pretended_gpu_gives_the_picture_of_the_cpu(task: Any) -> None:
     with pretend_cuda() as gpu:
         image = task("cuda")
     assert image.device.type == "cpu" and gpu.memory.peak > 0 and gpu.crossings
-    assert (image - task("cpu")).abs().max() < 1e-3
+    assert (image - task("cpu")).abs().max() < 1 / 255  # half a level: least squares magnify rounding
 
 
 def test_a_pretended_gpu_trains_as_the_cpu() -> None:
