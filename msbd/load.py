@@ -66,8 +66,8 @@ def load_edit_pipeline(
     merged in.
 
     `upscaler` and `vae`, a name, folder or file each, take the place of its own; `seam_decoder` is the
-    mask-conditioned decoder that seam "asymmetric" needs. A `Located` model's files
-    are not read a second time. The U-Net gets `dtype`: float32, bfloat16 or float16. The VAE stays in float32
+    mask-conditioned decoder that seam "asymmetric" needs. A `Located` model's files are not read a second
+    time. The U-Net gets `dtype`: float32, bfloat16 or float16. The VAE stays in float32
     where that is float16, whose range its activations exceed; CLIP is float32 on a CPU. A model may come
     without CLIP or an upscaler: then candidates are not ranked, and a second stage needs upscaling_mode
     bilinear. Raises WeightsError, one line, for an unknown name, and for a file that is missing, damaged, of

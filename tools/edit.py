@@ -105,7 +105,7 @@ def build_parser() -> CommandParser:
     add_model_and_preset(
         common,
         PRESETS,
-        "default: pictures like paper's for a tenth of its work; fast: the least work whose pictures hold",
+        "default: a fraction of paper's evaluations, joint tiles, the membrane as seam; fast: the least of them",
         default="default",
     )
     add_options(common, OPTIONS, ("num_steps",))

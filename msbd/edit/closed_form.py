@@ -64,12 +64,13 @@ def refit(
             weight[at] += hann
             if not masked.all():
                 edge.append(at)
+    missing, pad = reference - x_out, int(conv.padding[0])
+    padded = F.pad(features, (pad, pad, pad, pad))
     patch_bytes = 4 * (features.shape[1] * conv.weight[0, 0].numel() + 1) * hann.numel()
     for some in _split(edge, max(1, _AT_ONCE // patch_bytes)):
-        for at, moved in zip(
-            some, _moved(features, conv, reference - x_out, mask, some, background_weight, ridge), strict=True
-        ):
-            change[at] += hann * moved
+        moved = _moved(padded, conv.kernel_size[0], missing, mask, some, background_weight, ridge)
+        for at, one in zip(some, moved, strict=True):
+            change[at] += hann * one
     return x_out + change / weight.clamp_min(1e-12)
 
 
@@ -92,12 +93,9 @@ def with_features(vae: Any) -> Any:
 
 
 def _moved(
-    features: Tensor, conv: nn.Conv2d, missing: Tensor, mask: Tensor, windows: Sequence, background_weight: float, ridge: float
+    padded: Tensor, kernel: int, missing: Tensor, mask: Tensor, windows: Sequence, background_weight: float, ridge: float
 ) -> Tensor:  # fmt: skip
-    """D phi (n, 3, h, w) of n windows; `missing` is x_in - x_out."""
-    pad = int(conv.padding[0])
-    padded = F.pad(features, (pad, pad, pad, pad))
-    kernel = conv.kernel_size[0]
+    """D phi (n, 3, h, w) of n windows; `padded` are the features, `missing` is x_in - x_out."""
     patches, kept, wanted = [], [], []
     for window in windows:
         rows, columns = window[1], window[2]
