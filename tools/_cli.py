@@ -322,6 +322,13 @@ def sampling_of(loras: Iterable[tuple[str, float]]) -> dict[str, dict[str, Any]]
     return {model.name: dict(model.sampling) for model in known if model.sampling}
 
 
+def mixed_sampling(made_for: Mapping[str, object]) -> list[str]:
+    """The note where `sampling_of` found several LoRAs, whose samplings would mix: none is set."""
+    if len(made_for) < 2:
+        return []
+    return [f"{', '.join(made_for)}: made for different samplings, none is set; give --sampler and --steps"]
+
+
 def flags_of(settings: Mapping[str, Any], options: Mapping[str, Option]) -> str:
     """Values of a config's fields as one would type them."""
     return " ".join(f"{options[name].flag} {value}" for name, value in settings.items())

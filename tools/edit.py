@@ -36,6 +36,7 @@ from ._cli import (
     given_options,
     lora_names,
     machine_facts,
+    mixed_sampling,
     part_name,
     picture_parser,
     print_notes,
@@ -207,11 +208,7 @@ def prepare(args: argparse.Namespace) -> EditJob:
 
 def unused(args: argparse.Namespace, plan: "EditPlan") -> list[str]:
     """A note for each thing that was asked for and does not apply."""
-    notes, made_for = [], sampling_of(args.lora)
-    if len(made_for) > 1:
-        notes.append(
-            f"{', '.join(made_for)}: made for different samplings, none is set; give --sampler and --steps"
-        )
+    notes = mixed_sampling(sampling_of(args.lora))
     if args.seam_decoder and plan.config.seam != "asymmetric":
         notes.append(f"--seam-decoder: not used with --seam {plan.config.seam}")
     if args.upscaler and not upscales(args, plan):

@@ -152,5 +152,5 @@ def _blended(
             edit.report(stage.name, "decode", number, len(boxes))
             yield picture
 
-    grid = boxes if stage.joint and boxes is not stage.boxes else stage.grid
+    grid = stage.grid if boxes == stage.boxes else boxes
     return edit.plan.rules.blend(pictures(), boxes, grid, x_in, edit.plan.config.grid_overlap)

@@ -41,6 +41,7 @@ from .._cli import (
     given_options,
     lora_names,
     machine_facts,
+    mixed_sampling,
     part_name,
     picture_parser,
     picture_size,
@@ -277,14 +278,10 @@ def remarks(args: argparse.Namespace, model: "RestoreModel") -> list[str]:
     """Notes on what LoRAs set, and on what was asked for and does not apply to the method."""
     if model.method not in NET_FREE:
         made_for = sampling_of(args.lora)
-        notes = [
+        notes = mixed_sampling(made_for) or [
             f"{name}: {flags_of(sampling, OPTIONS)}, as it was made for; your own flags come first"
             for name, sampling in made_for.items()
         ]
-        if len(made_for) > 1:
-            notes = [
-                f"{', '.join(made_for)}: made for different samplings, none is set; give --sampler and --steps"
-            ]
         unused = [f"--upscaler: not used by method {model.method}; --method rrdb uses it"]
         return notes + (unused if args.upscaler else [])
     fields = given_options(args, OPTIONS).keys() - {"mode", "method", "seed"}
