@@ -65,6 +65,27 @@ def until_it_fits(
         setting = less  # tried outside the clause, so that the failed attempt's memory is free by then
 
 
+# A tiled autoencoder's largest tiles, in pixels and latent cells, where memory is short.
+SMALL_TILES = {"encoder_tile": 256, "decoder_tile": 32}
+
+
+def with_autoencoder(
+    work: Callable[[Setting], Result],
+    usual: Setting,
+    small: Callable[[], Setting],
+    note: Callable[[str], None],
+) -> Result:
+    """`work(usual)`; out of memory, `note` is told and it is `work(small())`, with the maps on the CPU."""
+
+    def smaller(vae: Setting) -> Setting | None:
+        if vae is not usual:
+            return None
+        note("out of memory in the autoencoder, went on in small tiles with its maps on the CPU")
+        return small()
+
+    return until_it_fits(work, usual, smaller)
+
+
 def in_batches(
     items: Sequence[Item],
     run: Callable[[Sequence[Item]], Iterable[Result]],

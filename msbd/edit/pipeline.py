@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ..latents import decode
-from ..memory import until_it_fits
+from ..memory import SMALL_TILES, until_it_fits
 from ..pixels.box import Box
 from ..pixels.masks import feather, mask_box, resize_mask
 from ..pixels.preprocess import CLIP_MEAN, CLIP_STD
@@ -31,9 +31,6 @@ from .decode import decode_each, stage_picture
 from .plan import EditPlan, EditResult, Stage, check_inputs, halve_tiles, plan_edit
 from .rerank import clip_scores
 from .stage import Edit, sample_stage
-
-# What is left to try where the autoencoder runs out of memory on a whole stage.
-_SMALL = {"encoder_tile": 256, "decoder_tile": 32, "storage": "cpu"}
 
 
 class EditPipeline:
@@ -229,6 +226,7 @@ class EditPipeline:
         device = next((p.device for p in self.unet.parameters()), plan.stages[0].mask.device)
         ids = self.tokenizer([prompt, plan.config.negative_prompt, ""]).to(device)
         cond, uncond, empty = self.text_encoder(ids).split(1)
+        tiled = self.tiled_vae
         return Edit(
             unet=self.unet,
             vae=self.vae,
@@ -241,6 +239,7 @@ class EditPipeline:
             report=report,
             show=on_picture or (lambda name, picture: None),
             choose=partial(self._choose, score),
-            large_vaes=[self.vae] if self.tiled_vae is None else [self.tiled_vae(), self.tiled_vae(**_SMALL)],
+            large_vae=self.vae if tiled is None else tiled(),
+            small_vae=None if tiled is None else partial(tiled, **SMALL_TILES, storage="cpu"),
             seam_decoder=self.seam_decoder,
         )

@@ -17,7 +17,7 @@ from samplers.repaint import blended_sample
 from samplers.schedule import Denoiser, StepInfo, v_prediction
 
 from ..latents import dtype_of, encode
-from ..memory import in_batches, tiles_at_once, until_it_fits
+from ..memory import in_batches, tiles_at_once, with_autoencoder
 from ..noise import noise_windows
 from ..pixels.box import Box
 from ..pixels.masks import progressive_dilation
@@ -44,8 +44,8 @@ class Edit:
     show: Callable[[str, Tensor], None]  # name, picture
     # Latents (n, 4, h, w) of candidates and a count -> the indices of so many of them, the best by CLIP.
     choose: Callable[[Tensor, int], Sequence[int]]
-    # The autoencoder for whole stages, exact in tiles where they are large; then one that needs less memory.
-    large_vaes: Sequence[Any]
+    large_vae: Any  # the autoencoder for whole stages: exact in tiles where they are large
+    small_vae: Callable[[], Any] | None  # the same in less memory, where there is one
     seam_decoder: Any = None  # an AsymmetricAutoencoderKL, where the model has one
     notes: list[str] = field(default_factory=list)
 
@@ -82,19 +82,14 @@ def sample_stage(edit: Edit, stage: Stage, x_tilde: Tensor, cells: Tensor) -> li
 
 
 def with_vae(edit: Edit, stage: Stage, work: Callable[[Any], Tensor]) -> Tensor:
-    """`work(vae)`; of a stage in one piece by the large ones, the next where memory runs out."""
+    """`work(vae)`; of a stage in one piece by the large one, out of memory by the small one."""
     if not stage.joint:
         return work(edit.vae)
-
-    def smaller(vae: Any) -> Any:
-        following = edit.large_vaes[edit.large_vaes.index(vae) + 1 :]
-        if following:
-            edit.notes.append(
-                f"{stage.name}: out of memory in the autoencoder, went on in small tiles with its maps on the CPU"
-            )
-        return following[0] if following else None
-
-    return until_it_fits(work, edit.large_vaes[0], smaller)
+    if edit.small_vae is None:
+        return work(edit.large_vae)
+    return with_autoencoder(
+        work, edit.large_vae, edit.small_vae, lambda note: edit.notes.append(f"{stage.name}: {note}")
+    )
 
 
 def _in_batches(

@@ -36,7 +36,7 @@ from samplers.schedule import (
 )
 
 from ..latents import decode, dtype_of
-from ..memory import in_batches, tiles_at_once, until_it_fits
+from ..memory import SMALL_TILES, in_batches, tiles_at_once, with_autoencoder
 from ..noise import noise_windows
 from ..pixels.box import Box
 from ..pixels.pieces import inner_pieces, run_in_pieces
@@ -51,7 +51,6 @@ from .prompts import build_prompt
 # Pixels. _PIECE: side of the pieces in which the control picture's features are computed. _CONTEXT: margin
 # around each; the receptive field of degradation removal reaches 23 pixels (53 with RRDBs).
 _PIECE, _CONTEXT = 1024, 64
-_SMALL = {"encoder_tile": 256, "decoder_tile": 32}  # pixels, latent cells: where memory is short
 
 
 @dataclass
@@ -349,17 +348,10 @@ class RestorePipeline:
             return work(self.vae)
         tiles = {"encoder_tile": config.encoder_tiled_size, "decoder_tile": config.decoder_tiled_size}
         usual = tiled_vae(mode=config.vae_tiling, **tiles)
-
-        def smaller(vae: Any) -> Any:
-            if vae is not usual:
-                return None
-            run.notes.append(
-                "out of memory in the autoencoder, went on in small tiles with its maps on the CPU"
-            )
-            small = {name: min(tile, _SMALL[name]) for name, tile in tiles.items()}
-            return tiled_vae(mode="exact", storage="cpu", **small)
-
-        return until_it_fits(work, usual, smaller)
+        small = {name: min(tile, SMALL_TILES[name]) for name, tile in tiles.items()}
+        return with_autoencoder(
+            work, usual, lambda: tiled_vae(mode="exact", storage="cpu", **small), run.notes.append
+        )
 
 
 def _noise_of(plan: RestorePlan) -> NoiseSource:
