@@ -15,7 +15,7 @@ import argparse
 import hashlib
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -126,10 +126,15 @@ class EditTrial:
 SOURCE, TRUTH = EditTrial("source", None), EditTrial("truth", None)
 
 
-def make_trials(args: argparse.Namespace, base: EditConfig) -> list[EditTrial]:
-    """The trials that the command line asks for; ValueError for options out of range."""
+def check_scenes(args: argparse.Namespace) -> None:
+    """ValueError for scenes that are none, or too small to edit."""
     if args.scenes < 1 or args.start < 0 or args.size < 64:
         raise ValueError("--scenes is at least 1, --start at least 0, --size at least 64")
+
+
+def make_trials(args: argparse.Namespace, base: EditConfig) -> list[EditTrial]:
+    """The trials that the command line asks for; ValueError for options out of range."""
+    check_scenes(args)
     if args.job == "decoder-opt":
         steps = args.decoderopt_steps
         config = replace(base, first_stage_batch=args.first_stage_batch, decoderopt_steps=steps)
@@ -160,7 +165,7 @@ def evaluate_edits(args: argparse.Namespace) -> str:
     pipe = load_edit_pipeline(model, device=device, dtype=dtype)
     words = f"{args.job}-{digest}-{args.size}-{args.seed}-{device.type}-{precision}"
     ledger = Ledger(words, fresh=args.fresh)
-    run_trials(pipe, trials, ledger, args)
+    run_trials(lambda *each: _try(pipe, *each), trials, ledger, args, judged=args.job == "edit")
     report = edit_report if args.job == "edit" else decoder_report
     settings = {"model": str(args.model), "hash": digest, "device": device.type, "dtype": precision}
     settings |= {"size": args.size, "seed": args.seed}
@@ -194,17 +199,21 @@ class Ledger:
 
 
 def run_trials(
-    pipe: EditPipeline, trials: Sequence[EditTrial], ledger: Ledger, args: argparse.Namespace
-) -> None:
-    """Compute what `ledger` does not have yet of the scenes that `args` asks for now."""
+    attempt: Callable[[Any, EditTask, EditTrial, int], tuple[Tensor, Record]], trials: Sequence[EditTrial],
+    ledger: Ledger, args: argparse.Namespace, *, judged: bool,
+) -> None:  # fmt: skip
+    """Compute what `ledger` does not have yet of the scenes that `args` asks for now.
+
+    `attempt(judge, task, trial, seed)` gives a trial's picture and record; `judge` is None unless `judged`.
+    """
     stop = args.scenes if args.count is None else min(args.scenes, args.start + args.count)
     todo = [(n, t) for n in range(args.start, stop) for t in trials if not _is_done(ledger, n, t, args)]
-    judge = load_judge() if args.job == "edit" and todo else None
+    judge = load_judge() if judged and todo else None
     task = None
     for number, trial in tqdm(todo, desc=args.job, disable=True if args.quiet else None):
         if task is None or task.number != number:
             task = make_task(number, args.size)
-        image, record = _try(pipe, judge, task, trial, args.seed)
+        image, record = attempt(judge, task, trial, args.seed)
         if args.pictures:
             save_image(task.image, picture_path(args, number, SOURCE))
             save_image(image, picture_path(args, number, trial))

@@ -17,12 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
-from tqdm import tqdm
 
 from msbd.edit.config import EditConfig
 from msbd.edit.pipeline import EditPipeline, EditResult
 from msbd.load import load_edit_pipeline, model_hash
-from msbd.pixels.files import save_image
 from msbd.pixels.metrics import border_step, edge_step
 from msbd.pixels.resize import take
 from weights.locate import locate
@@ -37,16 +35,15 @@ from .._cli import (
 )
 from .._report import Figure, mean, table
 from ..edit import GROUPS, OPTIONS, PRESETS, preset_options
-from ..scenes.judge import Judge, load_judge
+from ..scenes.judge import Judge
 from .edit import (
-    SOURCE,
     EditTask,
     EditTrial,
     Ledger,
     Record,
-    make_task,
-    picture_path,
+    check_scenes,
     read_loras,
+    run_trials,
     subject_record,
     tell,
 )
@@ -66,8 +63,7 @@ MEASURES: dict[str, tuple[str, float]] = {
 
 def evaluate_presets(args: argparse.Namespace) -> str:
     """Edit with every preset what is not known yet; the table over all. ValueError, OSError, WeightsError."""
-    if args.scenes < 1 or args.start < 0 or args.size < 64:
-        raise ValueError("--scenes is at least 1, --start at least 0, --size at least 64")
+    check_scenes(args)
     device, dtype = choose_device(args.device, args.dtype)
     model, precision = locate(args.model, companions=True), str(dtype).removeprefix("torch.")
     given = {} if args.steps is None else {"num_steps": args.steps}
@@ -80,18 +76,7 @@ def evaluate_presets(args: argparse.Namespace) -> str:
     loras = "".join(f"-{Path(name).stem}:{weight:g}" for name, weight in args.lora)
     words = f"presets-{model_hash(model)}{loras}-{args.size}-{args.seed}-{device.type}-{precision}"
     ledger = Ledger(words, fresh=args.fresh)
-    stop = args.scenes if args.count is None else min(args.scenes, args.start + args.count)
-    todo = [(n, trial) for n in range(args.start, stop) for trial in trials if ledger.get(n, trial) is None]
-    judge = load_judge() if todo else None
-    task = None
-    for number, trial in tqdm(todo, desc="presets", disable=True if args.quiet else None):
-        assert judge is not None
-        task = make_task(number, args.size) if task is None or task.number != number else task
-        image, record = edited(pipe, judge, task, trial, args.seed)
-        if args.pictures:
-            save_image(task.image, picture_path(args, number, SOURCE))
-            save_image(image, picture_path(args, number, trial))
-        ledger.add(number, trial, record)
+    run_trials(lambda *each: edited(pipe, *each), trials, ledger, args, judged=True)
     settings = {"model": str(args.model), "device": device.type, "dtype": precision, "size": args.size}
     return preset_report(trials, ledger, args, settings)
 

@@ -9,7 +9,7 @@ import torch
 from msbd.edit.config import EditConfig
 from msbd.load import load_edit_pipeline
 from tests.helpers.tiny_bundle import write_tiny_bundle
-from tools.evaluate import presets
+from tools.evaluate import edit, presets
 from tools.evaluate.__main__ import main
 from tools.evaluate.edit import make_task
 from tools.evaluate.presets import picture_record, tried_config
@@ -23,7 +23,7 @@ TINY = ("--scenes", "2", "--size", "96", "--steps", "2", "--device", "cpu")
 def kept_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.set_num_threads(1)
     monkeypatch.setenv("MSBD_RUNS", str(tmp_path / "runs"))
-    monkeypatch.setattr(presets, "load_judge", lambda: Judge(JudgeNet().eval(), {}))
+    monkeypatch.setattr(edit, "load_judge", lambda: Judge(JudgeNet().eval(), {}))
 
 
 @pytest.fixture(scope="module")
