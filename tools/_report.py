@@ -11,7 +11,7 @@ import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -22,6 +22,9 @@ from msbd.pixels.metrics import bootstrap_interval, wilson_interval
 from weights.files import whole_file
 
 from ._cli import ROOT, version
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure as Canvas
 
 
 @dataclass(frozen=True)
@@ -104,6 +107,17 @@ def write_json(path: Path, figures: Sequence[Figure], **more: Any) -> None:
     entries = [asdict(figure) | {"reached": figure.reached} for figure in figures if figure.count]
     with whole_file(path) as unfinished:
         unfinished.write_text(json.dumps({"code": code_state(), **more, "figures": entries}, indent=1) + "\n")
+
+
+def new_figure(width: float, height: float) -> "Canvas":
+    """An empty figure of matplotlib, in inches. ValueError without matplotlib."""
+    try:
+        from matplotlib.figure import Figure as Canvas
+    except ImportError as error:
+        raise ValueError(
+            "curves are drawn by matplotlib, which is not installed: pip install matplotlib"
+        ) from error
+    return Canvas(figsize=(width, height), layout="constrained")
 
 
 def make_folders(args: argparse.Namespace) -> None:

@@ -143,11 +143,10 @@ def _add_presets(parser: Parser) -> None:
         help="what to compare; the others with the first (default: paper default fast)")  # fmt: skip
     add("--also", action="append", type=named_path, default=[], metavar="NAME=FLAGS",
         help="a setting beside them, in flags of tools.edit over preset default, as "
-        "'sixteen=--steps 16 --repaint-steps 0'; may be repeated")  # fmt: skip
+        "'four=--lora lcm-lora --steps 4'; may be repeated")  # fmt: skip
     add("--seam", choices=get_args(Seam), help="one for all presets (default: each its own)")
     add("--steps", type=int, metavar="N", help="diffusion steps of all presets (default: each its own)")
-    add("--lora", type=weighted_file, action="append", default=[], metavar="FILE:WEIGHT",
-        help="add a LoRA to the model; may be repeated")  # fmt: skip
+    add("--plot", type=Path, metavar="FILE", help="also draw quality over evaluations")
     _add_many_edits(parser, scenes=96)
 
 

@@ -19,7 +19,7 @@ from msbd.restore.config import RestoreConfig
 from msbd.restore.pipeline import RestorePipeline
 
 from .._cli import choose_device
-from .._report import Figure, mean, settings_of, table, write_json
+from .._report import Figure, mean, new_figure, settings_of, table, write_json
 from ..scenes.data import to_8_bits
 from .restore import SCALE, SEEDS, Pair, make_pairs, write_rows
 
@@ -117,11 +117,7 @@ def draw_dial(results: Mapping[float, Values], truth: float, path: Path) -> None
 
     ValueError without matplotlib.
     """
-    try:
-        from matplotlib.figure import Figure as Canvas
-    except ImportError as error:
-        raise ValueError("--plot needs matplotlib, which is not installed: pip install matplotlib") from error
-    canvas = Canvas(figsize=(5.2, 3.4), layout="constrained")
+    canvas = new_figure(5.2, 3.4)
     left = canvas.subplots()
     right = left.twinx()
     for axis, key, color, label in (

@@ -115,11 +115,13 @@ class EditTrial:
 
     name: str
     config: EditConfig | None
+    loras: tuple[tuple[str, float], ...] = ()  # each a known name or a file, and its weight
 
     @property
     def key(self) -> str:
         """Its name and a digest of its options."""
         options = "" if self.config is None else json.dumps(asdict(self.config), sort_keys=True)
+        options += json.dumps(self.loras) if self.loras else ""
         return f"{self.name}-{hashlib.sha256(options.encode()).hexdigest()[:8]}"
 
 

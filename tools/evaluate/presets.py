@@ -3,7 +3,7 @@
 Every preset edits the same scenes (edit.py) with the same seeds. Told are the asked colour and object, CLIP's
 score (the cosine of picture and asked caption, times 100), the step across the mask's edge, how much more the
 colours change across the borders of tiles inside the mask than elsewhere in it (1 is as much), and the work;
-then each preset less the first one, scene by scene.
+then each preset less the first one, scene by scene. `--plot` draws quality against work.
 """
 
 import argparse
@@ -28,12 +28,13 @@ from weights.locate import locate
 from .._cli import (
     CommandParser,
     add_config_options,
+    add_lora,
     add_options,
     choose_device,
     errors_by_flag,
     given_options,
 )
-from .._report import Figure, mean, table
+from .._report import Figure, mean, new_figure, table
 from ..edit import GROUPS, OPTIONS, PRESETS, preset_options
 from ..scenes.judge import Judge
 from .edit import (
@@ -68,26 +69,32 @@ def evaluate_presets(args: argparse.Namespace) -> str:
     model, precision = locate(args.model, companions=True), str(dtype).removeprefix("torch.")
     given = {} if args.steps is None else {"num_steps": args.steps}
     given |= {} if args.seam is None else {"seam": args.seam}
-    trials = [
-        EditTrial(name, EditConfig(**{**preset_options(name, args.lora), **given})) for name in args.presets
-    ]
-    trials += [EditTrial(name, tried_config(flags, args.lora)) for name, flags in args.also]
-    pipe = load_edit_pipeline(model, device=device, dtype=dtype, loras=read_loras(args.lora))
-    loras = "".join(f"-{Path(name).stem}:{weight:g}" for name, weight in args.lora)
-    words = f"presets-{model_hash(model)}{loras}-{args.size}-{args.seed}-{device.type}-{precision}"
+    trials = [EditTrial(name, EditConfig(**{**preset_options(name, ()), **given})) for name in args.presets]
+    trials += [tried(name, flags) for name, flags in args.also]
+    pipes = {
+        loras: load_edit_pipeline(model, device=device, dtype=dtype, loras=read_loras(loras))
+        for loras in dict.fromkeys(trial.loras for trial in trials)
+    }
+    words = f"presets-{model_hash(model)}-{args.size}-{args.seed}-{device.type}-{precision}"
     ledger = Ledger(words, fresh=args.fresh)
-    run_trials(lambda *each: edited(pipe, *each), trials, ledger, args, judged=True)
+    run_trials(
+        lambda judge, task, trial, seed: edited(pipes[trial.loras], judge, task, trial, seed),
+        trials, ledger, args, judged=True,
+    )  # fmt: skip
+    if args.plot:
+        draw_work(trials, ledger, range(args.scenes), args.plot)
     settings = {"model": str(args.model), "device": device.type, "dtype": precision, "size": args.size}
     return preset_report(trials, ledger, args, settings)
 
 
-def tried_config(flags: str, loras: Sequence[tuple[str, float]]) -> EditConfig:
-    """The options of `flags` as tools.edit takes them, "--preset paper --steps 20", over the preset's.
+def tried(name: str, flags: str) -> EditTrial:
+    """The trial `name` of `flags` as tools.edit takes them, "--preset paper --steps 20", over the preset's.
 
     ValueError for others.
     """
     parser = CommandParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("--preset", choices=PRESETS, default="default")
+    add_lora(parser.add_argument, "the model")
     add_options(parser.add_argument_group(), OPTIONS, ("num_steps",))
     add_config_options(parser, OPTIONS, GROUPS)
     try:
@@ -97,7 +104,8 @@ def tried_config(flags: str, loras: Sequence[tuple[str, float]]) -> EditConfig:
     if unknown:
         raise ValueError(f"--also: {' '.join(unknown)}: no option of an edit")
     with errors_by_flag(OPTIONS):
-        return EditConfig(**{**preset_options(given.preset, loras), **given_options(given, OPTIONS)})
+        options = preset_options(given.preset, given.lora) | given_options(given, OPTIONS)
+        return EditTrial(name, EditConfig(**options), tuple(given.lora))
 
 
 def edited(
@@ -172,3 +180,26 @@ def preset_report(
         pairs = [known[trial][n] for n in both], [known[first][n] for n in both]
         lines.append(row(f"{trial.name} - {first.name}", *pairs))
     return tell(table(lines), figures, trials, ledger, args, settings)
+
+
+def draw_work(trials: Sequence[EditTrial], ledger: Ledger, numbers: Sequence[int], path: Path) -> None:
+    """CLIP's score, asked colours and objects over the evaluations of an edit, with their 95 % intervals.
+
+    Each less the first trial's on the same scenes. ValueError without matplotlib.
+    """
+    first, *others = trials
+    canvas = new_figure(8.6, 3.6)
+    axes = canvas.subplots(1, 3, sharex=True)
+    for axis, (label, (key, factor)) in zip(axes, list(MEASURES.items())[:3], strict=True):
+        for trial in others:
+            pairs = [(a, b) for n in numbers if (a := ledger.get(n, trial)) and (b := ledger.get(n, first))]
+            if not pairs:
+                continue
+            less = mean(label, [factor * (a[key] - b[key]) for a, b in pairs], "")
+            work = sum(a["evaluations"] for a, _ in pairs) / len(pairs)
+            spread = [[less.value - less.low], [less.high - less.value]]
+            axis.errorbar([work], [less.value], spread, marker="o", capsize=3)
+            axis.annotate(trial.name, (work, less.value), xytext=(4, 4), textcoords="offset points", size=8)
+        axis.axhline(0, color="0.5", linewidth=1)
+        axis.set(xlabel="evaluations of the U-Net", ylabel=f"{label}, less {first.name}'s", xscale="log")
+    canvas.savefig(path, dpi=110)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from msbd.train.state import RunFolder
 
-from .._report import table
+from .._report import new_figure, table
 
 LOSSES = {"denoising": "denoising loss (Eq. 5)", "removal": "degradation removal loss"}
 SMOOTH = 50  # logged lines that a point of the training curve is the mean of
@@ -13,16 +13,9 @@ SMOOTH = 50  # logged lines that a point of the training curve is the mean of
 
 def draw_curves(runs: Sequence[Path], path: Path) -> None:
     """Training and validation losses of `runs` as one PNG. ValueError for a folder without a log."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ValueError(
-            "curves are drawn by matplotlib, which is not installed: pip install matplotlib"
-        ) from error
-
     logs = {name: _read(run) for name, run in _named(runs).items()}
     names = [name for name in LOSSES if any(name in line for log in logs.values() for line in log)]
-    figure = Figure(figsize=(5.2 * len(names), 3.6), layout="constrained")
+    figure = new_figure(5.2 * len(names), 3.6)
     axes = figure.subplots(1, len(names), squeeze=False)[0]
     for axis, name in zip(axes, names, strict=True):
         for number, (run, log) in enumerate(logs.items()):

@@ -13,7 +13,6 @@ from msbd.edit.pipeline import EditResult
 from msbd.edit.plan import plan_edit
 from msbd.pixels.masks import dilate
 from tests.helpers.tiny import ALPHAS
-from tests.helpers.tiny_bundle import write_tiny_bundle
 from tools._cli import version
 from tools._report import code_state, write_json
 from tools.evaluate import edit
@@ -27,22 +26,10 @@ from tools.evaluate.edit import (
     make_task,
     make_trials,
 )
-from tools.scenes.judge import Judge, JudgeNet, nearest_colour
+from tools.scenes.judge import nearest_colour
 from tools.scenes.scenes import HELD_OUT
 
 TINY = ("--scenes", "2", "--size", "96", "--steps", "2", "--repaint-steps", "1", "--device", "cpu")
-
-
-@pytest.fixture(autouse=True)
-def kept_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    torch.set_num_threads(1)
-    monkeypatch.setenv("MSBD_RUNS", str(tmp_path / "runs"))
-    monkeypatch.setattr(edit, "load_judge", lambda: Judge(JudgeNet().eval(), {}))
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return str(write_tiny_bundle(tmp_path_factory.mktemp("bundle")))
 
 
 def test_even_tasks_change_the_colour_and_odd_ones_the_kind_too() -> None:

@@ -5,30 +5,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
+from safetensors.torch import save_file
 
 from msbd.edit.config import EditConfig
 from msbd.load import load_edit_pipeline
-from tests.helpers.tiny_bundle import write_tiny_bundle
-from tools.evaluate import edit, presets
+from tools.evaluate import presets
 from tools.evaluate.__main__ import main
-from tools.evaluate.edit import make_task
-from tools.evaluate.presets import picture_record, tried_config
+from tools.evaluate.edit import EditTrial, make_task
+from tools.evaluate.presets import picture_record, tried
 from tools.evaluate.seams import compare_seams
-from tools.scenes.judge import Judge, JudgeNet
 
 TINY = ("--scenes", "2", "--size", "96", "--steps", "2", "--device", "cpu")
-
-
-@pytest.fixture(autouse=True)
-def kept_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    torch.set_num_threads(1)
-    monkeypatch.setenv("MSBD_RUNS", str(tmp_path / "runs"))
-    monkeypatch.setattr(edit, "load_judge", lambda: Judge(JudgeNet().eval(), {}))
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return str(write_tiny_bundle(tmp_path_factory.mktemp("bundle")))
 
 
 def test_presets_are_measured_in_parts_and_in_pairs(
@@ -50,18 +38,35 @@ def test_presets_are_measured_in_parts_and_in_pairs(
 
 
 def test_any_setting_can_be_measured_beside_the_presets() -> None:
-    assert tried_config("", []) == EditConfig.default()
-    assert tried_config("--steps 16 --repaint-steps 0", []) == EditConfig.default(
+    assert tried("a", "") == EditTrial("a", EditConfig.default())
+    assert tried("a", "--steps 16 --repaint-steps 0").config == EditConfig.default(
         num_steps=16, repaint_steps=0
     )
-    assert tried_config("--preset paper --seam none", []) == EditConfig(seam="none")
+    assert tried("a", "--preset paper --seam none").config == EditConfig(seam="none")
+    few = tried("few", "--lora mini-few-step:0.5")
+    assert few.loras == (("mini-few-step", 0.5),)
+    assert few.config is not None and few.config.sampler == "lcm"
+    assert few.key != EditTrial("few", few.config).key
     for flags, said in (
         ("--steps", "--steps"),
         ("--wrong 3", "--wrong 3: no option of an edit"),
         ("--steps 0", "--steps"),
     ):
         with pytest.raises(ValueError, match=said):
-            tried_config(flags, [])
+            tried("a", flags)
+
+
+def test_a_setting_may_have_a_lora_and_all_of_them_are_drawn(model: str, tmp_path: Path) -> None:
+    zeros = {"lora_A": torch.zeros(2, 4, 3, 3), "lora_B": torch.zeros(8, 2, 1, 1)}
+    save_file({f"unet.conv_in.{part}.weight": t for part, t in zeros.items()}, tmp_path / "none.safetensors")
+    flags = "--steps 2 --seam none --first-stage-batch 1"
+    words = ["presets", "--model", model, *TINY, "--presets", "fast", "--seam", "none"]
+    words += ["--also", f"without={flags}", "--also", f"with={flags} --lora {tmp_path / 'none.safetensors'}"]
+    words += ["--plot", str(tmp_path / "new" / "work.png"), "--json", str(tmp_path / "f.json")]
+    assert main(words) == 0
+    figures = {f["name"]: f["value"] for f in json.loads((tmp_path / "f.json").read_text())["figures"]}
+    assert figures["with: CLIP score x 100"] == figures["without: CLIP score x 100"]  # it changes nothing
+    assert Image.open(tmp_path / "new" / "work.png").size[0] > 600
 
 
 def test_a_tiled_edit_is_told_what_its_tiles_do(model: str) -> None:
