@@ -13,8 +13,8 @@ python -m tools.evaluate tiles         a large picture restored in tiles beside 
 python -m tools.evaluate style         degraded scenes restored with a base of another look
 python -m tools.evaluate degrade       pairs of clean and degraded pictures, and how fast they are made
 
-The figures of `edit`, `decoder-opt` and `presets` are kept under the runs folder as soon as they are there,
-by model, options and the state of the code: a run that was cut off goes on, and parts of it (--start,
+The figures of `edit`, `decoder-opt`, `presets` and `seams` are kept under the runs folder as soon as they are
+there, by model, options and the state of the code: a run that was cut off goes on, and parts of it (--start,
 --count) may run side by side.
 """
 
@@ -126,19 +126,28 @@ def _add_edits(parser: Parser, *, scenes: int) -> None:
     parser.add_argument("--repaint-steps", type=int, default=5, metavar="R", help="the edit's R (default: 5)")
 
 
-def _add_many_edits(parser: Parser, *, scenes: int) -> None:
+def _add_picture(parser: Parser) -> None:
+    """What jobs have that edit one picture as well as scenes."""
+    add = parser.add_argument
+    add("-i", "--image", type=Path, metavar="FILE", help="a picture (default: held-out scenes)")
+    add("-m", "--mask", type=Path, metavar="FILE", help="its mask, white where to edit")
+    add("-p", "--prompt", metavar="TEXT", help="what to paint there")
+
+
+def _add_many_edits(parser: Parser, *, scenes: int, size: int = 384) -> None:
     """What all jobs have that edit scenes and keep what is known."""
     add = parser.add_argument
     _add_model(parser, "a name, or a folder laid out as weights/mini")
     _add_scenes(parser, scenes)
     add("--count", type=int, metavar="N", help="scenes to compute now (default: all from --start)")
-    add("--size", type=int, default=384, metavar="PIXELS", help="side of a scene (default: 384)")
+    add("--size", type=int, default=size, metavar="PIXELS", help=f"side of a scene (default: {size})")
     add("--fresh", action="store_true", help="forget earlier figures for these options")
     _add_reports(parser, "every edit's record", "every result, and rows of source | truth | results,")
 
 
 def _add_presets(parser: Parser) -> None:
     add = parser.add_argument
+    _add_picture(parser)
     add("--presets", nargs="+", choices=("default", "fast", "paper", "official"), default=["paper", "default", "fast"],
         help="what to compare; the others with the first (default: paper default fast)")  # fmt: skip
     add("--also", action="append", type=named_path, default=[], metavar="NAME=FLAGS",
@@ -152,17 +161,12 @@ def _add_presets(parser: Parser) -> None:
 
 def _add_seams(parser: Parser) -> None:
     add = parser.add_argument
-    add("-i", "--image", type=Path, metavar="FILE", help="a picture (default: held-out scenes)")
-    add("-m", "--mask", type=Path, metavar="FILE", help="its mask, white where to edit")
-    add("-p", "--prompt", metavar="TEXT", help="what to paint there")
-    add("--seams", nargs="+", choices=get_args(Seam), default=["none", "adam", "closed-form", "asymmetric", "membrane"],
-        help="what to compare (default: all)")  # fmt: skip
-    _add_model(parser, "a name, or a folder laid out as weights/mini")
-    _add_scenes(parser, 16)
-    add("--size", type=int, default=768, metavar="PIXELS", help="side of a scene (default: 768)")
+    _add_picture(parser)
+    seams = ("none", "adam", "adam-ring", "closed-form", "asymmetric", "membrane")
+    add("--seams", nargs="+", choices=seams, default=list(seams), help="what to compare (default: all)")
     add("--steps", type=int, metavar="N", help="diffusion steps (default: preset default's)")
     add("--decoderopt-steps", type=int, default=100, metavar="N", help="steps of Adam (default: 100)")
-    _add_reports(parser, "every picture's values", "every result")
+    _add_many_edits(parser, scenes=16, size=768)
 
 
 def _add_restore(parser: Parser) -> None:

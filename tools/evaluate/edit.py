@@ -15,9 +15,10 @@ import argparse
 import hashlib
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,11 @@ class EditTask:
     scene: Scene
     asked: Scene
     size: int
+
+    @property
+    def prompt(self) -> str:
+        """The caption of the asked scene."""
+        return self.asked.caption
 
     @cached_property
     def image(self) -> Tensor:
@@ -167,7 +173,11 @@ def evaluate_edits(args: argparse.Namespace) -> str:
     pipe = load_edit_pipeline(model, device=device, dtype=dtype)
     words = f"{args.job}-{digest}-{args.size}-{args.seed}-{device.type}-{precision}"
     ledger = Ledger(words, fresh=args.fresh)
-    run_trials(lambda *each: _try(pipe, *each), trials, ledger, args, judged=args.job == "edit")
+
+    def task_of(number: int) -> EditTask:
+        return make_task(number, args.size)
+
+    run_trials(lambda *each: _try(pipe, *each), trials, ledger, args, task_of, judged=args.job == "edit")
     report = edit_report if args.job == "edit" else decoder_report
     settings = {"model": str(args.model), "hash": digest, "device": device.type, "dtype": precision}
     settings |= {"size": args.size, "seed": args.seed}
@@ -201,12 +211,13 @@ class Ledger:
 
 
 def run_trials(
-    attempt: Callable[[Any, EditTask, EditTrial, int], tuple[Tensor, Record]], trials: Sequence[EditTrial],
-    ledger: Ledger, args: argparse.Namespace, *, judged: bool,
+    attempt: Callable[[Any, Any, EditTrial, int], tuple[Tensor, Record]], trials: Sequence[EditTrial],
+    ledger: Ledger, args: argparse.Namespace, task_of: Callable[[int], Any], *, judged: bool,
 ) -> None:  # fmt: skip
     """Compute what `ledger` does not have yet of the scenes that `args` asks for now.
 
     `attempt(judge, task, trial, seed)` gives a trial's picture and record; `judge` is None unless `judged`.
+    `task_of(number)` is what is edited.
     """
     stop = args.scenes if args.count is None else min(args.scenes, args.start + args.count)
     todo = [(n, t) for n in range(args.start, stop) for t in trials if not _is_done(ledger, n, t, args)]
@@ -214,7 +225,7 @@ def run_trials(
     task = None
     for number, trial in tqdm(todo, desc=args.job, disable=True if args.quiet else None):
         if task is None or task.number != number:
-            task = make_task(number, args.size)
+            task = task_of(number)
         image, record = attempt(judge, task, trial, args.seed)
         if args.pictures:
             save_image(task.image, picture_path(args, number, SOURCE))
@@ -252,26 +263,29 @@ def subject_record(pipe: EditPipeline, judge: Judge, task: EditTask, image: Tens
     Colour: nearest lit palette entry to the median of the eroded mask. CLIP and the judge look at the square
     around the mask that an edit works on, 1.4 times the mask's longer side.
     """
-    assert pipe.clip is not None, "the model has no CLIP"
-    size = (image.shape[-2], image.shape[-1])
-    window = take(image, crop_box(mask_box(task.mask), size, EditConfig().margin, 1))
-    device = pipe.clip.logit_scale.device
-    new, old = (
-        clip_scores(
-            pipe.clip,
-            pipe.clip_tokenizer([scene.caption]).to(device),
-            window.to(device),
-            **pipe.clip_preprocessing,
-        )
-        for scene in (task.asked, task.scene)
-    )
+    window = window_of(image, task.mask)
+    new, old = (clip_score(pipe, window, scene.caption) for scene in (task.asked, task.scene))
     return {
         "asked": [task.asked.colour, task.asked.kind],
         "colour": nearest_colour(image[0], task.core[0], task.asked.time),
         "kind": judge.kinds(window)[0],
-        "clip": new.item(),
-        "clip_gain": new.item() - old.item(),
+        "clip": new,
+        "clip_gain": new - old,
     }
+
+
+def window_of(image: Tensor, mask: Tensor) -> Tensor:
+    """The square around the mask that an edit works on."""
+    size = (image.shape[-2], image.shape[-1])
+    return take(image, crop_box(mask_box(mask), size, EditConfig().margin, 1))
+
+
+def clip_score(pipe: EditPipeline, window: Tensor, prompt: str) -> float:
+    """CLIP's score of a picture (1, 3, h, w) for `prompt`: their cosine times the net's own scale."""
+    assert pipe.clip is not None, "the model has no CLIP"
+    device = pipe.clip.logit_scale.device
+    ids = pipe.clip_tokenizer([prompt]).to(device)
+    return clip_scores(pipe.clip, ids, window.to(device), **pipe.clip_preprocessing).item()
 
 
 def background_record(task: EditTask, result: EditResult, shown: dict[str, Tensor]) -> Record:
@@ -369,6 +383,27 @@ def decoder_report(
 def read_loras(loras: Sequence[tuple[str, float]]) -> list[tuple[Lora, float]]:
     """The LoRAs of a command line."""
     return [(read_lora_file(path), weight) for path, weight in loras]
+
+
+def measured(
+    name: str,
+    records: Sequence[Record],
+    measures: Mapping[str, tuple[str, float]],
+    less: Sequence[Record] = (),
+) -> list[Figure]:
+    """The mean of each of `measures` (label -> a record's key, a factor); less that of `less`, in pairs."""
+    return [
+        mean(
+            f"{name}: {label}",
+            [
+                factor * (record[key] - (other[key] if other else 0))
+                for record, other in zip_longest(records, less)
+                if key in record and (not other or key in other)
+            ],
+            "",
+        )
+        for label, (key, factor) in measures.items()
+    ]
 
 
 def tell(

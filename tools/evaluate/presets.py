@@ -1,9 +1,10 @@
 """`python -m tools.evaluate presets`: what the presets of tools.edit give for their work, in pairs.
 
-Every preset edits the same scenes (edit.py) with the same seeds. Told are the asked colour and object, CLIP's
-score (the cosine of picture and asked caption, times 100), the step across the mask's edge, how much more the
-colours change across the borders of tiles inside the mask than elsewhere in it (1 is as much), and the work;
-then each preset less the first one, scene by scene. `--plot` draws quality against work.
+Every preset edits the same scenes (edit.py), or one picture, with the same seeds. Told are the asked colour
+and object (of scenes), CLIP's score (the cosine of picture and asked caption, times 100), the step across the
+mask's edge, how much more the colours change across the borders of tiles inside the mask than elsewhere in it
+(1 is as much), and the work; then each preset less the first one, scene by scene. `--plot` draws quality
+against work.
 """
 
 import argparse
@@ -12,7 +13,7 @@ import shlex
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import pairwise, zip_longest
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -42,12 +43,15 @@ from .edit import (
     EditTrial,
     Ledger,
     Record,
-    check_scenes,
+    clip_score,
+    measured,
     read_loras,
     run_trials,
     subject_record,
     tell,
+    window_of,
 )
+from .tasks import Task, read_tasks
 
 # Column -> a record's value and what it is told in.
 MEASURES: dict[str, tuple[str, float]] = {
@@ -64,7 +68,7 @@ MEASURES: dict[str, tuple[str, float]] = {
 
 def evaluate_presets(args: argparse.Namespace) -> str:
     """Edit with every preset what is not known yet; the table over all. ValueError, OSError, WeightsError."""
-    check_scenes(args)
+    args, task_of, words = read_tasks(args)
     device, dtype = choose_device(args.device, args.dtype)
     model, precision = locate(args.model, companions=True), str(dtype).removeprefix("torch.")
     given = {} if args.steps is None else {"num_steps": args.steps}
@@ -75,15 +79,17 @@ def evaluate_presets(args: argparse.Namespace) -> str:
         loras: load_edit_pipeline(model, device=device, dtype=dtype, loras=read_loras(loras))
         for loras in dict.fromkeys(trial.loras for trial in trials)
     }
-    words = f"presets-{model_hash(model)}-{args.size}-{args.seed}-{device.type}-{precision}"
-    ledger = Ledger(words, fresh=args.fresh)
-    run_trials(
-        lambda judge, task, trial, seed: edited(pipes[trial.loras], judge, task, trial, seed),
-        trials, ledger, args, judged=True,
-    )  # fmt: skip
+    ledger = Ledger(
+        f"presets-{model_hash(model)}-{words}-{args.seed}-{device.type}-{precision}", fresh=args.fresh
+    )
+
+    def attempt(judge: Judge | None, task: Task, trial: EditTrial, seed: int) -> tuple[Tensor, Record]:
+        return edited(pipes[trial.loras], judge, task, trial, seed)
+
+    run_trials(attempt, trials, ledger, args, task_of, judged=args.image is None)
     if args.plot:
         draw_work(trials, ledger, range(args.scenes), args.plot)
-    settings = {"model": str(args.model), "device": device.type, "dtype": precision, "size": args.size}
+    settings = {"model": str(args.model), "device": device.type, "dtype": precision, "pictures": words}
     return preset_report(trials, ledger, args, settings)
 
 
@@ -109,19 +115,23 @@ def tried(name: str, flags: str) -> EditTrial:
 
 
 def edited(
-    pipe: EditPipeline, judge: Judge, task: EditTask, trial: EditTrial, seed: int
+    pipe: EditPipeline, judge: Judge | None, task: Task, trial: EditTrial, seed: int
 ) -> tuple[Tensor, Record]:
-    """The picture that `trial` gives of `task`, and its record."""
+    """The picture that `trial` gives of `task`, and its record. Colour and object are judged in scenes."""
     assert trial.config is not None and pipe.clip is not None
     config = replace(trial.config, seed=seed * 100_000 + task.number)
     started = time.perf_counter()
-    result = pipe(task.image, task.mask, task.asked.caption, config=config)
+    result = pipe(task.image, task.mask, task.prompt, config=config)
     seconds = time.perf_counter() - started
-    seen = subject_record(pipe, judge, task, result.image)
+    record: Record = {}
+    if isinstance(task, EditTask) and judge is not None:
+        seen = subject_record(pipe, judge, task, result.image)
+        record["colour_right"] = seen["colour"] == seen["asked"][0]
+        record["kind_right"] = seen["kind"] == seen["asked"][1]
+    score = clip_score(pipe, window_of(result.image, task.mask), task.prompt)
     return result.image, {
-        "colour_right": seen["colour"] == seen["asked"][0],
-        "kind_right": seen["kind"] == seen["asked"][1],
-        "clip": seen["clip"] / pipe.clip.logit_scale.exp().item(),
+        **record,
+        "clip": score / pipe.clip.logit_scale.exp().item(),
         **picture_record(task.image, task.mask, result),
         "seconds": round(seconds, 2),
     }
@@ -153,27 +163,18 @@ def preset_report(
     trials: Sequence[EditTrial], ledger: Ledger, args: argparse.Namespace, settings: dict[str, Any]
 ) -> str:
     """The table over everything in the ledger; writes JSON and sheets where asked to."""
+    first, *others = trials
+    known = {t: {n: r for n in range(args.scenes) if (r := ledger.get(n, t))} for t in trials}
+    every = [record for records in known.values() for record in records.values()]
+    measures = {label: told for label, told in MEASURES.items() if any(told[0] in r for r in every)}
     figures: list[Figure] = []
 
     def row(name: str, records: Sequence[Record], less: Sequence[Record] = ()) -> list[str]:
-        found = [
-            mean(
-                f"{name}: {label}",
-                [
-                    factor * (r[key] - (other[key] if other else 0))
-                    for r, other in zip_longest(records, less)
-                    if key in r and (not other or key in other)
-                ],
-                "",
-            )
-            for label, (key, factor) in MEASURES.items()
-        ]
+        found = measured(name, records, measures, less)
         figures.extend(found)
         return [name, str(len(records)), *(figure.text for figure in found)]
 
-    first, *others = trials
-    known = {t: {n: r for n in range(args.scenes) if (r := ledger.get(n, t))} for t in trials}
-    lines = [["mean (95 % interval)", "n", *MEASURES]]
+    lines = [["mean (95 % interval)", "n", *measures]]
     lines += [row(trial.name, list(known[trial].values())) for trial in trials]
     for trial in others:
         both = sorted(known[trial].keys() & known[first].keys())

@@ -1,20 +1,21 @@
 """`python -m tools.evaluate seams`: the same sampled latents, made to meet their background in each way.
 
-One edit a picture, by preset default; what its last stage sampled is decoded once by each of `--seams`. Told
-are the error in the ring around the mask (the pixels at most 16 rows and columns from it, as decoded), the
-step across the mask's edge after compositing (edit.background_record), how far the inside is from what the
-plain decoder gives, CLIP's score of the result, and seconds.
+One edit a picture, by preset default; what its last stage sampled is decoded by each of `--seams`. `adam` is
+eq. 1 as the paper has it, on all tiles; `adam-ring` on the crops that the mask's edge runs through, ended
+when the loss stands still. Told are the error in the ring around the mask (the pixels at most 16 rows and
+columns from it, as decoded), the step across the mask's edge after compositing (edit.background_record), how
+far the inside is from what the plain decoder gives, CLIP's score of the result (the cosine, times 100), and
+seconds.
 """
 
 import argparse
 import time
-from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from msbd.edit.config import EditConfig
 from msbd.edit.decode import stage_picture
@@ -22,112 +23,118 @@ from msbd.edit.pipeline import EditPipeline
 from msbd.edit.plan import Stage
 from msbd.edit.rerank import clip_scores
 from msbd.edit.stage import Edit
-from msbd.load import load_edit_pipeline
+from msbd.load import load_edit_pipeline, model_hash
 from msbd.loading.seam import choose_seam_decoder
-from msbd.pixels.files import load_image, load_mask, save_image
-from msbd.pixels.masks import dilate, resize_mask
+from msbd.pixels.masks import dilate
 from msbd.pixels.metrics import edge_step, psnr
 from weights.locate import locate
 
 from .._cli import choose_device
-from .._report import Figure, by_method, mean, settings_of, table, write_json
-from .edit import RING, make_task
+from .._report import table
+from .edit import RING, EditTrial, Ledger, Record, measured, run_trials, tell
+from .tasks import Task, read_tasks
 
-# Column -> of a record.
+# Name -> the options of an edit that it stands for.
+SEAMS: dict[str, dict[str, Any]] = {
+    "none": {"seam": "none"},
+    "adam": {"seam": "adam", "decoderopt_area": "tiles", "decoderopt_stop": 0.0},
+    "adam-ring": {"seam": "adam", "decoderopt_area": "ring", "decoderopt_stop": 0.02},
+    "closed-form": {"seam": "closed-form"},
+    "asymmetric": {"seam": "asymmetric"},
+    "membrane": {"seam": "membrane"},
+}
+# Column -> a record's value and what it is told in.
 MEASURES = {
-    "ring PSNR, dB": "psnr",
-    "edge step, levels": "step",
-    "change inside, levels": "change",
-    "CLIP score": "clip",
-    "seconds": "seconds",
+    "ring PSNR, dB": ("psnr", 1.0),
+    "edge step, levels": ("step", 1.0),
+    "change inside, levels": ("change", 1.0),
+    "CLIP score x 100": ("clip", 100.0),
+    "seconds": ("seconds", 1.0),
 }
 
 
 def evaluate_seams(args: argparse.Namespace) -> str:
-    """Edit every picture once and decode it in each way; the table. ValueError, OSError, WeightsError."""
-    if (args.image is None) != (args.mask is None) or (args.image is None) != (args.prompt is None):
-        raise ValueError("--image, --mask and --prompt go together; give all three, or none for scenes")
+    """Decode every picture in each way that is not known yet; the table over all.
+
+    ValueError, OSError, WeightsError.
+    """
+    args, task_of, words = read_tasks(args)
     device, dtype = choose_device(args.device, args.dtype)
-    model = locate(args.model, companions=True)
+    model, precision = locate(args.model, companions=True), str(dtype).removeprefix("torch.")
+    given = {} if args.steps is None else {"num_steps": args.steps}
+    config = EditConfig.default(decoderopt_steps=args.decoderopt_steps, **given)
+    trials = [EditTrial(name, replace(config, **SEAMS[name])) for name in dict.fromkeys(args.seams)]
     decoder = choose_seam_decoder(model) if "asymmetric" in args.seams else None
     pipe = load_edit_pipeline(model, device=device, dtype=dtype, seam_decoder=decoder)
-    given = {} if args.steps is None else {"num_steps": args.steps}
-    config = EditConfig.default(decoderopt_steps=args.decoderopt_steps, seed=args.seed, **given)
-    rows: list[dict[str, dict[str, float]]] = []
-    pictures = [None] if args.image else range(args.start, args.start + args.scenes)
-    for number in tqdm(pictures, desc="seams", disable=True if args.quiet else None):
-        image, mask, prompt = _task(args, number)
-        found = compare_seams(pipe, image, mask, prompt, config, args.seams)
-        rows.append({seam: values for seam, (values, _) in found.items()})
-        if args.pictures:
-            name = args.image.stem if number is None else f"{number:03d}"
-            for seam, (_, picture) in found.items():
-                save_image(picture, args.pictures / f"{name} {seam}.png")
-    found_values = by_method(rows)
-    figures: list[Figure] = []
-    lines = [["mean (95 % interval)", *MEASURES]]
-    for seam in args.seams:
-        row = [
-            mean(f"{seam}: {label}", found_values[seam].get(key, []), "") for label, key in MEASURES.items()
-        ]
-        lines.append([seam, *(figure.text for figure in row)])
-        figures += row
-    if args.json:
-        write_json(args.json, figures, settings=settings_of(args), rows=rows)
-    return table(lines)
+
+    @lru_cache(maxsize=1)
+    def sampled_once(task: Task, seed: int) -> "Sampled":
+        return sample(pipe, task, replace(config, seed=seed * 100_000 + task.number))
+
+    def attempt(judge: None, task: Task, trial: EditTrial, seed: int) -> tuple[Tensor, Record]:
+        return decode_by(pipe, sampled_once(task, seed), SEAMS[trial.name])
+
+    ledger = Ledger(
+        f"seams-{model_hash(model)}-{words}-{args.seed}-{device.type}-{precision}", fresh=args.fresh
+    )
+    run_trials(attempt, trials, ledger, args, task_of, judged=False)
+    known = {t.name: [r for n in range(args.scenes) if (r := ledger.get(n, t))] for t in trials}
+    rows = {name: measured(name, records, MEASURES) for name, records in known.items()}
+    lines = [["mean (95 % interval)", "n", *MEASURES]]
+    lines += [[name, str(len(known[name])), *(f.text for f in figures)] for name, figures in rows.items()]
+    settings = {"model": str(args.model), "device": device.type, "dtype": precision, "pictures": words}
+    return tell(table(lines), [f for row in rows.values() for f in row], trials, ledger, args, settings)
 
 
-def _task(args: argparse.Namespace, number: int | None) -> tuple[Tensor, Tensor, str]:
-    """Picture, mask and prompt: the command line's, or those of a scene."""
-    if number is None:
-        photo = load_image(args.image)
-        return photo.image, resize_mask(load_mask(args.mask), photo.size), args.prompt
-    task = make_task(number, args.size)
-    return task.image, task.mask, task.asked.caption
+@dataclass(frozen=True)
+class Sampled:
+    """The latents that the last stage of an edit sampled, what they are to meet, and the plain decoding."""
+
+    edit: Edit
+    stage: Stage
+    x_in: Tensor  # (1, 3, h, w) in [-1, 1], the source at the stage's size
+    latents: tuple[Tensor, ...]
+    prompt: str
+    plain: Tensor  # (1, 3, h, w) in [-1, 1]
 
 
-def compare_seams(
-    pipe: EditPipeline, image: Tensor, mask: Tensor, prompt: str, config: EditConfig, seams: Sequence[str]
-) -> dict[str, tuple[dict[str, float], Tensor]]:
-    """Seam -> its measures and its picture of the last stage, the crop (1, 3, H, W) in [-1, 1]."""
-    last: list[tuple[Edit, Stage, Tensor, Sequence[Tensor]]] = []
+def sample(pipe: EditPipeline, task: Task, config: EditConfig) -> Sampled:
+    """Edit without a seam, and keep what the last stage had."""
+    last: dict[str, Any] = {}
 
-    def remember(edit: Edit, stage: Stage, x_in: Tensor, latents: Sequence[Tensor]) -> Tensor:
-        last[:] = [(edit, stage, x_in, latents)]
-        return stage_picture(edit, stage, x_in, latents)
+    def remember(edit: Edit, stage: Stage, x_in: Tensor, latents: Any) -> Tensor:
+        last.update(edit=edit, stage=stage, x_in=x_in, latents=tuple(latents))
+        last["plain"] = stage_picture(edit, stage, x_in, latents)
+        return last["plain"]
 
     pipe.stage_picture = remember
     try:
-        pipe(image, mask, prompt, config=config)
+        pipe(task.image, task.mask, task.prompt, config=replace(config, seam="none"))
     finally:
         pipe.stage_picture = stage_picture
-    edit, stage, x_in, latents = last[0]
+    return Sampled(prompt=task.prompt, **last)
+
+
+@torch.no_grad()
+def decode_by(pipe: EditPipeline, sampled: Sampled, options: dict[str, Any]) -> tuple[Tensor, Record]:
+    """The crop's result (1, 3, h, w) in [-1, 1] under these options of the seam, and its record."""
+    edit, stage, x_in = sampled.edit, sampled.stage, sampled.x_in
+    plan = replace(edit.plan, config=replace(edit.plan.config, **options))
+    started = time.perf_counter()
+    decoded = stage_picture(replace(edit, plan=plan), stage, x_in, sampled.latents)
+    seconds = time.perf_counter() - started
+    picture = stage.mask * decoded + (1 - stage.mask) * x_in
     ring = dilate(stage.mask, RING) - stage.mask
-    decoded: dict[str, Tensor] = {}
-    seconds: dict[str, float] = {}
-    for seam in dict.fromkeys(["none", *seams]):
-        plan = replace(edit.plan, config=replace(edit.plan.config, seam=seam))
-        started = time.perf_counter()
-        with torch.no_grad():
-            decoded[seam] = stage_picture(replace(edit, plan=plan), stage, x_in, latents)
-        seconds[seam] = time.perf_counter() - started
-    found = {}
-    for seam in seams:
-        picture = stage.mask * decoded[seam] + (1 - stage.mask) * x_in
-        values: dict[str, Any] = {
-            "step": (edge_step(picture, stage.mask) - edge_step(x_in, stage.mask)).item(),
-            "change": _inside(decoded[seam] - decoded["none"], stage.mask),
-            "seconds": seconds[seam],
-        }
-        if not torch.equal(decoded[seam] * ring, x_in * ring):  # the membrane's ring is the source itself
-            values["psnr"] = psnr(decoded[seam], x_in, ring).item()
-        if pipe.clip is not None:
-            ids = pipe.clip_tokenizer([prompt]).to(picture.device)
-            values["clip"] = clip_scores(pipe.clip, ids, picture, **pipe.clip_preprocessing).item()
-        found[seam] = (values, picture)
-    return found
-
-
-def _inside(difference: Tensor, mask: Tensor) -> float:
-    """The mean |difference| where `mask` is set, in 8-bit levels."""
-    return (difference.abs() * mask).sum().item() / (mask.sum().item() * difference.shape[1]) * 127.5
+    inside = stage.mask.sum().item() * decoded.shape[1]
+    record: Record = {
+        "step": (edge_step(picture, stage.mask) - edge_step(x_in, stage.mask)).item(),
+        "change": ((decoded - sampled.plain).abs() * stage.mask).sum().item() / inside * 127.5,
+        "seconds": round(seconds, 2),
+    }
+    if not torch.equal(decoded * ring, x_in * ring):  # the membrane's ring is the source itself
+        record["psnr"] = psnr(decoded, x_in, ring).item()
+    if pipe.clip is not None:
+        ids = pipe.clip_tokenizer([sampled.prompt]).to(picture.device)
+        score = clip_scores(pipe.clip, ids, picture, **pipe.clip_preprocessing)
+        record["clip"] = (score / pipe.clip.logit_scale.exp()).item()
+    return picture, record

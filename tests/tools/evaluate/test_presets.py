@@ -9,12 +9,13 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from msbd.edit.config import EditConfig
+from msbd.edit.decode import stage_picture
 from msbd.load import load_edit_pipeline
 from tools.evaluate import presets
 from tools.evaluate.__main__ import main
 from tools.evaluate.edit import EditTrial, make_task
 from tools.evaluate.presets import picture_record, tried
-from tools.evaluate.seams import compare_seams
+from tools.evaluate.seams import SEAMS, decode_by, sample
 
 TINY = ("--scenes", "2", "--size", "96", "--steps", "2", "--device", "cpu")
 
@@ -27,7 +28,8 @@ def test_presets_are_measured_in_parts_and_in_pairs(
     assert main([*words, "--start", "1", "--quiet", "--pictures", str(tmp_path / "p")]) == 0
     assert main([*words, "--json", str(tmp_path / "f.json")]) == 0
     table = capsys.readouterr().out
-    assert "default - fast" in table and "across tiles" in table
+    assert "default - fast" in table and "asked object" in table
+    assert "across tiles" not in table  # no scene is as large as that
     assert len(list((tmp_path / "p").glob("001 *.png"))) == 3  # source and two presets
     figures = {f["name"]: f for f in json.loads((tmp_path / "f.json").read_text())["figures"]}
     work, less = figures["default: evaluations"], figures["default - fast: evaluations"]
@@ -79,17 +81,16 @@ def test_a_tiled_edit_is_told_what_its_tiles_do(model: str) -> None:
 
 
 def test_seams_are_compared_on_the_same_latents(model: str) -> None:
-    task = make_task(0, 96)
     pipe = load_edit_pipeline(model)
-    config = EditConfig.default(num_steps=2, decoderopt_steps=2)
-    seams = ["none", "adam", "closed-form", "membrane"]
-    found = compare_seams(pipe, task.image, task.mask, "a red ball", config, seams)
-    values = {seam: measures for seam, (measures, _) in found.items()}
+    sampled = sample(pipe, make_task(0, 96), EditConfig.default(num_steps=2, decoderopt_steps=2))
+    assert pipe.stage_picture is stage_picture  # the pipeline was left as it was
+    found = {seam: decode_by(pipe, sampled, SEAMS[seam]) for seam in SEAMS if seam != "asymmetric"}
+    values = {seam: record for seam, (_, record) in found.items()}
     assert values["none"]["change"] == 0 and "psnr" not in values["membrane"]
     assert values["closed-form"]["psnr"] > values["none"]["psnr"]
     assert values["membrane"]["step"] < values["none"]["step"]
-    again = compare_seams(pipe, task.image, task.mask, "a red ball", config, ["none"])
-    assert torch.equal(again["none"][1], found["none"][1])  # the pipeline was left as it was
+    assert values["adam"]["change"] > 0 and values["adam-ring"]["change"] > 0
+    assert torch.equal(decode_by(pipe, sampled, SEAMS["none"])[0], found["none"][0])
 
 
 def test_seams_of_scenes_and_of_a_picture(
@@ -98,10 +99,25 @@ def test_seams_of_scenes_and_of_a_picture(
     some = ["--seams", "none", "membrane", "--model", model]
     assert main(["seams", *TINY, *some, "--pictures", str(tmp_path), "--json", str(tmp_path / "s.json")]) == 0
     assert "change inside, levels" in capsys.readouterr().out
-    assert {path.name for path in tmp_path.glob("000*")} == {"000 none.png", "000 membrane.png"}
+    names = {path.name for path in tmp_path.glob("000*")}
+    assert names == {"000 source.png", "000 none.png", "000 membrane.png"}
+    figures = {f["name"]: f for f in json.loads((tmp_path / "s.json").read_text())["figures"]}
+    assert figures["none: change inside, levels"]["count"] == 2
     examples = Path(__file__).parents[3] / "examples"
     picture = ["-i", str(examples / "coffee.jpg"), "-m", str(examples / "coffee_mask.png"), "-p", "a ball"]
     assert main(["seams", *picture, *some, "--steps", "2"]) == 0
     assert "membrane" in capsys.readouterr().out
     assert main(["seams", *picture[:2], *some]) == 1
     assert "--image, --mask and --prompt go together" in capsys.readouterr().err
+
+
+def test_presets_of_a_picture_tell_what_needs_no_truth(
+    model: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    examples = Path(__file__).parents[3] / "examples"
+    picture = ["-i", str(examples / "coffee.jpg"), "-m", str(examples / "coffee_mask.png"), "-p", "a ball"]
+    words = ["presets", "--model", model, *picture, "--presets", "fast", "default", "--steps", "1"]
+    assert main(words) == 0
+    head, _, *lines = capsys.readouterr().out.splitlines()
+    assert "across tiles" in head and "asked" not in head
+    assert [line.split()[0] for line in lines[:3]] == ["fast", "default", "default"]
