@@ -153,7 +153,7 @@ class EditConfig:
         0.0, "end it when ten steps lower the loss by less than this share; 0 is never"
     )
     membrane_reach: int = option(
-        16,
+        6,
         "pixels inside the mask over which the membrane's correction fades out; 0 lets it reach everywhere",
     )
 

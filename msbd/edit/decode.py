@@ -59,12 +59,13 @@ def stage_picture(edit: Edit, stage: Stage, x_in: Tensor, latents: Sequence[Tens
 def _by_membrane(edit: Edit, stage: Stage, x_in: Tensor, picture: Tensor) -> Tensor:
     """Poisson's correction, which fades out inside the mask: what does not belong there is not to be spread.
 
-    Where the edit ends at the mask's edge, as a ball that fills it, the step there is its outline.
+    Where the edit ends at the mask's edge, as a ball that fills it, the step there is its outline. The fade
+    is a raised cosine: nearly all of the correction beside the edge, nothing of it from `membrane_reach` on.
     """
     met, reach = membrane(picture, x_in, stage.mask), edit.plan.config.membrane_reach
     if reach:
-        picture = torch.lerp(met, picture, feather(stage.mask, reach))  # the source where the mask is 0
-        met = torch.where(stage.mask > 0, picture, met)
+        kept = 0.5 + 0.5 * torch.cos(torch.pi * feather(stage.mask, reach))
+        met = torch.where(stage.mask > 0, torch.lerp(picture, met, kept), met)  # `met` is the source there
     edit.report(stage.name, "seam", 1, 1)
     return met.clamp(-1, 1)
 

@@ -11,6 +11,7 @@ from msbd.edit.config import DEFAULT, EditConfig, Sampler
 from msbd.edit.config import FAST as FAST_PRESET
 from msbd.edit.plan import plan_edit
 from msbd.pixels.box import Box
+from msbd.pixels.masks import feather
 from msbd.pixels.resize import resize, take
 from nets.tiled_vae import TiledAutoencoder
 from samplers.schedule import make_alphas_cumprod, make_betas
@@ -206,6 +207,21 @@ def test_a_membrane_is_the_source_around_the_mask() -> None:
         source = resize(take(IMAGE, result.plan.crop), stage.size)
         outside = 1 - stage.mask
         assert torch.equal(pictures[f"{stage.name}, result"] * outside, source * outside)
+
+
+def test_a_membrane_meets_the_edge_and_leaves_the_inside() -> None:
+    base = EditConfig.default(num_steps=2, first_stage_batch=1, guidance_scale=1.0, upscaling_mode="bilinear")
+    found = {
+        (seam, reach): shown(latent_pipeline(), replace(base, seam=seam, membrane_reach=reach))
+        for seam, reach in (("none", 6), ("membrane", 6), ("membrane", 0))
+    }
+    last = found["none", 6][0].plan.stages[-1]
+    plain, faded, whole = (pictures[f"{last.name}, result"] for _, pictures in found.values())
+    depth = feather(last.mask, 6)
+    deep, edge = (depth == 1).expand_as(plain), ((depth > 0) & (depth < 0.1)).expand_as(plain)
+    assert deep.any() and torch.equal(faded[deep], plain[deep])
+    step = (whole - plain)[edge].abs()
+    assert step.mean() > 0.05 and (whole - faded)[edge].abs().mean() < 0.03 * step.mean()
 
 
 def test_a_whole_stage_too_large_for_the_autoencoder_is_decoded_in_small_tiles() -> None:
