@@ -95,8 +95,15 @@ class WithoutMove(TorchFunctionMode):
 
 @pytest.mark.parametrize(
     "task",
-    [edit, restore, *map(by_seam, ("adam", "closed-form", "asymmetric", "membrane"))],
-    ids=["edit", "restore", "adam", "closed-form", "asymmetric", "membrane"],
+    [
+        pytest.param(edit, id="edit"),
+        pytest.param(restore, id="restore"),
+        pytest.param(by_seam("membrane"), id="membrane"),
+        *(
+            pytest.param(by_seam(seam), id=seam, marks=pytest.mark.long)
+            for seam in ("adam", "closed-form", "asymmetric")
+        ),
+    ],
 )
 def test_a_pretended_gpu_gives_the_picture_of_the_cpu(task: Any) -> None:
     with pretend_cuda() as gpu:
