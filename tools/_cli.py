@@ -322,11 +322,16 @@ def sampling_of(loras: Iterable[tuple[str, float]]) -> dict[str, dict[str, Any]]
     return {model.name: dict(model.sampling) for model in known if model.sampling}
 
 
-def mixed_sampling(made_for: Mapping[str, object]) -> list[str]:
-    """The note where `sampling_of` found several LoRAs, whose samplings would mix: none is set."""
-    if len(made_for) < 2:
-        return []
-    return [f"{', '.join(made_for)}: made for different samplings, none is set; give --sampler and --steps"]
+def sampling_notes(made_for: Mapping[str, Mapping[str, Any]], options: Mapping[str, Option]) -> list[str]:
+    """What a LoRA that was made for few steps sets, as flags. Those of several would mix: none is set."""
+    if len(made_for) > 1:
+        return [
+            f"{', '.join(made_for)}: made for different samplings, none is set; give --sampler and --steps"
+        ]
+    return [
+        f"{name}: {flags_of(sampling, options)}, as it was made for; your own flags come first"
+        for name, sampling in made_for.items()
+    ]
 
 
 def flags_of(settings: Mapping[str, Any], options: Mapping[str, Option]) -> str:

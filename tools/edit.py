@@ -36,12 +36,12 @@ from ._cli import (
     given_options,
     lora_names,
     machine_facts,
-    mixed_sampling,
     part_name,
     picture_parser,
     print_notes,
     report_errors,
     same_file,
+    sampling_notes,
     sampling_of,
     warn_of_long_prompts,
     wide,
@@ -208,7 +208,8 @@ def prepare(args: argparse.Namespace) -> EditJob:
 
 def unused(args: argparse.Namespace, plan: "EditPlan") -> list[str]:
     """A note for each thing that was asked for and does not apply."""
-    notes = mixed_sampling(sampling_of(args.lora))
+    made_for = {name: few_steps(sampling) for name, sampling in sampling_of(args.lora).items()}
+    notes = sampling_notes(made_for, OPTIONS)
     if args.seam_decoder and plan.config.seam != "asymmetric":
         notes.append(f"--seam-decoder: not used with --seam {plan.config.seam}")
     if args.upscaler and not upscales(args, plan):
@@ -248,7 +249,8 @@ def preset_options(preset: str, loras: Sequence[tuple[str, float]]) -> dict[str,
 def few_steps(sampling: dict[str, Any]) -> dict[str, Any]:
     """A LoRA's `sampling`, which is told in RestoreConfig's names, in ours: there ddim has no fresh noise."""
     renamed = {"num_inference_steps": "num_steps"}
-    return {"eta": 0.0} | {renamed.get(name, name): value for name, value in sampling.items()}
+    eta = {"eta": 0.0} if sampling["sampler"] == "ddim" else {}
+    return {renamed.get(name, name): value for name, value in sampling.items()} | eta
 
 
 def check_paths(args: argparse.Namespace) -> None:

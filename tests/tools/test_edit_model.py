@@ -123,7 +123,9 @@ def test_what_does_not_apply_is_noted(job: list[str], bundle: Path, monkeypatch:
     monkeypatch.setattr("msbd.loading.nets.read_lora_file", lambda path: None)
     args = build_parser().parse_args([*job, "--model", str(bundle), "--lora", "lcm-lora"])
     few = prepare(args)
-    assert few.notes == [] and few.config.sampler == "lcm" and few.config.num_steps == 2  # as `job` says
+    assert few.config.sampler == "lcm" and few.config.num_steps == 2  # as `job` says
+    said = "--sampler lcm --steps 4 --guidance-scale 1.0, as it was made for; your own flags come first"
+    assert few.notes == [f"lcm-lora: {said}"]
     both = ["--lora", "lcm-lora", "--lora", "hyper-sd15-8step"]
     (note,) = prepare(build_parser().parse_args([*job, "--model", str(bundle), *both])).notes
     assert note == (

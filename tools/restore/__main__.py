@@ -37,16 +37,15 @@ from .._cli import (
     errors_by_flag,
     expected_failure,
     finite,
-    flags_of,
     given_options,
     lora_names,
     machine_facts,
-    mixed_sampling,
     part_name,
     picture_parser,
     picture_size,
     print_notes,
     report_errors,
+    sampling_notes,
     sampling_of,
     warn_of_long_prompts,
     wide,
@@ -277,11 +276,7 @@ def find_model(args: argparse.Namespace) -> "tuple[RestoreModel, list[str]]":
 def remarks(args: argparse.Namespace, model: "RestoreModel") -> list[str]:
     """Notes on what LoRAs set, and on what was asked for and does not apply to the method."""
     if model.method not in NET_FREE:
-        made_for = sampling_of(args.lora)
-        notes = mixed_sampling(made_for) or [
-            f"{name}: {flags_of(sampling, OPTIONS)}, as it was made for; your own flags come first"
-            for name, sampling in made_for.items()
-        ]
+        notes = sampling_notes(sampling_of(args.lora), OPTIONS)
         unused = [f"--upscaler: not used by method {model.method}; --method rrdb uses it"]
         return notes + (unused if args.upscaler else [])
     fields = given_options(args, OPTIONS).keys() - {"mode", "method", "seed"}
