@@ -1,7 +1,7 @@
 """Masks: from a picture's pixels to a stage's pixels and to latent cells, grown, or feathered.
 
 Tensors  masks (B, 1, H, W) float, 1 = edit, 0 = keep; sizes are (H, W)
-Copying  needs pixels/box.py; torch only
+Copying  needs pixels/box.py; torch and numpy
 """
 
 from typing import Literal

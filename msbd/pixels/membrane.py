@@ -4,7 +4,7 @@ Papers   Perez, Gangnet & Blake 2003 (Poisson image editing), doi:10.1145/882262
          McCormick 2000, "A Multigrid Tutorial"; Tatebe 1993, "The multigrid preconditioned conjugate gradient
          method"; Braess 1995, "Towards algebraic multigrid for elliptic problems of second order"
 Tensors  images (1, 3, H, W) float32 in [-1, 1]; masks (1, 1, H, W), 1 = edit, 0 = keep
-Copying  needs pixels/box.py and pixels/masks.py; torch only
+Copying  needs pixels/box.py and pixels/masks.py; torch and numpy
 """
 
 import math
@@ -25,7 +25,7 @@ DAMPING = (1 / (1.25 + 0.75 * math.sqrt(0.5)), 1 / (1.25 - 0.75 * math.sqrt(0.5)
 
 
 @torch.no_grad()
-def membrane(picture: Tensor, source: Tensor, mask: Tensor, *, smooth: float = 0.0) -> Tensor:
+def membrane(picture: Tensor, source: Tensor, mask: Tensor) -> Tensor:
     """`picture` (1, 3, H, W) in [-1, 1] inside `mask` (1, 1, H, W), made to meet `source` (1, 3, H, W) around
     it.
 
@@ -36,13 +36,8 @@ def membrane(picture: Tensor, source: Tensor, mask: Tensor, *, smooth: float = 0
     and lies between the least and the largest step. The result is not clamped to [-1, 1]. A mask over all of
     the picture meets nothing: `picture` is unchanged.
 
-    `smooth` > 0: the step at a pixel is the mean of source - picture over the kept pixels around it, by a
-    Gaussian of this many pixels. For steps in grain that `picture` lacks: unsmoothed, the grain of the edge's
-    single pixels runs into the mask as streaks. `picture` must then be meant to equal `source` for 3 x
-    `smooth` pixels around the mask.
-
     Other values of `picture` outside the mask do not matter. No gradients. ValueError for shapes that do not
-    fit, or a negative `smooth`.
+    fit.
     """
     height, width = picture.shape[-2:]
     if picture.shape != (1, 3, height, width) or source.shape != picture.shape:
@@ -51,18 +46,16 @@ def membrane(picture: Tensor, source: Tensor, mask: Tensor, *, smooth: float = 0
         )
     if mask.shape != (1, 1, height, width):
         raise ValueError(f"a mask of shape {tuple(mask.shape)}; expected {(1, 1, height, width)}")
-    if smooth < 0:
-        raise ValueError(f"a step is smoothed over 0 or more pixels, got {smooth}")
     masked = mask > 0.5
     if not masked.any():
         return source.clone()
     if masked.all():
         return picture.clone()
 
-    window = _grown(mask_box(masked), 1 + _reach(smooth), (height, width)).window
+    window = _grown(mask_box(masked), 1, (height, width)).window
     inside, below, around = masked[..., *window], picture[..., *window], source[..., *window]
     result = source.clone()
-    result[..., *window] = torch.where(inside, below + _harmonic(around - below, inside, smooth), around)
+    result[..., *window] = torch.where(inside, below + _harmonic(around - below, inside), around)
     return result
 
 
@@ -73,35 +66,19 @@ def _grown(box: Box, margin: int, size: tuple[int, int]) -> Box:
     return Box(top, left, bottom - top, right - left)
 
 
-def _harmonic(step: Tensor, inside: Tensor, smooth: float) -> Tensor:
+def _harmonic(step: Tensor, inside: Tensor) -> Tensor:
     """u (1, C, H, W) where `inside` (1, 1, H, W) bool is set, from `step` (1, C, H, W) where it is not."""
     free = inside.to(step.dtype)
     kept = 1 - free
     levels = _levels(
         free[..., 1:] * free[..., :-1], free[..., 1:, :] * free[..., :-1, :], _neighbours(kept) * free
     )
-    weight = _blurred(kept, smooth).clamp(min=1e-20) if smooth > 0 else None
     channels = []  # one at a time: a third of the memory, and more of it in the processor's cache
     for plane in step.split(1, dim=1):
-        if weight is not None:
-            plane = _blurred(plane * kept, smooth) / weight
         load = _neighbours(plane * kept) * free
         mean = load.sum() / levels[0].ground.sum()  # so that a constant step is solved at once
         channels.append(_solved(levels, load - mean * levels[0].ground) + mean)
     return torch.cat(channels, dim=1)
-
-
-def _reach(sigma: float) -> int:
-    return math.ceil(3 * sigma)
-
-
-def _blurred(x: Tensor, sigma: float) -> Tensor:
-    """`x` (1, 1, H, W) by a Gaussian whose sum is 1, with zeros around it."""
-    reach = _reach(sigma)
-    ramp = torch.arange(-reach, reach + 1, dtype=x.dtype, device=x.device)
-    line = torch.softmax(-(ramp**2) / (2 * sigma**2), dim=0)  # exp(...) / sum
-    rows = F.conv2d(x, line.view(1, 1, -1, 1), padding=(reach, 0))
-    return F.conv2d(rows, line.view(1, 1, 1, -1), padding=(0, reach))
 
 
 def _neighbours(x: Tensor) -> Tensor:
