@@ -4,8 +4,8 @@ Paper    Avrahami et al. 2022 (Blended Latent Diffusion), arXiv:2206.02779, back
          Ackermann & Li 2022, arXiv:2210.12965, eq. 1
 Tensors  latent (1, 4, h, w), already x scaling_factor; images (1, 3, H, W) in [-1, 1]; masks (1, 1, H, W), 1
          = edit
-Copying  needs memory.py, pixels/tiles.py. The VAE is any module with `decode`, `config.scaling_factor` and a
-         part `decoder`
+Copying  needs memory.py, pixels/masks.py, pixels/tiles.py. The VAE is any module with `decode`,
+         `config.scaling_factor` and a part `decoder`
 """
 
 import copy
@@ -17,9 +17,11 @@ import torch
 from torch import Tensor
 
 from ..memory import until_it_fits
+from ..pixels.masks import dilate
 from ..pixels.tiles import tile_boxes
 
 _PATIENCE = 10  # steps over which `stop` looks back
+_BESIDE = 16  # pixels on either side of the mask's edge that are fitted
 _FEWEST_CELLS = 16  # of a segment's side when memory is short
 
 
@@ -45,16 +47,17 @@ class Segment:
 
 
 def ring_segments(segments: Sequence[Segment], side: int, downscale: int) -> list[Segment]:
-    """The crops of `side` pixels (less where a segment is smaller) that the mask's edge runs through.
+    """The crops of `side` pixels (less where a segment is smaller) within 16 pixels of the mask's edge.
 
-    They cover it in the fewest crops, in a grid over each segment. All segments where no edge is.
+    They are of a grid over each segment. All segments where no edge is.
     """
     crops = []
     for segment in segments:
         height, width = segment.mask.shape[-2:]
+        beside = dilate(segment.mask, _BESIDE) * dilate(1 - segment.mask, _BESIDE)
         for box in tile_boxes(height, width, side, 0, downscale):
-            masked = segment.mask[..., *box.window]
-            if masked.any() and not masked.all():
+            if beside[..., *box.window].any():
+                masked = segment.mask[..., *box.window]
                 weight = None if segment.weight is None else segment.weight[..., *box.window]
                 latent = segment.latent[..., *box.divided(downscale).window]
                 crops.append(Segment(latent, segment.reference[..., *box.window], masked, weight))
@@ -76,9 +79,10 @@ def optimize_decoder(
 ) -> VAE:
     """A float32 copy of `vae` whose decoder was fitted to all `segments` together (eq. 1), by Adam.
 
-    One step follows the gradient of the whole loss, gathered segment by segment, so that only one segment's
-    activations are held: 5.7 GiB for 512 x 512 pixels and Stable Diffusion's VAE. Where even that does not
-    fit, all segments are cut in two and it starts again, after `on_split()`. Only `decoder` is trained
+    One step follows the gradient of the whole loss, gathered batch by batch of segments, so that only one
+    batch's activations are held: of one segment 5.7 GiB for 512 x 512 pixels and Stable Diffusion's VAE.
+    Where that does not fit, it starts again with half the batch, and from a batch of one on with all segments
+    cut in two, after `on_split()`. Only `decoder` is trained
     (post_quant_conv is not, as in the official code). `vae` itself is never touched, whatever happens; the
     official code trains it in place and, after an out-of-memory error, keeps the result. `background_weight`
     is eq. 1's lambda: the paper does not give it, the official code has 100. `on_step(step, loss)` is called
@@ -91,18 +95,22 @@ def optimize_decoder(
     if not segments:
         raise ValueError("decoder optimisation needs at least one segment, got none")
 
-    def fit(pieces: Sequence[Segment]) -> VAE:
-        return _fit(vae, pieces, steps, lr, background_weight, batch, dtype, stop, on_step)
+    def fit(work: tuple[Sequence[Segment], int]) -> VAE:
+        pieces, together = work
+        return _fit(vae, pieces, steps, lr, background_weight, together, dtype, stop, on_step)
 
-    def smaller(pieces: Sequence[Segment]) -> Sequence[Segment] | None:
+    def smaller(work: tuple[Sequence[Segment], int]) -> tuple[Sequence[Segment], int] | None:
+        pieces, together = work
+        if together > 1:
+            return pieces, together // 2
         halves = [half for piece in pieces for half in _halves(piece)]
         if len(halves) == len(pieces):
             return None
         if on_split is not None:
             on_split()
-        return halves
+        return halves, 1
 
-    return until_it_fits(fit, segments, smaller)
+    return until_it_fits(fit, (segments, min(batch, len(segments))), smaller)
 
 
 def _fit(

@@ -210,6 +210,29 @@ def test_segments_are_halved_until_they_fit_into_memory() -> None:
         optimize_decoder(vae, [segment], steps=1)
 
 
+def test_batches_shrink_before_segments_do() -> None:
+    torch.manual_seed(0)
+    sizes: dict[str, Any] = {"block_out_channels": (8, 8), "layers_per_block": 1, "norm_num_groups": 4}
+
+    class OneByOne(AutoencoderKL):
+        """No more than two pictures at once."""
+
+        def decode(self, latent: Tensor) -> Tensor:
+            if len(latent) > 2:
+                raise torch.OutOfMemoryError("pretended")
+            return super().decode(latent)
+
+    vae = OneByOne(VAEConfig(**sizes, mid_attention=False))
+    splits: list[None] = []
+    losses: dict[int, list[float]] = {2: [], 8: []}
+    for batch, seen in losses.items():
+        optimize_decoder(
+            vae, [tiny_segment(size=64)] * 5, steps=2, batch=batch,
+            on_step=lambda _, loss, seen=seen: seen.append(loss), on_split=lambda: splits.append(None),
+        )  # fmt: skip
+    assert not splits and losses[8] == losses[2]
+
+
 def test_another_error_than_memory_is_not_tried_again() -> None:
     def fail(step: int, loss: float) -> None:
         raise RuntimeError("something else")
@@ -221,13 +244,15 @@ def test_another_error_than_memory_is_not_tried_again() -> None:
 # ---- cheaper than the papers -------------------------------------------------------------------------------
 
 
-def test_ring_segments_are_the_crops_that_the_edge_runs_through() -> None:
+def test_ring_segments_are_the_crops_on_both_sides_of_the_edge() -> None:
     generator = torch.Generator().manual_seed(3)
     latent, reference = torch.randn(1, 4, 12, 16, generator=generator), torch.zeros(1, 3, 96, 128)
     mask = torch.zeros(1, 1, 96, 128)
-    mask[..., :64, :80] = 1
+    mask[..., :64, :80] = (
+        1  # row 64 lies on the grid: three crops above and three below, and column 80 in one more
+    )
     crops = ring_segments([Segment(latent, reference, mask)], 32, 8)
-    assert len(crops) == 2 and all(0 < crop.mask.mean() < 1 for crop in crops)  # 64 lies on the grid
+    assert sorted(crop.mask.mean().item() for crop in crops) == [0, 0, 0, 0.5, 0.5, 1, 1]
     assert all(crop.latent.shape == (1, 4, 4, 4) and crop.reference.shape[-2:] == (32, 32) for crop in crops)
     whole = [Segment(latent, reference, torch.ones_like(mask))]
     assert ring_segments(whole, 32, 8) == whole
