@@ -38,6 +38,7 @@ from .._cli import (
     report_errors,
     weighted_file,
 )
+from ..edit import PRESETS
 
 Parser = argparse.ArgumentParser
 
@@ -148,7 +149,7 @@ def _add_many_edits(parser: Parser, *, scenes: int, size: int = 384) -> None:
 def _add_presets(parser: Parser) -> None:
     add = parser.add_argument
     _add_picture(parser)
-    add("--presets", nargs="+", choices=("default", "fast", "paper", "official"), default=["paper", "default", "fast"],
+    add("--presets", nargs="+", choices=list(PRESETS), default=["paper", "default", "fast"],
         help="what to compare; the others with the first (default: paper default fast)")  # fmt: skip
     add("--also", action="append", type=named_path, default=[], metavar="NAME=FLAGS",
         help="a setting beside them, in flags of tools.edit over preset default, as "

@@ -41,7 +41,7 @@ from msbd.pixels.tiles import covered
 from weights.locate import locate
 from weights.lora import Lora
 
-from .._cli import choose_device
+from .._cli import choose_device, lora_names
 from .._report import Figure, code_state, mean, share, table, write_json, write_sheet
 from ..scenes.data import picture, runs_folder
 from ..scenes.judge import Judge, load_judge, nearest_colour
@@ -123,11 +123,11 @@ class EditTrial:
     config: EditConfig | None
     loras: tuple[tuple[str, float], ...] = ()  # each a known name or a file, and its weight
 
-    @property
+    @cached_property
     def key(self) -> str:
-        """Its name and a digest of its options."""
+        """Its name and a digest of its options, and of the files of its LoRAs."""
         options = "" if self.config is None else json.dumps(asdict(self.config), sort_keys=True)
-        options += json.dumps(self.loras) if self.loras else ""
+        options += json.dumps(lora_names(self.loras)) if self.loras else ""
         return f"{self.name}-{hashlib.sha256(options.encode()).hexdigest()[:8]}"
 
 
@@ -138,6 +138,16 @@ def check_scenes(args: argparse.Namespace) -> None:
     """ValueError for scenes that are none, or too small to edit."""
     if args.scenes < 1 or args.start < 0 or args.size < 64:
         raise ValueError("--scenes is at least 1, --start at least 0, --size at least 64")
+
+
+def check_names(trials: Sequence[EditTrial]) -> None:
+    """ValueError unless each trial has a name of its own that a file can have."""
+    names = [trial.name for trial in trials]
+    for name in names:
+        if names.count(name) > 1 or not name or "/" in name or "\\" in name:
+            raise ValueError(
+                f"{name!r} is the name of {names.count(name)} settings; expected different names without slashes"
+            )
 
 
 def make_trials(args: argparse.Namespace, base: EditConfig) -> list[EditTrial]:

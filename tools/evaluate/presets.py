@@ -22,6 +22,7 @@ from torch import Tensor
 from msbd.edit.config import EditConfig
 from msbd.edit.pipeline import EditPipeline, EditResult
 from msbd.load import load_edit_pipeline, model_hash
+from msbd.loading.seam import choose_seam_decoder
 from msbd.pixels.metrics import border_step, edge_step
 from msbd.pixels.resize import take
 from weights.locate import locate
@@ -43,6 +44,7 @@ from .edit import (
     EditTrial,
     Ledger,
     Record,
+    check_names,
     clip_score,
     measured,
     read_loras,
@@ -65,20 +67,31 @@ MEASURES: dict[str, tuple[str, float]] = {
     "seconds": ("seconds", 1.0),
 }
 
+QUALITY = ("colour_right", "kind_right", "clip")  # what --plot draws
+
 
 def evaluate_presets(args: argparse.Namespace) -> str:
     """Edit with every preset what is not known yet; the table over all. ValueError, OSError, WeightsError."""
     args, task_of, words = read_tasks(args)
+    if args.plot:
+        new_figure(1, 1)  # refused now, not after hours
     device, dtype = choose_device(args.device, args.dtype)
     model, precision = locate(args.model, companions=True), str(dtype).removeprefix("torch.")
     given = {} if args.steps is None else {"num_steps": args.steps}
     given |= {} if args.seam is None else {"seam": args.seam}
     trials = [EditTrial(name, EditConfig(**{**preset_options(name, ()), **given})) for name in args.presets]
     trials += [tried(name, flags) for name, flags in args.also]
+    check_names(trials)
+    asymmetric = any(trial.config and trial.config.seam == "asymmetric" for trial in trials)
+    decoder = choose_seam_decoder(model) if asymmetric else None
     pipes = {
-        loras: load_edit_pipeline(model, device=device, dtype=dtype, loras=read_loras(loras))
+        loras: load_edit_pipeline(
+            model, device=device, dtype=dtype, loras=read_loras(loras), seam_decoder=decoder
+        )
         for loras in dict.fromkeys(trial.loras for trial in trials)
     }
+    if any(pipe.clip is None for pipe in pipes.values()):
+        raise ValueError(f"{args.model}: no CLIP, by which presets are measured; fetch clip-vit-l14")
     ledger = Ledger(
         f"presets-{model_hash(model)}-{words}-{args.seed}-{device.type}-{precision}", fresh=args.fresh
     )
@@ -87,10 +100,11 @@ def evaluate_presets(args: argparse.Namespace) -> str:
         return edited(pipes[trial.loras], judge, task, trial, seed)
 
     run_trials(attempt, trials, ledger, args, task_of, judged=args.image is None)
+    settings = {"model": str(args.model), "device": device.type, "dtype": precision, "pictures": words}
+    told = preset_report(trials, ledger, args, settings)
     if args.plot:
         draw_work(trials, ledger, range(args.scenes), args.plot)
-    settings = {"model": str(args.model), "device": device.type, "dtype": precision, "pictures": words}
-    return preset_report(trials, ledger, args, settings)
+    return told
 
 
 def tried(name: str, flags: str) -> EditTrial:
@@ -105,10 +119,13 @@ def tried(name: str, flags: str) -> EditTrial:
     add_config_options(parser, OPTIONS, GROUPS)
     try:
         given, unknown = parser.parse_known_args(shlex.split(flags))
-    except argparse.ArgumentError as error:
-        raise ValueError(f"--also: {error}") from None
+    except (argparse.ArgumentError, ValueError) as error:
+        raise ValueError(f"--also {name}={flags}: {error}") from None
     if unknown:
-        raise ValueError(f"--also: {' '.join(unknown)}: no option of an edit")
+        raise ValueError(
+            f"--also {name}={flags}: {' '.join(unknown)} is not taken here; the options are those of tools.edit "
+            "for sampling and seams, --preset and --lora"
+        )
     with errors_by_flag(OPTIONS):
         options = preset_options(given.preset, given.lora) | given_options(given, OPTIONS)
         return EditTrial(name, EditConfig(**options), tuple(given.lora))
@@ -189,13 +206,17 @@ def draw_work(trials: Sequence[EditTrial], ledger: Ledger, numbers: Sequence[int
     Each less the first trial's on the same scenes. ValueError without matplotlib.
     """
     first, *others = trials
-    canvas = new_figure(8.6, 3.6)
-    axes = canvas.subplots(1, 3, sharex=True)
-    for axis, (label, (key, factor)) in zip(axes, list(MEASURES.items())[:3], strict=True):
-        for trial in others:
-            pairs = [(a, b) for n in numbers if (a := ledger.get(n, trial)) and (b := ledger.get(n, first))]
-            if not pairs:
-                continue
+    pairs_of = {
+        trial: [(a, b) for n in numbers if (a := ledger.get(n, trial)) and (b := ledger.get(n, first))]
+        for trial in others
+    }
+    pairs_of = {trial: pairs for trial, pairs in pairs_of.items() if pairs}
+    known = {key for pairs in pairs_of.values() for key in pairs[0][0]}
+    drawn = {label: told for label, told in MEASURES.items() if told[0] in known & {*QUALITY}}
+    canvas = new_figure(2.9 * max(len(drawn), 1), 3.6)
+    axes = canvas.subplots(1, max(len(drawn), 1), sharex=True, squeeze=False)[0]
+    for axis, (label, (key, factor)) in zip(axes, drawn.items(), strict=False):
+        for trial, pairs in pairs_of.items():
             less = mean(label, [factor * (a[key] - b[key]) for a, b in pairs], "")
             work = sum(a["evaluations"] for a, _ in pairs) / len(pairs)
             spread = [[less.value - less.low], [less.high - less.value]]

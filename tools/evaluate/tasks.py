@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from msbd.pixels.files import load_image, load_mask
-from msbd.pixels.masks import resize_mask
 
+from ..edit import check_mask
 from .edit import EditTask, check_scenes, make_task
 
 
@@ -33,8 +33,9 @@ def read_tasks(args: argparse.Namespace) -> tuple[argparse.Namespace, Callable[[
     """
     given = (args.image, args.mask, args.prompt)
     if None not in given:
-        photo = load_image(args.image)
-        task = PictureTask(photo.image, resize_mask(load_mask(args.mask), photo.size), args.prompt)
+        photo, mask = load_image(args.image), load_mask(args.mask)
+        check_mask(mask, args.mask, photo, args.image)
+        task = PictureTask(photo.image, mask, args.prompt)
         pixels = task.image.numpy().tobytes() + task.mask.numpy().tobytes()
         digest = hashlib.sha256(pixels + args.prompt.encode()).hexdigest()[:10]
         one = {"scenes": 1, "start": 0, "count": None}

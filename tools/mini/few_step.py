@@ -68,8 +68,13 @@ class FewStepPart:
         x_t = q_sample(z, t, self.alphas_cumprod, torch.randn(z.shape, generator=generator))
         with torch.no_grad():
             context = self.text(self.tokenizer([*(captions[i] for i in index), ""]))
-            cond, uncond = context[:-1], context[-1:].expand(count, -1, -1)
-            both = self.teacher(torch.cat([x_t, x_t]), torch.cat([t, t]), torch.cat([uncond, cond]))
+        device = next(self.net.parameters()).device
+        x_t, t, s, a_t, a_s, context = (x.to(device) for x in (x_t, t, s, a_t, a_s, context))
+        cond, uncond = context[:-1], context[-1:].expand(count, -1, -1)
+        with torch.no_grad():
+            both = self.teacher.to(device)(
+                torch.cat([x_t, x_t]), torch.cat([t, t]), torch.cat([uncond, cond])
+            )
             eps_u, eps_c = both.chunk(2)
             eps = eps_u + GUIDANCE * (eps_c - eps_u)
             x_s = torch.stack([ddim_step(*row)[0] for row in zip(x_t, eps, a_t, a_s, strict=True)])
@@ -94,7 +99,7 @@ def with_changes(unet: UNet, rank: int) -> UNet:
 
 
 def write_few_step_lora(path: Path) -> None:
-    """Write the LoRA of the last checkpoint to `path`, in float16, with how it is to be sampled."""
+    """Write the LoRA of the last checkpoint to `path`, in float16."""
     net: Any = trained(FewStepPart(), device=torch.device("cpu"))
     state: dict[str, Tensor] = {}
     for name, module in net.named_modules():

@@ -51,7 +51,8 @@ def test_any_setting_can_be_measured_beside_the_presets() -> None:
     assert few.key != EditTrial("few", few.config).key
     for flags, said in (
         ("--steps", "--steps"),
-        ("--wrong 3", "--wrong 3: no option of an edit"),
+        ("--wrong 3", "--also a=--wrong 3: --wrong 3 is not taken here"),
+        ("--sampler 'ddim", "--also a=--sampler 'ddim: No closing quotation"),
         ("--steps 0", "--steps"),
     ):
         with pytest.raises(ValueError, match=said):
@@ -112,12 +113,20 @@ def test_seams_of_scenes_and_of_a_picture(
 
 
 def test_presets_of_a_picture_tell_what_needs_no_truth(
-    model: str, capsys: pytest.CaptureFixture[str]
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     examples = Path(__file__).parents[3] / "examples"
     picture = ["-i", str(examples / "coffee.jpg"), "-m", str(examples / "coffee_mask.png"), "-p", "a ball"]
     words = ["presets", "--model", model, *picture, "--presets", "fast", "default", "--steps", "1"]
-    assert main(words) == 0
+    assert main([*words, "--plot", str(tmp_path / "work.png")]) == 0
+    assert (tmp_path / "work.png").exists()
     head, _, *lines = capsys.readouterr().out.splitlines()
     assert "across tiles" in head and "asked" not in head
     assert [line.split()[0] for line in lines[:3]] == ["fast", "default", "default"]
+    for wrong, said in (
+        (["--also", "fast=--steps 1"], "'fast' is the name of 2 settings"),
+        (["--also", "a/b=--steps 1"], "without slashes"),
+        (["-m", str(examples / "chelsea_mask.png")], "the mask has 451 x 300 pixels"),
+    ):
+        assert main([*words, *wrong]) == 1
+        assert said in capsys.readouterr().err
