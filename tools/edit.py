@@ -128,7 +128,7 @@ def build_parser() -> CommandParser:
         "--candidates",
         type=Path,
         metavar="FILE",
-        help="all candidates with CLIP's scores, the chosen one framed",
+        help="the candidates that were kept, with CLIP's scores, the chosen one framed",
     )
     add("--stages", type=Path, metavar="FOLDER", help="every intermediate picture as a numbered PNG")
     add_result_options(common, add)
@@ -175,7 +175,7 @@ def prepare(args: argparse.Namespace) -> EditJob:
     from msbd.load import locate_editor, plan_facts
     from msbd.loading.choose import choose_editor
     from msbd.loading.nets import read_lora_file
-    from msbd.loading.seam import choose_seam_decoder
+    from msbd.loading.seam import choose_seam_decoder, find_seam_decoder
 
     check_paths(args)
     device, dtype = choose_device(args.device, args.dtype)
@@ -202,6 +202,7 @@ def prepare(args: argparse.Namespace) -> EditJob:
     decoder = None
     if plan.config.seam == "asymmetric":
         decoder = args.seam_decoder or choose_seam_decoder(model)
+        find_seam_decoder(decoder)
     notes += unused(args, plan)
     return EditJob(photo, mask, config, plan, model, decoder, loras, device, dtype, notes)
 
@@ -288,18 +289,24 @@ def read_pictures(args: argparse.Namespace) -> "tuple[Photo, Tensor]":
         check_transparency(photo, args.image, args.output)
     source = args.image if args.mask_from_alpha else args.mask
     mask = load_mask(source, invert=args.invert_mask, from_alpha=args.mask_from_alpha)
+    if args.resize_mask:
+        mask = resize_mask(mask, photo.size)
+    check_mask(mask, source, photo, args.image)
+    return photo, mask
+
+
+def check_mask(mask: "Tensor", source: Path, photo: "Photo", image: Path) -> None:
+    """ValueError for a mask (1, 1, H, W) of another size than the photo, and for one with nothing to edit."""
     size = (mask.shape[-2], mask.shape[-1])
-    if size != photo.size and not args.resize_mask:
+    if size != photo.size:
         raise ValueError(
-            f"{source}: the mask has {wide(size)} pixels, {args.image} has {wide(photo.size)}; "
+            f"{source}: the mask has {wide(size)} pixels, {image} has {wide(photo.size)}; "
             "draw it on the picture, or stretch it with --resize-mask"
         )
-    mask = resize_mask(mask, photo.size)
     if not mask.any():
         raise ValueError(
             f"{source}: the mask is empty: no pixel is to be edited; white is, or black with --invert-mask"
         )
-    return photo, mask
 
 
 def describe(job: EditJob) -> list[str]:
@@ -379,6 +386,7 @@ def run(args: argparse.Namespace, job: EditJob) -> None:
 def metadata(args: argparse.Namespace, job: EditJob) -> dict[str, Any]:
     """What is needed to make the picture again; asked before the edit, as the model's files may change."""
     from msbd.load import model_hash
+    from msbd.loading.seam import find_seam_decoder
 
     return {
         "prompt": args.prompt,
@@ -387,7 +395,8 @@ def metadata(args: argparse.Namespace, job: EditJob) -> dict[str, Any]:
         "upscaler": part_name(args.upscaler, job.model.net("rrdb").path)
         if upscales(args, job.plan)
         else None,
-        "seam_decoder": job.seam_decoder and Path(job.seam_decoder).name,
+        "seam_decoder": job.seam_decoder
+        and part_name(job.seam_decoder, find_seam_decoder(job.seam_decoder).path),
         "model_hash": model_hash(job.model),
         "loras": lora_names(args.lora),
         "preset": args.preset,

@@ -130,9 +130,10 @@ class EditConfig:
         "alone, by a decoder that sees the picture, by the smoothest correction, or not at all",
     )
     seam_stages: Literal["all", "last"] = option(
-        "all", "after which stages; what the first ones carry of it into the mask the later ones enlarge"
+        "all",
+        "after which stages the result is made to meet the picture; later stages enlarge what the first ones did",
     )
-    decoder_optimization: bool = option(True, "as it was sampled if not: another word for seam none")
+    decoder_optimization: bool = option(True, "if not, seam is none")
     decoderopt_steps: int = option(100, "steps of Adam in decoder optimisation")
     decoderopt_lr: float = option(1e-4, "learning rate of decoder optimisation")
     # The paper does not give lambda; the official code has 100.
@@ -154,7 +155,7 @@ class EditConfig:
     )
     membrane_reach: int = option(
         6,
-        "pixels inside the mask over which the membrane's correction fades out; 0 lets it reach everywhere",
+        "pixels of the stage, from the mask's edge inwards, over which the membrane fades out; with 0 it does not",
     )
 
     # Composite

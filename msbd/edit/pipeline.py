@@ -188,7 +188,8 @@ class EditPipeline:
         config, count = edit.plan.config, len(candidates)
         if self.clip is None or not config.clip_reranking:
             if config.clip_reranking and count > 1:
-                edit.notes.append(f"no CLIP with this model: the first of {count} candidates was taken")
+                begun = edit.plan.stages[0].candidates
+                edit.notes.append(f"no CLIP with this model: the first of {begun} candidates was taken")
             return None, 0
         scores = score(candidates)
         edit.report(edit.plan.stages[0].name, "rerank", 1, 1)

@@ -94,7 +94,8 @@ class EditResult:
 
     image: Tensor  # (1, 3, H, W) in [-1, 1]
     plan: EditPlan  # its config.seed is the one that was used, drawn from a generator or not
-    candidates: Tensor  # (B, 3, h, w), the first stage before decoder optimisation; of segments B = 0
+    # (B, 3, h, w), those of the first stage that were kept, before decoder optimisation; of segments B = 0
+    candidates: Tensor
     scores: Tensor | None  # (B,) CLIP's, higher = better; None without reranking
     chosen: int  # index of the candidate that was taken
     seconds: dict[str, float] = field(default_factory=dict)  # by stage and task
@@ -227,6 +228,7 @@ class _Planning:
             repaint_end=config.repaint_end,
         )
         candidates = config.first_stage_batch if first and config.method != "segments" else 1
+        halfway = _halfway(schedule)  # 0 where there is one evaluation
         return Stage(
             name="first stage" if first else f"stage {number + 1}",
             number=number,
@@ -236,8 +238,10 @@ class _Planning:
             repeats=repeats,
             num_steps=num_steps,
             candidates=candidates,
-            kept=min(config.candidates_kept or candidates, candidates),
-            halfway=_halfway(schedule),
+            kept=min(config.candidates_kept or candidates, candidates)
+            if config.clip_reranking and halfway
+            else candidates,
+            halfway=halfway,
             joint=tiled and config.tiles == "joint",
             grid=tuple(grid),
             boxes=_computed(grid, visible, number, config),

@@ -32,8 +32,7 @@ def read_seam_decoder(model: str | Path, vae: AutoencoderKL) -> AsymmetricAutoen
     that of `vae`; in evaluation mode, without gradients. Raises WeightsError, one line, for another kind of
     file, a damaged one, and one whose latents are not those of `vae`.
     """
-    check_kind(model, "decoder")
-    source = _find(model)
+    source = find_seam_decoder(model)
     contents = read_contents(read_source(source), source.path)
     part = next((part for part in DECODERS if part in contents.parts), None)
     if part is None:
@@ -71,7 +70,7 @@ def choose_seam_decoder(located: Located) -> str:
     """The known decoder for a model: the bundle's own for its autoencoder, else the first official one that
     is on this machine. No network call. WeightsError, with the command that gets one, where there is none.
     """
-    if located.net("vae").path.parent == MINI:
+    if located.net("vae").path.parent.resolve() == MINI.resolve():
         return "mini-asymmetric"
     if here := next((name for name in OFFICIAL if is_here(MODELS[name])), None):
         return here
@@ -90,8 +89,10 @@ def write_seam_decoder(path: Path, net: AsymmetricAutoencoderKL, vae: Autoencode
     write_safetensors(path, difference(net.state_dict(), base, torch.float16), metadata)
 
 
-def _find(model: str | Path) -> Source:
+def find_seam_decoder(model: str | Path) -> Source:
+    """Where the net lies that `read_seam_decoder` reads. WeightsError for another kind, or where none is."""
+    check_kind(model, "decoder")
     path = Path(model)
-    if str(model) in MODELS:
+    if str(model) in MODELS or not path.exists():  # refuses an unknown name and names the known ones
         return next(iter(locate(str(model)).nets.values()))
     return find_source(path) if path.is_dir() else source_of(path)

@@ -217,7 +217,18 @@ def test_an_asymmetric_seam_takes_the_bundles_own_decoder(job: list[str], tmp_pa
     assert main([*seamed(job), *asymmetric]) == 0
     with Image.open(tmp_path / "out.png") as picture:
         stored = json.loads(picture.info["msbd"])
-    assert stored["seam"] == "asymmetric" and stored["seam_decoder"] == "mini-asymmetric"
+    assert stored["seam"] == "asymmetric"
+    assert re.fullmatch(r"mini-asymmetric \([0-9a-f]{10}\)", stored["seam_decoder"])
+
+
+def test_the_bundle_is_known_by_its_folder_too(
+    job: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(_cli.ROOT)
+    words = [*seamed(job), "--seam", "asymmetric", "--dry-run"]
+    assert main([*words, "--model", "weights/mini"]) == 0
+    assert main([*words, "--model", "mini", "--seam-decoder", "nosuch"]) == 1  # before any net is read
+    assert "nosuch" in capsys.readouterr().err
 
 
 def test_without_a_decoder_for_it_the_seam_is_refused_before_the_work(

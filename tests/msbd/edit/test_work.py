@@ -160,6 +160,19 @@ def test_without_a_clip_the_first_candidates_go_on() -> None:
     assert len(result.candidates) == 1 and result.chosen == 0
 
 
+def test_candidates_are_not_dropped_where_clip_is_not_to_choose() -> None:
+    config = replace(FAST, first_stage_batch=3, candidates_kept=1, repaint_steps=0, clip_reranking=False)
+    clip = Likes()
+    result = latent_pipeline(clip=clip)(IMAGE, MASK, "", config=config)
+    assert len(result.candidates) == 3 and clip.seen == 0
+
+
+def test_candidates_are_not_dropped_where_there_is_no_half_way() -> None:
+    config = replace(FAST, first_stage_batch=3, candidates_kept=1, repaint_steps=0, num_steps=1)
+    result = latent_pipeline(clip=Likes())(IMAGE, MASK, "", config=config)
+    assert len(result.candidates) == 3 and len(result.plan.stages[0].schedule) == 1
+
+
 @pytest.mark.parametrize("kept", [3, 7])
 def test_keeping_as_many_as_there_are_drops_none(kept: int) -> None:
     config = replace(FAST, first_stage_batch=3, candidates_kept=kept)
