@@ -119,7 +119,10 @@ class EditConfig:
     )
     tile: int | None = option(None, "side of a tile", unit="pixels", unset="1.5 x the native size")
     grid_overlap: int | None = option(
-        None, "overlap of neighbouring tiles", unit="pixels", unset="a sixth of the tile"
+        None,
+        "overlap of neighbouring tiles",
+        unit="pixels",
+        unset="a third of the tile where tiles are joint, else a sixth",
     )
     tile_batch: int | None = option(None, "tiles that are sampled at once", unset="what fits into memory")
 
@@ -192,7 +195,8 @@ class EditConfig:
         """The same options with everything filled in. ValueError where a size does not suit the model."""
         side = spec.native * 3 // 2
         tile = self.tile or side
-        overlap = tile // 6 // spec.multiple * spec.multiple or spec.multiple
+        part = 3 if self.tiles == "joint" else 6  # A.2: 128 of 768
+        overlap = tile // part // spec.multiple * spec.multiple or spec.multiple
         usual = {
             "seed": 0,
             "guidance_scale": spec.guidance_scale,

@@ -166,7 +166,7 @@ def picture_record(image: Tensor, mask: Tensor, result: EditResult) -> Record:
         rows = _middles({(box.top, box.height) for box in last.grid})
         columns = _middles({(box.left, box.width) for box in last.grid})
         inside = take(mask, crop)
-        border = border_step(take(result.image, crop), inside, rows, columns, result.plan.config.grid_overlap)
+        border = border_step(take(result.image, crop), inside, rows, columns, result.plan.config.tile // 6)
         record |= {} if math.isnan(border) else {"border": border}
     return record
 

@@ -108,6 +108,8 @@ def test_plan_measures_follow_the_model() -> None:
     assert (sd.first_stage_size, sd.max_edgelen, sd.tile, sd.grid_overlap) == (512, 768, 768, 128)
     assert (mini.first_stage_size, mini.max_edgelen, mini.tile, mini.grid_overlap) == (128, 192, 192, 32)
     assert (sd.guidance_scale, mini.guidance_scale, sd.upscale_num_steps, sd.seed) == (7.5, 4.0, 50, 0)
+    joint = replace(EditConfig(), tiles="joint")
+    assert [joint.for_model(spec).grid_overlap for spec in (SD, MINI)] == [256, 64]
     given_ones = EditConfig(tile=256, grid_overlap=64, guidance_scale=1.0, seed=3, upscale_num_steps=7)
     full = given_ones.for_model(SD)
     assert (full.tile, full.grid_overlap, full.guidance_scale, full.seed) == (256, 64, 1.0, 3)
