@@ -29,7 +29,6 @@ def test_presets_are_measured_in_parts_and_in_pairs(
     assert main([*words, "--json", str(tmp_path / "f.json")]) == 0
     table = capsys.readouterr().out
     assert "default - fast" in table and "asked object" in table
-    assert "across tiles" not in table  # no scene is as large as that
     assert len(list((tmp_path / "p").glob("001 *.png"))) == 3  # source and two presets
     figures = {f["name"]: f for f in json.loads((tmp_path / "f.json").read_text())["figures"]}
     work, less = figures["default: evaluations"], figures["default - fast: evaluations"]
