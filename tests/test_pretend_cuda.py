@@ -43,7 +43,7 @@ def by_seam(seam: Any) -> Any:
     """A short edit by preset default, whose last stage is in joint tiles, with that seam."""
 
     def run(device: str) -> Tensor:
-        config = EditConfig.default(num_steps=2, first_stage_batch=3, decoderopt_steps=1, seam=seam)
+        config = EditConfig.default(num_steps=2, candidates_kept=2, decoderopt_steps=1, seam=seam)
         image, mask = noise_picture(256, 256), torch.zeros(1, 1, 256, 256)
         mask[..., 40:216, 40:216] = 1
         decoder = "mini-asymmetric" if seam == "asymmetric" else None

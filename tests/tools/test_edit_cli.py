@@ -257,7 +257,7 @@ def test_dry_run_counts_and_writes_nothing(
     assert sorted(tmp_path.rglob("*")) == before
     out = capsys.readouterr().out
     assert "56 x 40 pixels, 480 of them masked" in out
-    assert "2 candidates, 10 evaluations" in out  # 3 steps, the last of them not repeated, x 2
+    assert "2 candidates, 12 evaluations" in out  # 3 steps, each repeated once, x 2
 
 
 def test_mode_is_understood_as_method(job: list[str], capsys: pytest.CaptureFixture[str]) -> None:
