@@ -213,15 +213,19 @@ def draw_work(trials: Sequence[EditTrial], ledger: Ledger, numbers: Sequence[int
     pairs_of = {trial: pairs for trial, pairs in pairs_of.items() if pairs}
     known = {key for pairs in pairs_of.values() for key in pairs[0][0]}
     drawn = {label: told for label, told in MEASURES.items() if told[0] in known & {*QUALITY}}
-    canvas = new_figure(2.9 * max(len(drawn), 1), 3.6)
+    at_first = [b["evaluations"] for pairs in pairs_of.values() for _, b in pairs]
+    canvas = new_figure(3.1 * max(len(drawn), 1), 3.8)
     axes = canvas.subplots(1, max(len(drawn), 1), sharex=True, squeeze=False)[0]
     for axis, (label, (key, factor)) in zip(axes, drawn.items(), strict=False):
         for trial, pairs in pairs_of.items():
             less = mean(label, [factor * (a[key] - b[key]) for a, b in pairs], "")
             work = sum(a["evaluations"] for a, _ in pairs) / len(pairs)
             spread = [[less.value - less.low], [less.high - less.value]]
-            axis.errorbar([work], [less.value], spread, marker="o", capsize=3)
-            axis.annotate(trial.name, (work, less.value), xytext=(4, 4), textcoords="offset points", size=8)
+            axis.errorbar([work], [less.value], spread, marker="o", capsize=3, label=trial.name)
+        axis.plot([sum(at_first) / len(at_first)], [0], "k*", label=first.name)
         axis.axhline(0, color="0.5", linewidth=1)
-        axis.set(xlabel="evaluations of the U-Net", ylabel=f"{label}, less {first.name}'s", xscale="log")
+        axis.set(xlabel="evaluations of the U-Net", xscale="log", title=f"{label}, less {first.name}'s")
+        axis.xaxis.set_major_formatter("{x:g}")
+        axis.xaxis.set_minor_formatter("")
+    canvas.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
     canvas.savefig(path, dpi=110)
