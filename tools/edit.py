@@ -291,17 +291,17 @@ def read_pictures(args: argparse.Namespace) -> "tuple[Photo, Tensor]":
     mask = load_mask(source, invert=args.invert_mask, from_alpha=args.mask_from_alpha)
     if args.resize_mask:
         mask = resize_mask(mask, photo.size)
-    check_mask(mask, source, photo, args.image)
+    check_mask(mask, source, photo, args.image, ", or stretch it with --resize-mask")
     return photo, mask
 
 
-def check_mask(mask: "Tensor", source: Path, photo: "Photo", image: Path) -> None:
+def check_mask(mask: "Tensor", source: Path, photo: "Photo", image: Path, way_out: str = "") -> None:
     """ValueError for a mask (1, 1, H, W) of another size than the photo, and for one with nothing to edit."""
     size = (mask.shape[-2], mask.shape[-1])
     if size != photo.size:
         raise ValueError(
             f"{source}: the mask has {wide(size)} pixels, {image} has {wide(photo.size)}; "
-            "draw it on the picture, or stretch it with --resize-mask"
+            f"draw it on the picture{way_out}"
         )
     if not mask.any():
         raise ValueError(
