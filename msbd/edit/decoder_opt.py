@@ -82,11 +82,10 @@ def optimize_decoder(
     One step follows the gradient of the whole loss, gathered batch by batch of segments, so that only one
     batch's activations are held: of one segment 5.7 GiB for 512 x 512 pixels and Stable Diffusion's VAE.
     Where that does not fit, it starts again with half the batch, and from a batch of one on with all segments
-    cut in two, after `on_split()`. Only `decoder` is trained
-    (post_quant_conv is not, as in the official code). `vae` itself is never touched, whatever happens; the
-    official code trains it in place and, after an out-of-memory error, keeps the result. `background_weight`
-    is eq. 1's lambda: the paper does not give it, the official code has 100. `on_step(step, loss)` is called
-    after each step. ValueError without a segment.
+    cut in two, after `on_split()`. Only `decoder` is trained (post_quant_conv is not, as in the official
+    code). `vae` itself is never touched, whatever happens; the official code trains it in place and, after an
+    out-of-memory error, keeps the result. `background_weight` is eq. 1's lambda: the paper does not give it,
+    the official code has 100. `on_step(step, loss)` is called after each step. ValueError without a segment.
 
     What the papers do not have, for speed: `batch` segments of one size are decoded together, in `dtype`
     (bfloat16: by autocast, the trained weights stay in float32), and it ends before `steps` when ten of them

@@ -298,6 +298,12 @@ def clip_score(pipe: EditPipeline, window: Tensor, prompt: str) -> float:
     return clip_scores(pipe.clip, ids, window.to(device), **pipe.clip_preprocessing).item()
 
 
+def clip_cosine(pipe: EditPipeline, score: float) -> float:
+    """The cosine in a `clip_score` of this pipeline's CLIP."""
+    assert pipe.clip is not None, "the model has no CLIP"
+    return score / pipe.clip.logit_scale.exp().item()
+
+
 def background_record(task: EditTask, result: EditResult, shown: dict[str, Tensor]) -> Record:
     """How well the decoder meets the background: `mse` and `psnr` in a ring, the `step` at the mask's edge.
 
@@ -339,7 +345,7 @@ def edit_report(
         if part:
             lines.append([part.strip() + ":"] + [""] * 5)
         for trial in trials:
-            records = _known(ledger, chosen, trial)
+            records = known_records(ledger, chosen, trial)
             row = _subject_figures(
                 f"{trial.name}{part}", records, asked=trial.name.startswith("msbd") and not part
             )
@@ -422,7 +428,7 @@ def tell(
 ) -> str:  # fmt: skip
     """The table and where its records are; writes JSON and sheets where asked to."""
     if args.json:
-        records = {trial.name: _known(ledger, range(args.scenes), trial) for trial in trials}
+        records = {trial.name: known_records(ledger, range(args.scenes), trial) for trial in trials}
         write_json(args.json, figures, **settings, records=records)
     if args.pictures:
         columns = [SOURCE, *(trial for trial in trials if trial != SOURCE)]
@@ -443,7 +449,8 @@ def _write_rows(columns: Sequence[EditTrial], args: argparse.Namespace) -> None:
         write_sheet(args.pictures / f"rows {first // 8 + 1}.png", shown, len(columns))
 
 
-def _known(ledger: Ledger, numbers: Sequence[int], trial: EditTrial) -> list[Record]:
+def known_records(ledger: Ledger, numbers: Sequence[int], trial: EditTrial) -> list[Record]:
+    """What `ledger` has of `trial` on these scenes."""
     return [record for n in numbers if (record := ledger.get(n, trial)) is not None]
 
 

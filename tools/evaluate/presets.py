@@ -45,6 +45,7 @@ from .edit import (
     Ledger,
     Record,
     check_names,
+    clip_cosine,
     clip_score,
     measured,
     read_loras,
@@ -135,7 +136,7 @@ def edited(
     pipe: EditPipeline, judge: Judge | None, task: Task, trial: EditTrial, seed: int
 ) -> tuple[Tensor, Record]:
     """The picture that `trial` gives of `task`, and its record. Colour and object are judged in scenes."""
-    assert trial.config is not None and pipe.clip is not None
+    assert trial.config is not None
     config = replace(trial.config, seed=seed * 100_000 + task.number)
     started = time.perf_counter()
     result = pipe(task.image, task.mask, task.prompt, config=config)
@@ -145,10 +146,12 @@ def edited(
         seen = subject_record(pipe, judge, task, result.image)
         record["colour_right"] = seen["colour"] == seen["asked"][0]
         record["kind_right"] = seen["kind"] == seen["asked"][1]
-    score = clip_score(pipe, window_of(result.image, task.mask), task.prompt)
+        score = seen["clip"]
+    else:
+        score = clip_score(pipe, window_of(result.image, task.mask), task.prompt)
     return result.image, {
         **record,
-        "clip": score / pipe.clip.logit_scale.exp().item(),
+        "clip": clip_cosine(pipe, score),
         **picture_record(task.image, task.mask, result),
         "seconds": round(seconds, 2),
     }

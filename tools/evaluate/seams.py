@@ -21,7 +21,6 @@ from msbd.edit.config import EditConfig
 from msbd.edit.decode import stage_picture
 from msbd.edit.pipeline import EditPipeline
 from msbd.edit.plan import Stage
-from msbd.edit.rerank import clip_scores
 from msbd.edit.stage import Edit
 from msbd.load import load_edit_pipeline, model_hash
 from msbd.loading.seam import choose_seam_decoder
@@ -31,7 +30,18 @@ from weights.locate import locate
 
 from .._cli import choose_device
 from .._report import table
-from .edit import RING, EditTrial, Ledger, Record, measured, run_trials, tell
+from .edit import (
+    RING,
+    EditTrial,
+    Ledger,
+    Record,
+    clip_cosine,
+    clip_score,
+    known_records,
+    measured,
+    run_trials,
+    tell,
+)
 from .tasks import Task, read_tasks
 
 # Name -> the options of an edit that it stands for.
@@ -78,7 +88,7 @@ def evaluate_seams(args: argparse.Namespace) -> str:
         f"seams-{model_hash(model)}-{words}-{args.seed}-{device.type}-{precision}", fresh=args.fresh
     )
     run_trials(attempt, trials, ledger, args, task_of, judged=False)
-    known = {t.name: [r for n in range(args.scenes) if (r := ledger.get(n, t))] for t in trials}
+    known = {trial.name: known_records(ledger, range(args.scenes), trial) for trial in trials}
     rows = {name: measured(name, records, MEASURES) for name, records in known.items()}
     lines = [["mean (95 % interval)", "n", *MEASURES]]
     lines += [[name, str(len(known[name])), *(f.text for f in figures)] for name, figures in rows.items()]
@@ -134,7 +144,5 @@ def decode_by(pipe: EditPipeline, sampled: Sampled, options: dict[str, Any]) -> 
     if not torch.equal(decoded * ring, x_in * ring):  # the membrane's ring is the source itself
         record["psnr"] = psnr(decoded, x_in, ring).item()
     if pipe.clip is not None:
-        ids = pipe.clip_tokenizer([sampled.prompt]).to(picture.device)
-        score = clip_scores(pipe.clip, ids, picture, **pipe.clip_preprocessing)
-        record["clip"] = (score / pipe.clip.logit_scale.exp()).item()
+        record["clip"] = clip_cosine(pipe, clip_score(pipe, picture, sampled.prompt))
     return picture, record

@@ -66,12 +66,11 @@ class FewStepPart:
         t, s = self.timesteps[n], torch.where(n > 0, self.timesteps[n - 1], 0)
         a_t, a_s = self.alphas_cumprod[t], torch.where(n > 0, self.alphas_cumprod[s], 1.0)
         x_t = q_sample(z, t, self.alphas_cumprod, torch.randn(z.shape, generator=generator))
+        device = next(self.net.parameters()).device
         with torch.no_grad():
             context = self.text(self.tokenizer([*(captions[i] for i in index), ""]))
-        device = next(self.net.parameters()).device
-        x_t, t, s, a_t, a_s, context = (x.to(device) for x in (x_t, t, s, a_t, a_s, context))
-        cond, uncond = context[:-1], context[-1:].expand(count, -1, -1)
-        with torch.no_grad():
+            x_t, t, s, a_t, a_s, context = (x.to(device) for x in (x_t, t, s, a_t, a_s, context))
+            cond, uncond = context[:-1], context[-1:].expand(count, -1, -1)
             both = self.teacher.to(device)(
                 torch.cat([x_t, x_t]), torch.cat([t, t]), torch.cat([uncond, cond])
             )

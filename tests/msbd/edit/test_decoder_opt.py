@@ -248,9 +248,8 @@ def test_ring_segments_are_the_crops_on_both_sides_of_the_edge() -> None:
     generator = torch.Generator().manual_seed(3)
     latent, reference = torch.randn(1, 4, 12, 16, generator=generator), torch.zeros(1, 3, 96, 128)
     mask = torch.zeros(1, 1, 96, 128)
-    mask[..., :64, :80] = (
-        1  # row 64 lies on the grid: three crops above and three below, and column 80 in one more
-    )
+    # Row 64 lies on the grid: three crops above and three below; column 80 runs through one more.
+    mask[..., :64, :80] = 1
     crops = ring_segments([Segment(latent, reference, mask)], 32, 8)
     assert sorted(crop.mask.mean().item() for crop in crops) == [0, 0, 0, 0.5, 0.5, 1, 1]
     assert all(crop.latent.shape == (1, 4, 4, 4) and crop.reference.shape[-2:] == (32, 32) for crop in crops)
