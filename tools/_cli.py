@@ -219,11 +219,23 @@ def as_typed(message: str) -> str:
 
 
 def add_result_options(common: argparse._ArgumentGroup, add: Callable[..., Any]) -> None:
-    """--dry-run, a common option, and --no-metadata."""
+    """--dry-run, a common option, --no-metadata, --strip-metadata and --c2pa."""
     common.add_argument(
         "--dry-run", action="store_true", help="check all, print what would be done, write nothing"
     )
     add("--no-metadata", action="store_true", help="leave prompt, settings and versions out of the result")
+    add(
+        "--strip-metadata",
+        action="store_true",
+        help="leave these out, and all that the source says but its colours: camera, place, date, dpi, comments",
+    )
+    add(
+        "--c2pa",
+        type=Path,
+        nargs=2,
+        metavar=("CERT", "KEY"),
+        help="sign the result as an edit of the source: a certificate chain and its private key, PEM (extra c2pa)",
+    )
 
 
 def version() -> str:
@@ -427,8 +439,12 @@ def check_outputs(outputs: Mapping[str, Path], inputs: Mapping[str, Path]) -> No
 
 def check_transparency(photo: "Photo", image: Path, output: Path) -> None:
     """ValueError where `photo`, read from `image`, would lose its transparency at `output`."""
-    if photo.alpha is not None and output.suffix.lower() in (".jpg", ".jpeg"):
-        raise ValueError(f"{output}: JPEG has no transparency, which {image} has; write a .png or .webp")
+    from msbd.pixels.files import holds_transparency
+
+    if photo.alpha is not None and not holds_transparency(output):
+        raise ValueError(
+            f"{output}: JPEG has no transparency, which {image} has; write a .png, .webp or .tif"
+        )
 
 
 def lora_names(loras: Iterable[tuple[str, float]]) -> list[str] | None:
@@ -490,6 +506,7 @@ class Progress:
         self._disable = True if quiet else None  # None: ask the terminal
         self._bar: Any = None
         self._title = ""
+        self.part = ""  # in front of the title: which part of the work this is
 
     def __enter__(self) -> "Progress":
         return self
@@ -501,7 +518,7 @@ class Progress:
     def __call__(self, at: "EditStep") -> None:
         if at.total == 1:  # over at once, or it cannot say how far it is
             return
-        title = f"{at.stage}, {at.task}"
+        title = f"{self.part}{at.stage}, {at.task}"
         if title != self._title:
             self.__exit__()
             self._title = title
@@ -519,6 +536,30 @@ def warn_of_long_prompts(tokenizer: Any, prompts: Iterable[str]) -> None:
                 f"note: a prompt has {length} tokens, the last {length - CONTEXT} are cut off",
                 file=sys.stderr,
             )
+
+
+# Constructs of other programs' prompts, how each is found, and what is said of it; {0} is what was found.
+_PROMPT_SYNTAX = (
+    (r"(?<!\\)\([^()]*:\s*[\d.]+\s*\)", "{0}: weights in brackets are not read, but taken for words"),
+    (r"<lora:([^:>]+)(?::([^:>]*))?[^>]*>", "{0}: taken for words; give --lora {1}.safetensors:{2}"),
+    (r"<(?:hypernet|lyco|embedding):[^>]*>", "{0}: taken for words; networks in a prompt are not read"),
+    (r"\bembedding:\S+", "{0}: taken for words; textual inversions are not read"),
+    (r"\bBREAK\b", "BREAK: taken for a word; a prompt is not cut there"),
+    (r"\bAND\b", "AND: taken for a word; prompts are not composed"),
+    (r"\[[^\[\]]*:[^\[\]]*\]", "{0}: taken for words; prompts do not change on the way"),
+    (r"\(\([^()]*\)\)|\[[^\[\]:]*\]", "{0}: brackets neither strengthen nor weaken a word"),
+)
+
+
+def prompt_notes(*prompts: str) -> list[str]:
+    """A note for each construct that other programs act on and this one reads as words."""
+    text = "\n".join(prompts)
+    notes = []
+    for pattern, note in _PROMPT_SYNTAX:
+        if found := re.search(pattern, text):
+            name, weight = (found.groups() + (None, None))[:2]
+            notes.append("prompt: " + note.format(found[0], name, weight or 1))
+    return notes
 
 
 class Transfer:

@@ -4,7 +4,7 @@ Sheets are (H, W, 3) uint8.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,19 +12,32 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from msbd.pixels.files import save_image, to_pixels
+from msbd.pixels.files import Photo, save_image
 from msbd.pixels.masks import dilate, resize_mask
+from msbd.pixels.samples import in_8_bits, to_pixels
 
-WIDEST = 1600  # pixels, the width of a comparison
+WIDEST = 1600  # pixels, the longer side of a comparison
 GAP = 8  # pixels between panels
+CHECK, CHECKS = 8, (204, 255)  # pixels, and levels, of the board that is seen through transparency
 PAPER, FRAME = (255, 255, 255), (220, 30, 30)
+
+
+def shown(photo: Photo) -> np.ndarray:
+    """A photo as it is seen, (H, W, 3) uint8 sRGB: through its profile, over a checkerboard where
+    transparent.
+    """
+    pixels = photo.pixels
+    if photo.alpha is None:
+        return pixels
+    rows, columns = (np.arange(side) // CHECK for side in photo.size)
+    board = np.take(CHECKS, (rows[:, None] + columns) % 2)[..., None]
+    opaque = in_8_bits(photo.alpha)[..., None] / 255
+    return (opaque * pixels + (1 - opaque) * board).round().astype(np.uint8)
 
 
 def comparison(before: np.ndarray, after: np.ndarray, mask: Tensor) -> np.ndarray:
     """Before, before with the outline of `mask` (1, 1, H, W), after, side by side, about WIDEST at most."""
-    height, width = before.shape[:2]
-    scale = min(1.0, (WIDEST - 2 * GAP) / (3 * width))
-    size = (max(1, round(height * scale)), max(1, round(width * scale)))
+    size = _panel(before.shape[:2], 3)
     panels = [_shrunk(before, size), _shrunk(before, size), _shrunk(after, size)]
     small = resize_mask(mask.cpu(), size)
     padded = F.pad(1 - small, (1, 1, 1, 1), value=1)  # the border is an edge too
@@ -36,10 +49,17 @@ def comparison(before: np.ndarray, after: np.ndarray, mask: Tensor) -> np.ndarra
 
 def before_and_after(before: np.ndarray, after: np.ndarray) -> np.ndarray:
     """A degraded picture at the size of what it became, and that, side by side, about WIDEST at most."""
-    height, width = after.shape[:2]
-    scale = min(1.0, (WIDEST - GAP) / (2 * width))
-    size = (max(1, round(height * scale)), max(1, round(width * scale)))
+    size = _panel(after.shape[:2], 2)
     return _row([_shrunk(before, size), _shrunk(after, size)])
+
+
+def _panel(size: tuple[int, ...], count: int) -> tuple[int, int]:
+    """The size (H, W) at which `count` pictures of `size` stand side by side: no side of it all beyond
+    WIDEST.
+    """
+    height, width = size
+    scale = min(1.0, (WIDEST - (count - 1) * GAP) / (count * width), WIDEST / height)
+    return max(1, round(height * scale)), max(1, round(width * scale))
 
 
 def contact_sheet(candidates: Tensor, scores: Tensor | None, chosen: int, *, columns: int = 5) -> np.ndarray:
@@ -53,6 +73,15 @@ def contact_sheet(candidates: Tensor, scores: Tensor | None, chosen: int, *, col
     return np.concatenate(
         [np.pad(row, ((0, GAP), (0, width - row.shape[1]), (0, 0)), constant_values=255) for row in rows]
     )
+
+
+def stacked(sheets: Sequence[np.ndarray]) -> np.ndarray:
+    """Sheets below each other, on paper as wide as the widest."""
+    width = max(sheet.shape[1] for sheet in sheets)
+    wide = [
+        np.pad(sheet, ((0, 0), (0, width - sheet.shape[1]), (0, 0)), constant_values=255) for sheet in sheets
+    ]
+    return np.concatenate(wide)
 
 
 def labelled_row(pictures: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -93,8 +122,9 @@ class StagePictures:
     def __init__(self, folder: Path) -> None:
         folder.mkdir(exist_ok=True)
         self._folder, self._count = folder, 0
+        self.part = ""  # in front of the names: which part of a mask is being edited
 
     def __call__(self, name: str, picture: Tensor) -> None:
         self._count += 1
-        words = re.sub(r"[^a-z0-9]+", "-", name.lower())
+        words = re.sub(r"[^a-z0-9]+", "-", (self.part + name).lower())
         save_image(picture, self._folder / f"{self._count:02}-{words}.png")

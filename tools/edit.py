@@ -3,20 +3,21 @@
   python -m tools.edit -i examples/coffee.jpg -m examples/coffee_mask.png -p "a blue ball" -o edited.png
   python -m tools.edit -i photo.png --mask-from-alpha -p "a red house on grass" -o edited.png --preset fast
 
-The mask is white (128 of 255 and more) where the picture may change. PNG and WebP keep the rest byte for
-byte; JPEG cannot.
+The mask is white (128 of 255 and more) where the picture may change. PNG, TIFF and WebP keep the rest
+exactly; JPEG cannot.
 """
 
 import argparse
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from msbd.edit.config import DEFAULT, FAST, EditConfig
 
+from ._c2pa import Credentials, read_credentials, signing
 from ._cli import (
     CommandParser,
     Progress,
@@ -39,6 +40,7 @@ from ._cli import (
     part_name,
     picture_parser,
     print_notes,
+    prompt_notes,
     report_errors,
     same_file,
     sampling_notes,
@@ -53,7 +55,10 @@ if TYPE_CHECKING:
 
     from msbd.edit.pipeline import EditResult
     from msbd.edit.plan import EditPlan
+    from msbd.load import PlanFacts
+    from msbd.pixels.box import Box
     from msbd.pixels.files import Photo
+    from msbd.pixels.mask_files import MaskFile
     from weights.locate import Located
     from weights.lora import Lora
 
@@ -94,15 +99,20 @@ def build_parser() -> CommandParser:
     )
     add = common.add_argument
     add("-i", "--image", type=Path, required=True, help="the picture to edit")
-    masks = common.add_mutually_exclusive_group(required=True)
-    masks.add_argument("-m", "--mask", type=Path, help="a picture of the same size, white where to edit")
-    masks.add_argument(
+    add("-m", "--mask", type=Path, help="a picture of the same size, white where to edit")
+    add(
         "--mask-from-alpha",
         action="store_true",
-        help="edit where the picture is transparent; the result is opaque",
+        help="edit where the mask is transparent, or without one the picture, whose result is opaque then",
     )
     add("-p", "--prompt", required=True, help="what to paint")
-    add("-o", "--output", type=Path, required=True, help="the result: .png, .webp (both lossless) or .jpg")
+    add(
+        "-o",
+        "--output",
+        type=Path,
+        required=True,
+        help="the result: .png, .tif, .webp (lossless, all three) or .jpg",
+    )
     add_model_and_preset(
         common,
         PRESETS,
@@ -121,6 +131,12 @@ def build_parser() -> CommandParser:
     )
     add("--invert-mask", action="store_true", help="edit where the mask is black (from alpha: opaque)")
     add("--resize-mask", action="store_true", help="accept a mask of another size, and stretch it")
+    add(
+        "--parts",
+        choices=("apart", "together"),
+        help="parts of the mask that are far apart: one after the other, each in a crop of its own, or all in one "
+        "(default: apart; together with preset paper or official)",
+    )
     add_config_options(parser, OPTIONS, GROUPS)
     parser.add_renamed("--mode", "--method")
     add = parser.add_argument_group("what else to write").add_argument
@@ -138,7 +154,10 @@ def build_parser() -> CommandParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one edit; exit code 0, 1 for an expected failure, 2 for wrong usage."""
-    args = build_parser().parse_args(argv)
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    if args.mask is None and not args.mask_from_alpha:
+        parser.error("one of the arguments -m/--mask --mask-from-alpha is required")
     with report_errors(debug=args.debug) as outcome:
         check_not_shadowed()
         job = prepare(args)
@@ -157,13 +176,21 @@ class EditJob:
     photo: "Photo"
     mask: "Tensor"  # (1, 1, H, W)
     config: "EditConfig"
-    plan: "EditPlan"
+    parts: (
+        "list[tuple[Tensor, EditPlan]]"  # masks that are edited one after the other; together they are `mask`
+    )
     model: "Located"
     seam_decoder: str | None  # where the seam is asymmetric
     loras: "list[tuple[Lora, float]]"
     device: "torch.device"
     dtype: "torch.dtype"
     notes: list[str]
+    credentials: Credentials | None = None
+
+    @property
+    def plan(self) -> "EditPlan":
+        """That of the first part, whose settings all have."""
+        return self.parts[0][1]
 
 
 def prepare(args: argparse.Namespace) -> EditJob:
@@ -171,7 +198,6 @@ def prepare(args: argparse.Namespace) -> EditJob:
 
     ValueError or OSError, in one line.
     """
-    from msbd.edit.plan import plan_edit
     from msbd.load import locate_editor, plan_facts
     from msbd.loading.choose import choose_editor
     from msbd.loading.nets import read_lora_file
@@ -190,21 +216,44 @@ def prepare(args: argparse.Namespace) -> EditJob:
     loras = [(read_lora_file(path), weight) for path, weight in args.lora]  # refused now, not after minutes
     with errors_by_flag(OPTIONS):
         config.for_model(facts.spec)  # refuses unsuitable sizes before pictures are read
-    photo, mask = read_pictures(args)
-    plan = plan_edit(
-        mask,
-        config,
-        facts.spec,
-        facts.alphas_cumprod,
-        downscale=facts.downscale,
-        has_upscaler=facts.has_upscaler,
-    )
+    photo, mask, read_notes = read_pictures(args)
+    parts = plan_parts(args, mask, config, facts)
+    plan = parts[0][1]
     decoder = None
     if plan.config.seam == "asymmetric":
         decoder = args.seam_decoder or choose_seam_decoder(model)
         find_seam_decoder(decoder)
-    notes += unused(args, plan)
-    return EditJob(photo, mask, config, plan, model, decoder, loras, device, dtype, notes)
+    notes += read_notes + unused(args, plan) + prompt_notes(args.prompt, config.negative_prompt)
+    credentials = read_credentials(*args.c2pa) if args.c2pa else None
+    return EditJob(photo, mask, config, parts, model, decoder, loras, device, dtype, notes, credentials)
+
+
+def plan_parts(
+    args: argparse.Namespace, mask: "Tensor", config: EditConfig, facts: "PlanFacts"
+) -> "list[tuple[Tensor, EditPlan]]":
+    """The parts of the mask (1, 1, H, W) that are edited one after the other, each with its plan."""
+    from msbd.edit.crops import crop_box
+    from msbd.edit.parts import split_mask
+    from msbd.edit.plan import plan_edit
+
+    def crop_of(box: "Box") -> "Box":
+        return crop_box(box, (mask.shape[-2], mask.shape[-1]), config.margin, facts.spec.multiple)
+
+    apart = (args.parts or ("together" if args.preset in ("paper", "official") else "apart")) == "apart"
+    return [
+        (
+            part,
+            plan_edit(
+                part,
+                config,
+                facts.spec,
+                facts.alphas_cumprod,
+                downscale=facts.downscale,
+                has_upscaler=facts.has_upscaler,
+            ),
+        )
+        for part in (split_mask(mask, crop_of) if apart else [mask])
+    ]
 
 
 def unused(args: argparse.Namespace, plan: "EditPlan") -> list[str]:
@@ -278,109 +327,155 @@ def check_paths(args: argparse.Namespace) -> None:
             raise ValueError(f"{path}: --stages could overwrite what {flag} names; take another folder")
 
 
-def read_pictures(args: argparse.Namespace) -> "tuple[Photo, Tensor]":
-    """Picture and mask, of one size, with something to edit."""
-    from msbd.pixels.files import check_output_path, load_image, load_mask
+def read_pictures(args: argparse.Namespace) -> "tuple[Photo, Tensor, list[str]]":
+    """Picture and mask, of one size, with something to edit, and what is to be said of them."""
+    from msbd.pixels.files import check_output_path, load_image
+    from msbd.pixels.mask_files import read_mask
     from msbd.pixels.masks import resize_mask
 
     photo = load_image(args.image)
     check_output_path(args.output, photo.size)
-    if not args.mask_from_alpha:
+    if not becomes_opaque(args):
         check_transparency(photo, args.image, args.output)
-    source = args.image if args.mask_from_alpha else args.mask
-    mask = load_mask(source, invert=args.invert_mask, from_alpha=args.mask_from_alpha)
-    if args.resize_mask:
-        mask = resize_mask(mask, photo.size)
-    check_mask(mask, source, photo, args.image, ", or stretch it with --resize-mask")
-    return photo, mask
+    source = args.mask or args.image
+    read = read_mask(source, invert=args.invert_mask, from_alpha=args.mask_from_alpha)
+    mask = resize_mask(read.mask, photo.size) if args.resize_mask else read.mask
+    check_mask(
+        replace(read, mask=mask),
+        source,
+        photo,
+        args.image,
+        invert=args.invert_mask,
+        from_alpha=args.mask_from_alpha,
+    )
+    notes = [f"{args.image}: {note}" for note in photo.notes] + list(read.notes)
+    return photo, mask, notes
 
 
-def check_mask(mask: "Tensor", source: Path, photo: "Photo", image: Path, way_out: str = "") -> None:
-    """ValueError for a mask (1, 1, H, W) of another size than the photo, and for one with nothing to edit."""
-    size = (mask.shape[-2], mask.shape[-1])
+def becomes_opaque(args: argparse.Namespace) -> bool:
+    """Whether the result has no transparency: where the picture's own was the mask."""
+    return args.mask_from_alpha and args.mask is None
+
+
+def check_mask(
+    read: "MaskFile",
+    source: Path,
+    photo: "Photo",
+    image: Path,
+    *,
+    invert: bool = False,
+    from_alpha: bool = False,
+) -> None:
+    """ValueError for a mask of another size than the photo, and for one with nothing to edit.
+
+    `invert` and `from_alpha` say how it was read.
+    """
+    size = (read.mask.shape[-2], read.mask.shape[-1])
     if size != photo.size:
         raise ValueError(
-            f"{source}: the mask has {wide(size)} pixels, {image} has {wide(photo.size)}; "
-            f"draw it on the picture{way_out}"
+            f"{source}: the mask has {wide(size)} pixels, {image} has {wide(photo.size)}; draw it on the picture, or "
+            "stretch it with --resize-mask"
         )
-    if not mask.any():
-        raise ValueError(
-            f"{source}: the mask is empty: no pixel is to be edited; white is, or black with --invert-mask"
-        )
+    if read.mask.any():
+        return
+    if from_alpha:
+        why = f"its most {'opaque' if invert else 'transparent'} pixel is so by "
+        why += f"{255 - read.darkest if invert else read.brightest} of 255; 128 and more is edited"
+    elif invert:
+        why = f"its darkest value is {read.darkest} of 255; below 128 is edited, with --invert-mask"
+    else:
+        why = f"its brightest value is {read.brightest} of 255; 128 and more is edited, or less with --invert-mask"
+    raise ValueError(f"{source}: the mask is empty: no pixel is to be edited; {why}")
 
 
 def describe(job: EditJob) -> list[str]:
     """What an edit would do, line by line."""
-    crop = job.plan.crop
-    lines = [
-        f"picture      {wide(job.photo.size)} pixels, {int(job.mask.sum()):,} of them masked",
-        f"crop         {wide(crop.size)} at ({crop.left}, {crop.top})",
-    ]
-    for stage in job.plan.stages:
-        tiles = f"{len(stage.boxes)} of {len(stage.grid)} tiles, " if len(stage.grid) > 1 else ""
-        candidates = f"{stage.candidates} candidates, " if stage.candidates > 1 else ""
-        lines.append(
-            f"{stage.name:12} {wide(stage.size)}, {tiles}{candidates}{stage.evaluations:,} evaluations of the U-Net"
-        )
+    lines = [f"picture      {wide(job.photo.size)} pixels, {int(job.mask.sum()):,} of them masked"]
+    for _, plan in job.parts:
+        crop = plan.crop
+        lines.append(f"crop         {wide(crop.size)} at ({crop.left}, {crop.top})")
+        for stage in plan.stages:
+            tiles = f"{len(stage.boxes)} of {len(stage.grid)} tiles, " if len(stage.grid) > 1 else ""
+            candidates = f"{stage.candidates} candidates, " if stage.candidates > 1 else ""
+            lines.append(
+                f"{stage.name:12} {wide(stage.size)}, {tiles}{candidates}{stage.evaluations:,} evaluations of the U-Net"
+            )
     guided = (
         "each for the prompt and for the negative one"
         if job.plan.config.guidance_scale != 1
         else "without guidance"
     )
-    return [*lines, f"in all       {job.plan.evaluations:,} evaluations, {guided}"]
+    return [*lines, f"in all       {sum(plan.evaluations for _, plan in job.parts):,} evaluations, {guided}"]
 
 
 def run(args: argparse.Namespace, job: EditJob) -> None:
     """Load the model, edit, write."""
-    from msbd.load import load_edit_pipeline
-    from msbd.pixels.files import save_image, to_pixels
-    from msbd.pixels.resize import take
+    import torch
 
-    from ._sheets import StagePictures, comparison, contact_sheet
+    from msbd.load import load_edit_pipeline
+    from msbd.pixels.files import save_image, save_photo
+    from msbd.pixels.masks import feather
+    from msbd.pixels.metadata import EDITED, Metadata
+
+    from ._sheets import StagePictures, comparison, shown, stacked
 
     pipeline = load_edit_pipeline(
         job.model, device=job.device, dtype=job.dtype, loras=job.loras, seam_decoder=job.seam_decoder
     )
     if not args.quiet:
         warn_of_long_prompts(pipeline.tokenizer, (args.prompt, job.config.negative_prompt))
-    facts = None if args.no_metadata else metadata(args, job)
+    silent = args.no_metadata or args.strip_metadata
+    facts = None if silent else metadata(args, job)
+    image, sheets, lines, notes = job.photo.image, [], [], []
+    stages = StagePictures(args.stages) if args.stages else None
     with Progress(quiet=args.quiet) as progress:
-        result = pipeline(
-            job.photo.image,
-            job.mask,
-            args.prompt,
-            plan=job.plan,
-            on_step=progress,
-            on_picture=StagePictures(args.stages) if args.stages else None,
-        )
-    pixels = to_pixels(result.image)  # the source's bytes wherever it was kept
-    save_image(
-        pixels,
+        for number, (mask, plan) in enumerate(job.parts, 1):
+            part = f"part {number} of {len(job.parts)}, " if len(job.parts) > 1 else ""
+            progress.part = part
+            if stages:
+                stages.part = part
+            result = pipeline(image, mask, args.prompt, plan=plan, on_step=progress, on_picture=stages)
+            image = result.image
+            notes += [part + note for note in result.notes]
+            lines += [part + line for line in timings(result)]
+            if args.candidates:
+                sheets.append(candidates_of(result))
+    weight = torch.stack([feather(mask, job.plan.config.feather) for mask, _ in job.parts]).sum(0)
+    edited = job.photo.painted(image, weight)  # the source's samples wherever they were kept
+    if becomes_opaque(args):
+        edited = replace(edited, alpha=None)
+    if args.strip_metadata:
+        edited = replace(edited, metadata=Metadata())
+    notes += save_photo(
+        edited,
         args.output,
-        metadata=facts and facts | {"notes": "; ".join(result.notes) or None},
-        alpha=None if args.mask_from_alpha else job.photo.alpha,
-        icc_profile=job.photo.icc_profile,
+        ours=facts and facts | {"notes": "; ".join(notes) or None},
+        source_type=None if silent else EDITED,
+        sign=signing(job.credentials, args.image, EDITED),
     )
     if args.compare:
-        save_image(
-            comparison(job.photo.pixels, pixels, job.mask), args.compare, icc_profile=job.photo.icc_profile
-        )
+        save_image(comparison(shown(job.photo), shown(edited), job.mask), args.compare)
     if args.candidates:
-        candidates = result.candidates if len(result.candidates) else take(result.image, job.plan.crop)
-        save_image(
-            contact_sheet(candidates, result.scores, result.chosen),
-            args.candidates,
-            icc_profile=job.photo.icc_profile,
-        )
+        save_image(stacked(sheets), args.candidates)
     if not args.quiet:
-        print_notes(result.notes, quiet=False)
+        print_notes(notes, quiet=False)
         written = {
             "result": args.output,
             "comparison": args.compare,
             "candidates": args.candidates,
             "stages": args.stages,
         }
-        print("\n".join([*timings(result), *(f"{what:12} {path}" for what, path in written.items() if path)]))
+        print("\n".join([*lines, *(f"{what:12} {path}" for what, path in written.items() if path)]))
+
+
+def candidates_of(result: "EditResult") -> Any:
+    """The candidates of one edit on a sheet, (H, W, 3) uint8; without any the result's crop."""
+    from msbd.pixels.resize import take
+
+    from ._sheets import contact_sheet
+
+    candidates = result.candidates if len(result.candidates) else take(result.image, result.plan.crop)
+    return contact_sheet(candidates, result.scores, result.chosen)
 
 
 def metadata(args: argparse.Namespace, job: EditJob) -> dict[str, Any]:

@@ -24,9 +24,9 @@ from samplers.schedule import ldm_start_timesteps, ldm_timesteps, q_sample_betwe
 
 from ..latents import encode
 from ..pixels.box import Box
-from ..pixels.files import to_image, to_pixels
 from ..pixels.masks import mask_box
 from ..pixels.resize import take, truncate_to_8_bits
+from ..pixels.samples import to_image, to_pixels
 from . import paper
 from .config import ModelSpec, ResolvedEditConfig
 from .crops import crop_box, first_stage_size

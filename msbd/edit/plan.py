@@ -25,6 +25,7 @@ from .config import EditConfig, ModelSpec, ResolvedEditConfig
 from .crops import first_stage_size
 
 RULES = {"paper": paper, "official": official}  # by EditConfig.formulas
+LARGEST_CROP, SMALL_CROP = 16, 512  # times the picture's area; a crop of SMALL_CROP squared is always taken
 NAIVE_OVER_NATIVE = 15 / 8  # the naive baseline runs at 960 for a model of 512, what fits into 32 GB
 
 
@@ -133,6 +134,12 @@ def plan_edit(
     full = config.for_model(spec)
     rules = RULES[full.formulas]
     crop = rules.crop(mask, full, spec)
+    most = max(LARGEST_CROP * mask.shape[-2] * mask.shape[-1], SMALL_CROP**2)
+    if crop.height * crop.width > most:
+        raise ValueError(
+            f"the mask needs a crop of {crop.width} x {crop.height} pixels, more than {LARGEST_CROP} times the picture of "
+            f"{mask.shape[-1]} x {mask.shape[-2]}, which is too narrow for it; mask a shorter part of it"
+        )
     masked = visible = take(mask, crop)
     if not Box(0, 0, mask.shape[-2], mask.shape[-1]).contains(crop):
         # Where the crop leaves the picture, the nets see picture and mask mirrored, and that part of the

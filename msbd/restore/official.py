@@ -6,7 +6,7 @@ Source   what yangxy/PASD at 396f9ac and the libraries it calls compute; written
          ValueError says so
 Units    images (1, 3, H, W) in [-1, 1], worked on in 8 bits as there; control pictures in [0, 1]; sizes (H,
          W)
-Copying  needs pixels/box.py, pixels/files.py, pixels/resize.py, pixels/tiles.py, restore/color.py,
+Copying  needs pixels/box.py, pixels/samples.py, pixels/resize.py, pixels/tiles.py, restore/color.py,
          restore/paper.py, samplers/ans.py, samplers/schedule.py
 """
 
@@ -23,8 +23,8 @@ from samplers.ans import ans_start
 from samplers.schedule import NoiseSource
 
 from ..pixels.box import Box
-from ..pixels.files import to_image, to_pixels
 from ..pixels.resize import resize, round_to_8_bits, take, truncate_to_8_bits
+from ..pixels.samples import to_image, to_pixels
 from ..pixels.tiles import TileBlend
 from . import paper
 from .color import COLOR_FIXES

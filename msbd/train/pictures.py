@@ -2,7 +2,7 @@
 
 Layout   a folder: pictures, the caption of NAME.png in NAME.txt. Shards: uncompressed tar files as webdataset
          writes them
-Copying  needs pixels/files.py; numpy and Pillow
+Copying  needs pixels/files.py, pixels/samples.py; numpy and Pillow
 """
 
 import glob
@@ -16,9 +16,10 @@ from typing import BinaryIO, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
-from ..pixels.files import first_frame
+from ..pixels.files import load_image
+from ..pixels.samples import in_8_bits
 
 FILE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
 CAPTION_ENDINGS = (".txt", ".caption")
@@ -188,21 +189,16 @@ def _first(members: dict[str, tarfile.TarInfo], endings: Sequence[str]) -> tarfi
 
 
 def _decode(file: Path | BinaryIO, name: str) -> Image.Image:
-    """The first frame: upright, 8-bit RGB in the file's own colours, transparency over white. ValueError."""
+    """The first frame: upright, 8-bit sRGB, transparency over white. ValueError."""
     try:
-        picture = first_frame(file)
-    except UnidentifiedImageError as error:  # whose text would repeat the name
-        raise ValueError(f"{name}: empty, or no picture of a known format") from error
-    except Exception as error:  # plugins raise OSError, SyntaxError, struct.error, ... for broken files
-        raise ValueError(f"{name}: not a readable picture ({' '.join(str(error).split())})") from error
-    if picture.mode.startswith("I;16"):
-        picture = Image.fromarray((np.asarray(picture) / 257).round().astype(np.uint8))
-    if picture.mode in ("I", "F"):
-        raise ValueError(f"{name}: pixels of 32 bits; save it with 8 or 16 bits a channel")
-    if picture.has_transparency_data:
-        picture = picture.convert("RGBA")
-        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
-    return picture.convert("RGB")
+        photo = load_image(file)
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{name}: {str(error).removeprefix(f'{file}: ')}") from error
+    pixels = photo.pixels
+    if photo.alpha is not None:
+        opaque = in_8_bits(photo.alpha)[..., None] / 255
+        pixels = (opaque * pixels + (1 - opaque) * 255).round().astype(np.uint8)
+    return Image.fromarray(pixels)
 
 
 def _caption_beside(path: Path) -> str:

@@ -44,7 +44,7 @@ def enlarge(args: argparse.Namespace) -> str:
     if args.seams:
         return seams(args)
     paths, methods = find_pictures(args.image or scikit_photographs()), dict(methods_of(args))
-    truths = {path: whole_quarters(load_image(path, to_srgb=True).image) for path in paths}
+    truths = {path: whole_quarters(load_image(path).image) for path in paths}
     results: dict[str, dict[str, dict[str, float]]] = {}
     for path, truth in tqdm(truths.items(), "photographs", disable=True if args.quiet else None, leave=False):
         size = (truth.shape[-2], truth.shape[-1])
@@ -140,7 +140,7 @@ def seams(args: argparse.Namespace) -> str:
     """The middle of every picture by every upscaler and context: the table. ValueError, WeightsError."""
     device, dtype = choose_device(args.device, args.dtype)
     paths = find_pictures(args.image or scikit_photographs())
-    strips = [middle(load_image(path, to_srgb=True).image, STRIP).to(device) for path in paths]
+    strips = [middle(load_image(path).image, STRIP).to(device) for path in paths]
     rows: list[dict[str, str | float]] = []
     for name in tqdm(args.upscalers, "upscalers", disable=True if args.quiet else None, leave=False):
         net = load_restore_pipeline(name, method="rrdb", device=device, dtype=dtype).upscaler

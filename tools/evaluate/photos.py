@@ -101,7 +101,7 @@ class Restored:
 
 def photos(args: argparse.Namespace) -> str:
     """Every picture by every method: the table. ValueError for files that are no pictures."""
-    images = {path: load_image(path, to_srgb=True).image for path in find_pictures(args.image)}
+    images = {path: load_image(path).image for path in find_pictures(args.image)}
     device, dtype = choose_device(args.device, args.dtype)
     pipe = load_restore_pipeline(args.model, device=device, dtype=dtype)
     methods = make_methods(pipe, args.fidelity, args.steps, args.seed)
@@ -212,7 +212,7 @@ def make_sheet(rows: Sequence[tuple[Path, list[Restored]]]) -> np.ndarray:
         scale = min(HEIGHT / height, room / width)
         size = (max(1, round(width * scale)), max(1, round(height * scale)))
         panels = [Image.fromarray(to_pixels(one.image)).resize(size, Image.Resampling.LANCZOS) for one in row]
-        photo = Image.fromarray(load_image(path, to_srgb=True).pixels)
+        photo = Image.fromarray(load_image(path).pixels)
         line = Image.new("RGB", (WIDEST, size[1] + GAP), "white")
         for number, panel in enumerate([photo.resize(size, Image.Resampling.NEAREST), *panels]):
             line.paste(panel, (number * (size[0] + GAP), 0))
@@ -271,7 +271,7 @@ def make_cases(size: tuple[int, int], photo: Path | None) -> Iterator[tuple[str,
     rise = torch.linspace(0, 0.5, small[0])[:, None] + torch.linspace(0, 0.5, small[1])
     yield "gradient", ((64 + 127 * rise).round() / 127.5 - 1).expand(1, 3, *small)
     if photo:
-        image = load_image(photo, to_srgb=True).image
+        image = load_image(photo).image
         factor = min(image.shape[-2] / height, image.shape[-1] / width)
         h, w = max(1, round(height * factor)), max(1, round(width * factor))
         yield photo.stem, middle(image, (h, w))

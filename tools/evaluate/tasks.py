@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from msbd.pixels.files import load_image, load_mask
+from msbd.pixels.files import load_image
+from msbd.pixels.mask_files import read_mask
 
 from ..edit import check_mask
 from .edit import EditTask, check_scenes, make_task
@@ -33,9 +34,9 @@ def read_tasks(args: argparse.Namespace) -> tuple[argparse.Namespace, Callable[[
     """
     given = (args.image, args.mask, args.prompt)
     if None not in given:
-        photo, mask = load_image(args.image), load_mask(args.mask)
-        check_mask(mask, args.mask, photo, args.image)
-        task = PictureTask(photo.image, mask, args.prompt)
+        photo, read = load_image(args.image), read_mask(args.mask)
+        check_mask(read, args.mask, photo, args.image)
+        task = PictureTask(photo.image, read.mask, args.prompt)
         pixels = task.image.numpy().tobytes() + task.mask.numpy().tobytes()
         digest = hashlib.sha256(pixels + args.prompt.encode()).hexdigest()[:10]
         one = {"scenes": 1, "start": 0, "count": None}

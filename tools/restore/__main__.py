@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from msbd.restore.config import NET_FREE, RestoreConfig
 
+from .._c2pa import Credentials, read_credentials
 from .._cli import (
     CELL,
     CommandParser,
@@ -44,13 +45,22 @@ from .._cli import (
     picture_parser,
     picture_size,
     print_notes,
+    prompt_notes,
     report_errors,
     sampling_notes,
     sampling_of,
     warn_of_long_prompts,
     wide,
 )
-from .tasks import RestoreTask, asked_size, find_tasks, read_picture, resampled_alpha
+from .tasks import (
+    RestoreTask,
+    asked_size,
+    find_tasks,
+    premultiplied,
+    read_picture,
+    resampled_alpha,
+    straight,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -196,6 +206,7 @@ class RestoreJob:
     device: "torch.device"
     dtype: "torch.dtype"
     notes: list[str]
+    credentials: Credentials | None = None
 
 
 def prepare(args: argparse.Namespace) -> RestoreJob:
@@ -222,14 +233,15 @@ def prepare(args: argparse.Namespace) -> RestoreJob:
     facts = restore_facts(model)
     with errors_by_flag(OPTIONS):
         plan_restore((64, 64), None, config, **vars(facts))  # what suits no picture
-    notes += remarks(args, model)
+    notes += remarks(args, model) + prompt_notes(args.prompt, config.negative_prompt or "")
     loras: list[tuple[Lora, float]] = []
     kinds: tuple[Kind, ...] = ()
     if config.method not in NET_FREE:
         # Refused now, not after minutes.
         loras = [(read_lora_file(path), weight) for path, weight in args.lora]
         kinds = kinds_to_recognise(args, facts)
-    job = RestoreJob(tasks, config, model, loras, facts, kinds, device, dtype, notes)
+    credentials = read_credentials(*args.c2pa) if args.c2pa else None
+    job = RestoreJob(tasks, config, model, loras, facts, kinds, device, dtype, notes, credentials)
     if not args.image.is_dir():
         plan_picture(args, job, tasks[0])
     if args.skip_existing:
@@ -406,7 +418,7 @@ def run(args: argparse.Namespace, job: RestoreJob) -> int:
         loras=job.loras, device=job.device, dtype=job.dtype,
     )  # fmt: skip
     models = load_captioners(job.kinds, job.device) if job.kinds else {}
-    facts = None if args.no_metadata else metadata(args, job)
+    facts = None if args.no_metadata or args.strip_metadata else metadata(args, job)
     if args.image.is_dir():
         for folder in filter(None, (args.output, args.compare)):
             folder.mkdir(parents=True, exist_ok=True)
@@ -427,22 +439,29 @@ def restore_one(
     facts: dict[str, Any] | None
 ) -> "RestoreResult":  # fmt: skip
     """Read, restore and write one picture."""
-    from msbd.pixels.files import save_image, to_pixels
+    from msbd.pixels.files import save_image, save_photo
+    from msbd.pixels.metadata import EDITED, ENHANCED, Metadata
     from msbd.restore.captions import describe as recognise
 
-    from .._sheets import before_and_after
+    from .._sheets import before_and_after, shown
 
     photo = read_picture(task)
     size = asked_size(args, photo.size)
-    information = recognise(photo.image.to(job.device), job.kinds, models) if job.kinds else []
+    image = photo.image
+    information = recognise(image.to(job.device), job.kinds, models) if job.kinds else []
+    interpolated = job.config.method == "bicubic" and photo.alpha is not None and size != photo.size
     with Progress(quiet=args.quiet) as progress:
         result = pipeline(
-            photo.image, args.prompt, output_size=size, information=information, config=job.config,
+            premultiplied(photo) if interpolated else image, args.prompt, output_size=size, information=information, config=job.config,
             on_step=progress
         )  # fmt: skip
     if not args.quiet:
         warn_of_long_prompts(pipeline.tokenizer, (result.prompt, result.negative_prompt))
-    pixels = to_pixels(result.image)
+    made = straight(result.image, photo) if interpolated else result.image
+    coloured = job.config.mode in ("stylize", "colorize")
+    restored = photo.remade(made, resampled_alpha(photo, size), before=image, coloured=coloured)
+    if args.strip_metadata:
+        restored = replace(restored, metadata=Metadata())
     written = None
     if facts is not None:
         settings = asdict(result.plan.config) | {"size": wide(size), "notes": "; ".join(result.notes) or None}
@@ -452,15 +471,14 @@ def restore_one(
             prompts = {"prompt": result.prompt, "negative_prompt": result.negative_prompt}
             prompts |= {"user_prompt": args.prompt, "information": ", ".join(information) or None}
             written = prompts | facts | {name: v for name, v in settings.items() if name not in prompts}
-    save_image(
-        pixels,
-        task.output,
-        metadata=written,
-        alpha=resampled_alpha(photo, size),
-        icc_profile=photo.icc_profile,
+    source_type = ENHANCED if job.config.method in NET_FREE else EDITED
+    notes = [f"{task.image}: {note}" for note in photo.notes]
+    notes += save_photo(
+        restored, task.output, ours=written, source_type=None if written is None else source_type
     )
+    print_notes(notes, quiet=args.quiet)
     if task.compare:
-        save_image(before_and_after(photo.pixels, pixels), task.compare, icc_profile=photo.icc_profile)
+        save_image(before_and_after(shown(photo), shown(restored)), task.compare)
     return result
 
 

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 from .._cli import check_outputs, check_transparency, same_file
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from msbd.pixels.files import Photo
 
 
@@ -95,11 +97,37 @@ def asked_size(args: argparse.Namespace, size: tuple[int, int]) -> tuple[int, in
 
 
 def resampled_alpha(photo: "Photo", size: tuple[int, int]) -> Any:
-    """The picture's transparency (H, W) uint8 at `size`; None for one without."""
+    """The picture's transparency (H, W), of its own type, at `size`; None for one without."""
     import numpy as np
-    from PIL import Image
 
     if photo.alpha is None:
         return None
-    resized = Image.fromarray(photo.alpha).resize((size[1], size[0]), Image.Resampling.BICUBIC)
-    return np.asarray(resized)
+    full = np.iinfo(photo.alpha.dtype).max
+    return (_opaque(photo, size) * full).round().numpy().astype(photo.alpha.dtype)[0, 0]
+
+
+def premultiplied(photo: "Photo") -> "Tensor":
+    """The picture times its opacity, (1, 3, H, W) in [-1, 1]: what may be interpolated."""
+    return (photo.image + 1) * _opaque(photo, photo.size) - 1
+
+
+def straight(image: "Tensor", photo: "Photo") -> "Tensor":
+    """An interpolated picture (1, 3, H', W') in [-1, 1] divided by the opacity of `photo`, interpolated
+    likewise.
+    """
+    import torch
+
+    opaque = _opaque(photo, (image.shape[-2], image.shape[-1]))
+    return torch.where(opaque > 0, (image + 1) / opaque.clamp_min(1e-6) - 1, 0).clamp(-1, 1)
+
+
+def _opaque(photo: "Photo", size: tuple[int, int]) -> "Tensor":
+    """Opacity (1, 1, H, W) in [0, 1] at `size`, by the kernel that bicubic pictures have."""
+    import numpy as np
+    import torch
+
+    from msbd.pixels.resize import resize
+
+    assert photo.alpha is not None
+    alpha = torch.from_numpy(photo.alpha.astype(np.float32) / np.iinfo(photo.alpha.dtype).max)
+    return resize(alpha[None, None], size, "bicubic").clamp(0, 1)

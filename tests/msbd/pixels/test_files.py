@@ -10,16 +10,14 @@ import pytest
 import torch
 from PIL import Image, ImageCms, UnidentifiedImageError
 
-from msbd.pixels import files as images
 from msbd.pixels.files import (
     Photo,
     check_output_path,
     load_image,
     load_mask,
     save_image,
-    to_image,
-    to_pixels,
 )
+from msbd.pixels.samples import to_image, to_pixels
 
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 
@@ -59,25 +57,30 @@ def test_save_then_load_png_returns_the_same_bytes(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "LAB", "I;16"])
 def test_load_image_and_mask_of_every_mode(mode: str, tmp_path: Path) -> None:
-    picture = (
-        Image.fromarray(noise()).convert("L").convert(mode)
-        if mode == "I;16"
-        else Image.fromarray(noise()).convert(mode)
-    )
+    white = np.zeros((20, 30, 3), np.uint8)
+    white[5:15, 10:20] = 255
+    deep = mode == "I;16"
+    picture = Image.fromarray(white[..., 0].astype(np.uint16) * 257 if deep else white)
+    picture = picture if deep else picture.convert(mode)
     suffix = "png" if mode in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16") else "tif"
     path = tmp_path / f"a.{suffix}"
     picture.save(path)
     photo = load_image(path)
     assert photo.pixels.shape == (20, 30, 3) and photo.pixels.dtype == np.uint8
+    assert np.abs(photo.pixels.astype(int) - white).max() <= 2
+    assert photo.model == ("grey" if mode in ("1", "L", "LA", "I;16") else "rgb")
+    assert photo.samples.dtype == (np.uint16 if mode == "I;16" else np.uint8)
     assert (photo.alpha is not None) == (mode in ("LA", "RGBA"))
     mask = load_mask(path)
-    assert mask.shape == (1, 1, 20, 30) and set(mask.unique().tolist()) <= {0.0, 1.0}
+    assert mask.shape == (1, 1, 20, 30) and np.array_equal(mask[0, 0].numpy() > 0, white[..., 0] > 0)
 
 
-def test_load_image_brings_16_bit_grey_to_8_bits_by_rounding(tmp_path: Path) -> None:
+def test_16_bit_grey_keeps_its_depth_and_is_shown_rounded(tmp_path: Path) -> None:
     levels = np.array([[0, 128, 129, 257 * 77, 65535]], dtype=np.uint16)
     path = stored(Image.fromarray(levels), tmp_path / "a.png")
-    assert load_image(path).pixels[0, :, 0].tolist() == [0, 0, 1, 77, 255]
+    photo = load_image(path)
+    assert np.array_equal(photo.samples, levels)
+    assert photo.pixels[0, :, 0].tolist() == [0, 0, 1, 77, 255]
 
 
 def test_load_image_of_a_transparent_palette_keeps_colours_and_alpha(tmp_path: Path) -> None:
@@ -102,19 +105,18 @@ def test_load_image_applies_the_exif_orientation_once(orientation: int, tmp_path
     path = stored(Image.fromarray(pixels), tmp_path / "a.png", exif=exif)
     photo = load_image(path)
     assert np.array_equal(photo.pixels, upright[orientation](pixels))
-    assert load_mask(path).shape[-2:] == photo.size
     save_image(photo.pixels, tmp_path / "b.png")
     assert np.array_equal(load_image(tmp_path / "b.png").pixels, photo.pixels)
 
 
-def test_load_image_to_srgb_leaves_srgb_nearly_alone_and_drops_the_profile(tmp_path: Path) -> None:
+def test_a_profile_that_is_srgb_changes_no_level_and_a_damaged_one_says_nothing(tmp_path: Path) -> None:
     pixels = noise()
     path = stored(Image.fromarray(pixels), tmp_path / "a.png", icc_profile=SRGB)
-    photo = load_image(path, to_srgb=True)
-    assert photo.icc_profile is None
-    assert np.abs(photo.pixels.astype(int) - pixels).max() <= 1
-    broken = stored(Image.fromarray(pixels), tmp_path / "b.png", icc_profile=b"not a profile")
-    assert np.array_equal(load_image(broken, to_srgb=True).pixels, pixels)
+    photo = load_image(path)
+    assert photo.icc_profile == SRGB
+    assert np.array_equal(photo.pixels, pixels) and np.array_equal(to_pixels(photo.image), pixels)
+    photo = load_image(stored(Image.fromarray(pixels), tmp_path / "b.png", icc_profile=b"not a profile"))
+    assert np.array_equal(photo.pixels, pixels) and photo.icc_profile is None
 
 
 def png_that_claims(width: int, height: int) -> bytes:
@@ -161,7 +163,7 @@ def test_postscript_never_reaches_ghostscript(tmp_path: Path, monkeypatch: pytes
     (tmp_path / "gs").write_text(f"#!/bin/sh\ntouch {tmp_path}/ran\n")
     (tmp_path / "gs").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
-    with pytest.raises(ValueError, match="not a readable picture"):
+    with pytest.raises(ValueError, match="PostScript, which is not read"):
         load_image(path)
     assert not (tmp_path / "ran").exists()
 
@@ -251,11 +253,12 @@ def test_save_image_leaves_the_old_file_when_it_fails(
     save_image(noise(seed=1), path)
     before = path.read_bytes()
 
-    def fail_half_way(self: Image.Image, target: Path, **_: Any) -> None:
-        Path(target).write_bytes(b"half")
+    def fail_half_way(self: Path, data: bytes) -> None:
+        with self.open("wb") as file:
+            file.write(data[:4])
         raise OSError("disk full")
 
-    monkeypatch.setattr(images.Image.Image, "save", fail_half_way)
+    monkeypatch.setattr(Path, "write_bytes", fail_half_way)
     with pytest.raises(OSError, match="disk full"):
         save_image(noise(seed=2), path)
     assert path.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == ["a.png"]

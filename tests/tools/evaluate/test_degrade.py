@@ -155,7 +155,8 @@ def test_unreadable_pictures_do_not_stop_the_others(
     assert main(["degrade", "-i", str(photos), "-o", str(tmp_path / "out")]) == 1
     error = capsys.readouterr().err
     assert error.startswith("error: 2 of 5 pictures could not be used, the others are done: ")
-    assert "a1.png: empty, or no picture of a known format; a2: 3 x 50 pixels cannot" in error
+    assert "a1.png: not a readable picture: of no known format" in error
+    assert "; a2: 3 x 50 pixels cannot" in error
     assert error.count("\n") == 1
     done = sorted(path.stem for path in (tmp_path / "out" / "lq").rglob("*.png"))
     assert done == ["a", "a", "b"]

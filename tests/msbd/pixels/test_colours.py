@@ -1,0 +1,251 @@
+"""Numbers mean colours: by ICC, against LittleCMS (Pillow); by a PNG's chunks, against the formulas
+themselves.
+"""
+
+import io
+import struct
+from pathlib import Path
+from typing import Any
+
+import imagecodecs
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageCms
+
+from msbd.pixels.colours import from_srgb, is_srgb, profile_of, to_srgb
+from msbd.pixels.files import Photo, load_image, save_photo
+from msbd.pixels.icc import Chromaticities, Shaper, made_profile, power_curve, srgb_curve
+from tests.helpers import draw_files as draw
+
+SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+P3 = (0.3127, 0.3290, 0.680, 0.320, 0.265, 0.690, 0.150, 0.060)
+SWAPPED = (0.3127, 0.3290, 0.30, 0.60, 0.64, 0.33, 0.15, 0.06)  # red's numbers are shown green
+FILL = (200, 60, 60)
+
+
+def gamma_profile(model: str, gamma: float, places: Chromaticities = P3) -> bytes:
+    made = made_profile(model, power_curve(gamma), places)
+    assert made is not None
+    return made
+
+
+PROFILES = {
+    "display p3": made_profile("rgb", srgb_curve(), P3),
+    "linear": gamma_profile("rgb", 1.0),
+    "gamma 1.8": gamma_profile("rgb", 1.8),
+    "red and green exchanged": made_profile("rgb", srgb_curve(), SWAPPED),
+}
+GREY_PROFILES = {"linear": gamma_profile("grey", 1.0), "gamma 1.8": gamma_profile("grey", 1.8)}
+
+
+def noise(*shape: int, bits: int = 8) -> np.ndarray:
+    kind = np.uint8 if bits == 8 else np.uint16
+    return np.random.default_rng(2).integers(0, 2**bits, shape).astype(kind)
+
+
+def by_littlecms(pixels: np.ndarray, profile: bytes, mode: str = "RGB") -> np.ndarray:
+    """8 bits to sRGB through Pillow's LittleCMS, relative colorimetric."""
+    source, srgb = (ImageCms.ImageCmsProfile(io.BytesIO(one)) for one in (profile, SRGB))
+    transform = ImageCms.buildTransform(source, srgb, mode, "RGB", ImageCms.Intent.RELATIVE_COLORIMETRIC)
+    made: Any = ImageCms.applyTransform(Image.fromarray(pixels, mode), transform)
+    return np.array(made)
+
+
+def srgb_of_light(light: np.ndarray) -> np.ndarray:
+    """IEC 61966-2-1, levels of 255."""
+    return 255 * np.where(
+        light <= 0.0031308, 12.92 * light, 1.055 * np.maximum(light, 1e-9) ** (1 / 2.4) - 0.055
+    )
+
+
+@pytest.mark.parametrize("name", PROFILES)
+def test_samples_mean_what_their_profile_says(name: str) -> None:
+    profile = PROFILES[name]
+    assert profile is not None
+    pixels = noise(30, 40, 3)
+    right = by_littlecms(pixels, profile).astype(int)
+    assert np.abs(to_srgb(pixels, "rgb", profile) * 255 - right).max() <= 1
+    deep = pixels.astype(np.uint16) * 257
+    assert np.abs(to_srgb(deep, "rgb", profile) * 255 - right).max() <= 1
+
+
+@pytest.mark.parametrize("name", PROFILES)
+def test_there_and_back_gives_the_same_samples(name: str) -> None:
+    profile = PROFILES[name]
+    pixels = noise(30, 40, 3, bits=16) // 4 + 24000
+    shown = to_srgb(pixels, "rgb", profile)
+    inside = ((shown > 0) & (shown < 1)).all(-1)  # sRGB's gamut
+    back = from_srgb(shown, "rgb", profile) * 65535
+    assert inside.mean() > 0.5 and np.abs(back - pixels)[inside].max() <= 2
+
+
+@pytest.mark.parametrize("name", PROFILES)
+@pytest.mark.parametrize("bits", [8, 16])
+def test_what_is_painted_is_shown_as_it_was_meant(name: str, bits: int, tmp_path: Path) -> None:
+    """The worst case of the corpora was green for red."""
+    pixels = noise(40, 50, 3, bits=bits)
+    profile = PROFILES[name]
+    photo = Photo(pixels, icc_profile=profile)
+    weight = torch.zeros(1, 1, 40, 50)
+    weight[..., 10:30, 5:35] = 1
+    fill = torch.tensor(FILL).view(1, 3, 1, 1).expand(1, 3, 40, 50) / 127.5 - 1
+    painted = photo.painted(fill, weight)
+    inside = weight[0, 0].numpy() > 0
+    assert np.array_equal(painted.samples[~inside], pixels[~inside])
+    save_photo(painted, tmp_path / "a.png")
+    with Image.open(tmp_path / "a.png") as picture:
+        assert picture.info["icc_profile"] == profile
+    written = imagecodecs.png_decode((tmp_path / "a.png").read_bytes())
+    assert profile is not None and written.dtype == pixels.dtype
+    shown = by_littlecms((written / (257 if bits == 16 else 1)).round().astype(np.uint8), profile)
+    assert np.abs(shown[inside].astype(int) - FILL).max() <= 2
+
+
+@pytest.mark.parametrize("name", GREY_PROFILES)
+def test_grey_profiles_act_and_stay(name: str, tmp_path: Path) -> None:
+    profile = GREY_PROFILES[name]
+    level = np.full((8, 9), 128, np.uint8)
+    gamma = 1.0 if name == "linear" else 1.8
+    right = srgb_of_light(np.array((128 / 255) ** gamma))  # 188 of the linear one
+    assert gamma != 1 or abs(float(right) - 188) < 0.6
+    file = io.BytesIO()
+    Image.fromarray(level).save(file, "PNG", icc_profile=profile)
+    (tmp_path / "a.png").write_bytes(file.getvalue())
+    photo = load_image(tmp_path / "a.png")
+    assert np.abs(photo.pixels - right).max() <= 1 and np.array_equal(photo.samples, level)
+    assert abs(float(photo.image.mean()) - (right / 127.5 - 1)) < 1 / 127.5
+    back = photo.samples_of(photo.image)
+    assert np.abs(back.astype(int) - 128).max() <= 1
+    for suffix in (".png", ".jpg", ".tif"):
+        save_photo(photo, tmp_path / f"b{suffix}")
+        again = load_image(tmp_path / f"b{suffix}")
+        assert again.icc_profile == profile and again.model == "grey"
+
+
+def test_a_colour_on_a_grey_picture_becomes_its_luma() -> None:
+    fill = torch.tensor(FILL).view(1, 3, 1, 1).expand(1, 3, 4, 4) / 127.5 - 1
+    right = int(np.array(Image.new("RGB", (1, 1), FILL).convert("L"))[0, 0])
+    for profile in (None, *GREY_PROFILES.values()):
+        photo = Photo(np.zeros((4, 4), np.uint8), icc_profile=profile)
+        made = Photo(photo.samples_of(fill), icc_profile=profile)
+        assert made.model == "grey" and np.abs(made.pixels.astype(int) - right).max() <= 1
+
+
+GAMMAS = [100000, 55556, 40000, 250000, 35000]
+
+
+@pytest.mark.parametrize("gamma", GAMMAS)
+@pytest.mark.parametrize("bits", [8, 16])
+def test_gama_of_a_png_is_read_and_kept(gamma: int, bits: int, tmp_path: Path) -> None:
+    drawn = noise(20, 30, 3, bits=bits)
+    (tmp_path / "a.png").write_bytes(draw.png(drawn, bits, chunks=[(b"gAMA", struct.pack(">I", gamma))]))
+    photo = load_image(tmp_path / "a.png")
+    right = srgb_of_light((drawn / (2**bits - 1)) ** (100000 / gamma))
+    bright = right > 20  # in the dark one level of 8 bits is many of sRGB's
+    assert np.abs(photo.pixels - right)[bright].max() <= (1.01 if bits == 16 or gamma > 40000 else 2)
+    save_photo(photo, tmp_path / "b.png")
+    with Image.open(tmp_path / "b.png") as picture:
+        assert picture.info["gamma"] == gamma / 100000 and "icc_profile" not in picture.info
+    save_photo(photo, tmp_path / "b.tif")  # which knows no gAMA, and gets a profile
+    again = load_image(tmp_path / "b.tif")
+    assert np.array_equal(again.samples, photo.samples) and np.array_equal(again.pixels, photo.pixels)
+
+
+def test_chrm_of_a_png_moves_colours_as_its_primaries_say(tmp_path: Path) -> None:
+    drawn = noise(20, 30, 3) // 2 + 60
+    places = struct.pack(">8I", *(round(100000 * number) for number in P3))
+    chunks = [(b"gAMA", struct.pack(">I", 45455)), (b"cHRM", places)]
+    (tmp_path / "a.png").write_bytes(draw.png(drawn, chunks=chunks))
+    # Display P3 to sRGB, both of D65: the matrix of CSS Color 4, section 10.
+    matrix = np.array([[1.2249, -0.2247, 0], [-0.0420, 1.0419, 0], [-0.0197, -0.0786, 1.0979]])
+    light = (drawn / 255) ** 2.2 @ matrix.T
+    right = srgb_of_light(light.clip(0, 1))
+    assert np.abs(load_image(tmp_path / "a.png").pixels - right).max() <= 3
+
+
+def test_what_says_a_pngs_colours_by_precedence() -> None:
+    """cICP before iCCP before sRGB before gAMA and cHRM (PNG, third edition, 4.3)."""
+    gamma, standard = (b"gAMA", struct.pack(">I", 100000)), (b"sRGB", b"\0")
+    cicp = (b"cICP", bytes([12, 13, 0, 1]))  # Display P3
+    icc = PROFILES["linear"]
+    linear = profile_of("rgb", None, [gamma])
+    assert linear is not None and linear != icc
+    assert profile_of("rgb", None, [gamma, standard]) is None
+    assert profile_of("rgb", icc, [gamma, standard]) == icc
+    assert profile_of("rgb", icc, [cicp, gamma]) == PROFILES["display p3"]
+    assert profile_of("rgb", icc, [(b"cICP", bytes([12, 255, 0, 1]))]) == icc  # a transfer that nobody knows
+    assert profile_of("rgb", None, [(b"gAMA", struct.pack(">I", 45455))]) is None  # what PNGs of sRGB say
+    assert profile_of("rgb", None, [(b"gAMA", struct.pack(">I", 0))]) is None
+    assert profile_of("rgb", None, [(b"cHRM", bytes(32))]) is None
+
+
+@pytest.mark.parametrize("transfer, white", [(16, 0.5807), (18, 0.75)])  # PQ: 203 of 10,000 candelas; HLG
+def test_hdr_pngs_show_their_white_as_white(transfer: int, white: float) -> None:
+    profile = profile_of("rgb", None, [(b"cICP", bytes([9, transfer, 0, 1]))])
+    levels = np.full((1, 2, 3), round(white * 65535), np.uint16)
+    levels[0, 1] = 65535  # brighter is cut off there
+    shown = to_srgb(levels, "rgb", profile)
+    assert shown.min() >= 0.998
+
+
+def test_a_profile_of_another_model_or_a_damaged_one_says_nothing() -> None:
+    grey, rgb = GREY_PROFILES["linear"], PROFILES["linear"]
+    assert profile_of("rgb", grey, []) is None and profile_of("grey", rgb, []) is None
+    for broken in (b"", b"no", grey[:100], rgb[:180] if rgb else b"", bytes(200)):
+        assert profile_of("rgb", broken, []) is None
+    assert is_srgb(SRGB, "rgb") and not is_srgb(rgb or b"", "rgb")
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_cmyk_without_a_profile_is_pillows_plain_formula(bits: int, tmp_path: Path) -> None:
+    pixels = noise(20, 30, 4)
+    right = np.array(Image.fromarray(pixels, "CMYK").convert("RGB")).astype(int)
+    drawn = pixels if bits == 8 else pixels.astype(int) * 257
+    (tmp_path / "a.tif").write_bytes(draw.tiff(drawn, bits, draw.SEPARATED))
+    photo = load_image(tmp_path / "a.tif")
+    assert np.abs(photo.pixels - right).max() <= 1 and photo.samples.dtype == (
+        np.uint8 if bits == 8 else np.uint16
+    )
+    assert photo.icc_profile is None and photo.notes == ("CMYK, which becomes sRGB",)
+
+
+def test_profiles_with_tables_go_through_them(tmp_path: Path) -> None:
+    """libvips brings a profile of a press; what LittleCMS makes of it is right."""
+    import pyvips
+
+    image: Any = (
+        pyvips.Image.black(8, 8, bands=3).copy(interpretation="srgb").icc_export(output_profile="cmyk")
+    )
+    profile = bytes(image.get("icc-profile-data"))
+    assert Shaper.of(profile) is None
+    pixels = noise(20, 30, 4)
+    Image.fromarray(pixels, "CMYK").save(tmp_path / "a.tif", icc_profile=profile)
+    right = by_littlecms(pixels, profile, mode="CMYK").astype(int)
+    assert np.abs(load_image(tmp_path / "a.tif").pixels - right).max() <= 2
+
+
+def test_curves_of_every_kind_are_littlecmss() -> None:
+    """Parametric ones and tables, as LittleCMS applies them in floating point."""
+    x = np.linspace(0, 1, 256, dtype=np.float32)
+    pixels = np.repeat((x[None, :, None] * 255).round().astype(np.uint8), 3, axis=-1)
+    numbers = {0: (1.8,), 1: (1.8, 0.9, 0.1), 2: (1.8, 0.8, 0.1, 0.05), 3: (2.4, 0.95, 0.05, 0.08, 0.04),
+               4: (2.4, 0.9, 0.05, 0.08, 0.04, 0.02, 0.01)}  # fmt: skip
+    curves = [
+        b"para\0\0\0\0"
+        + struct.pack(">HH", kind, 0)
+        + b"".join(struct.pack(">i", round(n * 65536)) for n in values)
+        for kind, values in numbers.items()
+    ]
+    curves += [b"curv" + bytes(8), b"curv" + struct.pack(">IIH", 0, 1, 563)]
+    curves += [
+        b"curv" + struct.pack(">II", 0, 64) + (np.linspace(0, 1, 64) ** 1.5 * 65535).astype(">u2").tobytes()
+    ]
+    srgb = imagecodecs.cms_profile("srgb")
+    for curve in curves:
+        profile = made_profile("rgb", curve)
+        assert profile is not None and Shaper.of(profile) is not None
+        right = imagecodecs.cms_transform(
+            pixels.astype(np.float32) / 255, profile, srgb, colorspace="rgb", outcolorspace="rgb", intent=1
+        )
+        assert np.abs(to_srgb(pixels, "rgb", profile) - right.clip(0, 1)).max() * 255 <= 0.5

@@ -1,0 +1,266 @@
+"""Every kind of file that some reader gets wrong, drawn sample by sample; what is right is what was drawn,
+and what other libraries (imagecodecs, tifffile) read.
+"""
+
+import io
+import struct
+from pathlib import Path
+
+import imagecodecs
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image, ImageCms
+
+from msbd.pixels import decode as module
+from msbd.pixels.decode import decode
+from msbd.pixels.files import load_image
+from msbd.pixels.formats import format_of
+from tests.helpers import draw_files as draw
+
+SIZE = 13, 17
+RNG = np.random.default_rng(5)
+
+
+def samples(bits: int, channels: int = 1) -> np.ndarray:
+    shape = (*SIZE, channels) if channels > 1 else SIZE
+    return RNG.integers(0, 2**bits, shape)
+
+
+def full(bits: int) -> int:
+    return 2**bits - 1
+
+
+def read(data: bytes) -> np.ndarray:
+    """Samples of [0, 1], with alpha behind the colours."""
+    decoded = decode(io.BytesIO(data))
+    most = np.iinfo(decoded.samples.dtype).max
+    planes = decoded.samples if decoded.alpha is None else np.dstack([decoded.samples, decoded.alpha])
+    return planes / most
+
+
+def assert_equal(data: bytes, right: np.ndarray, bits: int) -> None:
+    made = read(data)
+    assert made.shape == right.shape and np.abs(made - right).max() <= 0.5 / max(255, full(bits)) + 1e-9
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8, 10, 12, 14, 16])
+@pytest.mark.parametrize("white_is_zero", [False, True])
+def test_grey_tiffs_of_every_depth(bits: int, white_is_zero: bool) -> None:
+    drawn = samples(bits)
+    data = draw.tiff(drawn, bits, draw.WHITE_IS_ZERO if white_is_zero else draw.BLACK_IS_ZERO)
+    right = drawn / full(bits)
+    assert_equal(data, 1 - right if white_is_zero else right, bits)
+    assert decode(io.BytesIO(data)).samples.dtype == (np.uint8 if bits <= 8 else np.uint16)
+    assert np.array_equal(tifffile.imread(io.BytesIO(data)).astype(int), drawn)  # another library's reading
+
+
+@pytest.mark.parametrize("bits", [4, 8, 10, 12, 16])
+@pytest.mark.parametrize("planar", [False, True])
+@pytest.mark.parametrize("deflated", [False, True])
+def test_colour_tiffs_with_planes_together_and_apart(bits: int, planar: bool, deflated: bool) -> None:
+    drawn = samples(bits, 3)
+    for order in "<>" if bits == 16 else "<":
+        data = draw.tiff(drawn, bits, planar=planar, deflated=deflated, order=order, rows_a_strip=5)
+        assert_equal(data, drawn / full(bits), bits)
+
+
+def test_twelve_grey_bits_need_no_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "imagecodecs", None)
+    drawn = samples(12)
+    assert_equal(draw.tiff(drawn, 12, draw.BLACK_IS_ZERO), drawn / full(12), 12)
+    with pytest.raises(ValueError, match="10 bits a sample, packed, .* extra `scans`; .* 8 or 16 bits"):
+        decode(io.BytesIO(draw.tiff(samples(10), 10, draw.BLACK_IS_ZERO)))
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+@pytest.mark.parametrize("planar", [False, True])
+def test_cmyk_tiffs(bits: int, planar: bool) -> None:
+    drawn = samples(bits, 4)
+    data = draw.tiff(drawn, bits, draw.SEPARATED, planar=planar)
+    assert decode(io.BytesIO(data)).model == "cmyk"
+    assert_equal(data, drawn / full(bits), bits)
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_alpha_of_tiffs_plain_associated_and_none(bits: int) -> None:
+    drawn = samples(bits, 4)
+    drawn[..., 3] |= 2 ** (bits - 1)  # not so thin that dividing by it says nothing
+    assert_equal(draw.tiff(drawn, bits, extra=2), drawn / full(bits), bits)
+    assert_equal(
+        draw.tiff(drawn, bits, extra=0), drawn[..., :3] / full(bits), bits
+    )  # no transparency, something
+    multiplied = drawn.copy()
+    multiplied[..., :3] = drawn[..., :3] * drawn[..., 3:] // full(bits)
+    made = read(draw.tiff(multiplied, bits, extra=1))
+    assert np.abs(made - drawn / full(bits)).max() < 3.1 / 255
+    grey = drawn[..., [0, 3]]
+    assert_equal(draw.tiff(grey, bits, draw.BLACK_IS_ZERO, extra=2), grey / full(bits), bits)
+    assert decode(io.BytesIO(draw.tiff(grey[..., :2], bits, draw.BLACK_IS_ZERO, extra=1))).alpha is not None
+
+
+@pytest.mark.parametrize("interlaced", [False, True])
+@pytest.mark.parametrize("bits", [1, 2, 4, 8, 16])
+def test_transparency_of_grey_pngs_by_trns_at_their_own_depth(bits: int, interlaced: bool) -> None:
+    drawn = samples(bits)
+    level = int(drawn[0, 0])
+    data = draw.png(drawn, bits, draw.GREY, transparent=struct.pack(">H", level), interlaced=interlaced)
+    right = np.dstack([drawn / full(bits), drawn != level])
+    assert_equal(data, right, bits)
+    other = imagecodecs.png_decode(data)
+    assert np.array_equal(other[..., 1] > 0, drawn != level)
+
+
+@pytest.mark.parametrize("interlaced", [False, True])
+@pytest.mark.parametrize("bits", [8, 16])
+@pytest.mark.parametrize("colour", [draw.RGB, draw.GREY_ALPHA, draw.RGBA])
+def test_pngs_of_8_and_16_bits(colour: int, bits: int, interlaced: bool) -> None:
+    drawn = samples(bits, draw.CHANNELS[colour])
+    data = draw.png(drawn, bits, colour, interlaced=interlaced)
+    assert_equal(data, drawn / full(bits), bits)
+    assert np.array_equal(imagecodecs.png_decode(data), drawn)
+    if colour == draw.RGB:
+        transparent = struct.pack(">3H", *(int(level) for level in drawn[2, 3]))
+        data = draw.png(drawn, bits, colour, transparent=transparent, interlaced=interlaced)
+        assert_equal(data, np.dstack([drawn / full(bits), (drawn != drawn[2, 3]).any(-1)]), bits)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+def test_palettes_with_and_without_transparency(bits: int) -> None:
+    drawn, palette = samples(bits), RNG.integers(0, 256, (2**bits, 3))
+    alpha = np.full(2**bits, 255)
+    alpha[: 2**bits // 2] = RNG.integers(0, 256, 2**bits // 2)
+    assert_equal(draw.png(drawn, bits, draw.PALETTE, palette=palette), palette[drawn] / 255, 8)
+    transparent = bytes(alpha[: 2**bits // 2].tolist())
+    data = draw.png(drawn, bits, draw.PALETTE, palette=palette, transparent=transparent)
+    assert_equal(data, np.dstack([palette[drawn], alpha[drawn]]) / 255, 8)
+    table = struct.pack(f"<{3 * 2**bits}H", *(257 * palette.T).flatten().tolist())
+    data = draw.tiff(drawn, bits, draw.TIFF_PALETTE, tags={320: (3, table, 3 * 2**bits)})
+    assert_equal(data, palette[drawn] / 255, 8)
+
+
+def test_lab_becomes_srgb() -> None:
+    red = Image.new("RGB", (4, 4), (200, 60, 60))
+    transform = ImageCms.buildTransform(
+        ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB"), "RGB", "LAB"
+    )
+    lab = np.array(ImageCms.applyTransform(red, transform)).astype(int)[0, 0]  # L* 0..255, a* and b* signed
+    lab[1:] = (lab[1:] + 128) % 256 - 128
+    data = draw.tiff(np.broadcast_to(lab % 256, (*SIZE, 3)), 8, draw.LAB)
+    assert np.abs(read(data)[0, 0] * 255 - (200, 60, 60)).max() <= 4
+    deep = np.array([lab[0] * 257, *(lab[1:] * 256 % 65536)])
+    data = draw.tiff(np.broadcast_to(deep, (*SIZE, 3)), 16, draw.LAB)
+    assert decode(io.BytesIO(data)).samples.dtype == np.uint16
+    assert np.abs(read(data)[0, 0] * 255 - (200, 60, 60)).max() <= 4
+
+
+@pytest.mark.parametrize(
+    "compression", ["raw", "tiff_lzw", "tiff_adobe_deflate", "packbits", "jpeg", "group4"]
+)
+def test_compressed_tiffs_as_pillow_reads_them(compression: str) -> None:
+    pixels = RNG.integers(0, 256, (24, 31, 3), dtype=np.uint8)
+    picture = Image.fromarray(pixels).convert("1") if compression == "group4" else Image.fromarray(pixels)
+    file = io.BytesIO()
+    picture.save(file, "TIFF", compression=compression)
+    with Image.open(io.BytesIO(file.getvalue())) as opened:
+        right = np.array(opened.convert("L" if compression == "group4" else "RGB"))
+    assert np.abs(read(file.getvalue()) * 255 - right).max() <= (2 if compression == "jpeg" else 0)
+
+
+@pytest.mark.parametrize("compression", [None, "jpeg"])
+def test_ycbcr_tiffs_are_rgb(compression: str | None) -> None:
+    picture = Image.new("RGB", (32, 24), (200, 60, 60)).convert("YCbCr")
+    file = io.BytesIO()
+    picture.save(file, "TIFF", compression=compression)
+    assert np.abs(read(file.getvalue()) * 255 - (200, 60, 60)).max() <= 2
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        draw.tiff(
+            RNG.random(SIZE).astype(np.float32).view(np.uint32), 32, draw.BLACK_IS_ZERO, sample_format=3
+        ),
+        draw.tiff(samples(32), 32, draw.BLACK_IS_ZERO),
+        draw.tiff(samples(16), 16, draw.BLACK_IS_ZERO, sample_format=2),
+        draw.tiff(samples(8), 8, draw.BLACK_IS_ZERO, sample_format=2),
+    ],
+    ids=["float", "32 bits", "signed 16", "signed 8"],
+)
+def test_samples_without_an_agreed_white_are_refused(data: bytes) -> None:
+    with pytest.raises(ValueError, match="no agreed white; save it with 8 or 16 bits a sample"):
+        decode(io.BytesIO(data))
+
+
+ORIENTED = {
+    1: lambda a: a, 2: lambda a: a[:, ::-1], 3: lambda a: a[::-1, ::-1], 4: lambda a: a[::-1],
+    5: lambda a: a.swapaxes(0, 1), 6: lambda a: np.rot90(a, -1),
+    7: lambda a: a[::-1, ::-1].swapaxes(0, 1), 8: lambda a: np.rot90(a, 1),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("orientation", ORIENTED)
+def test_tiffs_and_deep_pngs_are_turned_with_their_alpha(orientation: int) -> None:
+    drawn = samples(16, 4)
+    right = ORIENTED[orientation](drawn) / full(16)
+    tags = {274: (3, struct.pack("<H", orientation), 1)}
+    assert_equal(draw.tiff(drawn, 16, extra=2, tags=tags), right, 16)
+    exif = b"II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0" + struct.pack("<HH", orientation, 0) + b"\0\0\0\0"
+    assert_equal(draw.png(drawn, 16, draw.RGBA, chunks=[(b"eXIf", exif)]), right, 16)
+
+
+def animation(kind: str) -> bytes:
+    frames = [Image.new("RGB", (20, 16), (80 * n, 0, 0)) for n in range(3)]
+    file = io.BytesIO()
+    frames[0].save(file, kind, save_all=True, append_images=frames[1:])
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP", "TIFF"])
+def test_of_several_frames_the_first_is_read_and_that_is_said(kind: str, tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(animation(kind))
+    photo = load_image(tmp_path / "a")
+    assert photo.pixels.max() <= 4
+    assert photo.notes == ("the first of 3 frames or pages; the others are not read",)
+
+
+def test_avif_is_read() -> None:
+    pixels = np.zeros((24, 32, 3), np.uint8) + np.array([200, 60, 60], np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "AVIF", quality=90)
+    assert np.abs(read(file.getvalue()) * 255 - pixels).max() <= 4
+
+
+UNREAD = {
+    b"\0\0\0\x18ftypheic\0\0\0\0mif1heic": "HEIC",
+    b"\0\0\0\x18ftypmif1\0\0\0\0mif1heic": "HEIC",
+    b"\xff\x0a\xfa\x1f": "JPEG XL",
+    b"\0\0\0\x0cJXL \r\n\x87\n": "JPEG XL",
+    b"\0\0\0\x0cjP  \r\n\x87\n": "JPEG 2000",
+    b"8BPS\0\1": "Photoshop (PSD)",
+    b"<?xml version='1.0'?><svg xmlns='http://www.w3.org/2000/svg'/>": "SVG",
+    b"\n<!DOCTYPE html><html>": "web page",
+    b"P6\n4 4\n255\n": "PPM",
+    b"\0\0\0\x18ftypisom\0\0\0\0isommp42": "video (MP4 or MOV)",
+}
+
+
+@pytest.mark.parametrize("head", UNREAD, ids=UNREAD.values())
+def test_what_is_not_read_is_named_with_the_way_out(head: bytes) -> None:
+    assert format_of(head) == UNREAD[head]
+    with pytest.raises(ValueError) as caught:
+        decode(io.BytesIO(head + bytes(600)))
+    assert str(caught.value) == f"{UNREAD[head]}, which is not read; save it as JPEG or PNG"
+
+
+def test_the_limit_is_the_machines_memory_or_a_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = draw.png(np.zeros((40, 50), np.uint8), 1, draw.GREY)
+    monkeypatch.setenv(module.MAX_PIXELS, "1999")
+    with pytest.raises(
+        ValueError, match="50 x 40 pixels, .* allows 1,999; make it smaller, or set MSBD_MAX_PIXELS"
+    ):
+        decode(io.BytesIO(data))
+    monkeypatch.setenv(module.MAX_PIXELS, "2000")
+    assert decode(io.BytesIO(data)).samples.shape == (40, 50)
+    monkeypatch.delenv(module.MAX_PIXELS)
+    assert module.largest_picture() > 10_000_000
