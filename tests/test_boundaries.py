@@ -37,9 +37,8 @@ LIBRARIES = {
     "tools": {"torch", "numpy", "PIL", "safetensors", "tqdm"},
 }
 EXTRA_LIBRARIES = {  # lazily, all of them
-    "msbd/pixels/decode.py": {"pyvips", "tifffile", "imagecodecs"},
-    "msbd/pixels/colours.py": {"pyvips"},
-    "msbd/pixels/encode.py": {"pyvips"},
+    "msbd/pixels/vips.py": {"pyvips"},
+    "msbd/pixels/decode.py": {"tifffile", "imagecodecs"},
     "msbd/loading/captions.py": {"torchvision", "transformers", "tokenizers"},
     "tools/_c2pa.py": {"c2pa", "cryptography"},
     "tools/_report.py": {"matplotlib"},

@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from msbd.edit.parts import Part
     from msbd.edit.pipeline import EditResult
     from msbd.edit.plan import EditPlan
     from msbd.load import PlanFacts
@@ -176,9 +177,7 @@ class EditJob:
     photo: "Photo"
     mask: "Tensor"  # (1, 1, H, W)
     config: "EditConfig"
-    parts: (
-        "list[tuple[Tensor, EditPlan]]"  # masks that are edited one after the other; together they are `mask`
-    )
+    parts: "list[tuple[Part, EditPlan]]"  # of the mask, edited one after the other
     model: "Located"
     seam_decoder: str | None  # where the seam is asymmetric
     loras: "list[tuple[Lora, float]]"
@@ -230,30 +229,28 @@ def prepare(args: argparse.Namespace) -> EditJob:
 
 def plan_parts(
     args: argparse.Namespace, mask: "Tensor", config: EditConfig, facts: "PlanFacts"
-) -> "list[tuple[Tensor, EditPlan]]":
+) -> "list[tuple[Part, EditPlan]]":
     """The parts of the mask (1, 1, H, W) that are edited one after the other, each with its plan."""
     from msbd.edit.crops import crop_box
-    from msbd.edit.parts import split_mask
+    from msbd.edit.parts import Part, split_mask
     from msbd.edit.plan import plan_edit
 
     def crop_of(box: "Box") -> "Box":
         return crop_box(box, (mask.shape[-2], mask.shape[-1]), config.margin, facts.spec.multiple)
 
-    apart = (args.parts or ("together" if args.preset in ("paper", "official") else "apart")) == "apart"
-    return [
-        (
-            part,
-            plan_edit(
-                part,
-                config,
-                facts.spec,
-                facts.alphas_cumprod,
-                downscale=facts.downscale,
-                has_upscaler=facts.has_upscaler,
-            ),
+    def plan(part: Part) -> "EditPlan":
+        return plan_edit(
+            part.of(mask),
+            config,
+            facts.spec,
+            facts.alphas_cumprod,
+            downscale=facts.downscale,
+            has_upscaler=facts.has_upscaler,
         )
-        for part in (split_mask(mask, crop_of) if apart else [mask])
-    ]
+
+    apart = (args.parts or ("together" if args.preset in ("paper", "official") else "apart")) == "apart"
+    parts = split_mask(mask, crop_of) if apart and mask.any() else [Part(None, 1)]
+    return [(part, plan(part)) for part in parts]
 
 
 def unused(args: argparse.Namespace, plan: "EditPlan") -> list[str]:
@@ -427,9 +424,12 @@ def run(args: argparse.Namespace, job: EditJob) -> None:
     silent = args.no_metadata or args.strip_metadata
     facts = None if silent else metadata(args, job)
     image, sheets, lines, notes = job.photo.image, [], [], []
+    weight = torch.zeros_like(job.mask)
     stages = StagePictures(args.stages) if args.stages else None
     with Progress(quiet=args.quiet) as progress:
-        for number, (mask, plan) in enumerate(job.parts, 1):
+        for number, (cells, plan) in enumerate(job.parts, 1):
+            mask = cells.of(job.mask)
+            weight = torch.maximum(weight, feather(mask, plan.config.feather))
             part = f"part {number} of {len(job.parts)}, " if len(job.parts) > 1 else ""
             progress.part = part
             if stages:
@@ -440,7 +440,6 @@ def run(args: argparse.Namespace, job: EditJob) -> None:
             lines += [part + line for line in timings(result)]
             if args.candidates:
                 sheets.append(candidates_of(result))
-    weight = torch.stack([feather(mask, job.plan.config.feather) for mask, _ in job.parts]).sum(0)
     edited = job.photo.painted(image, weight)  # the source's samples wherever they were kept
     if becomes_opaque(args):
         edited = replace(edited, alpha=None)

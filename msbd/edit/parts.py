@@ -8,6 +8,7 @@ are each a fraction of a latent cell of their common crop.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -19,12 +20,27 @@ from ..pixels.box import Box
 _CELLS = 256  # a side of the grid on which parts are told apart, at most
 
 
-def split_mask(mask: Tensor, crop_of: Callable[[Box], Box]) -> list[Tensor]:
-    """`mask` (1, 1, H, W) as masks of that size which sum to it, from top to bottom: groups of its connected
-    areas, joined wherever the crops of two groups, by `crop_of` the tight box of each, overlap.
+@dataclass(frozen=True)
+class Part:
+    """What a mask has in some cells of a grid."""
 
-    Areas less than a 256th of the picture apart count as connected. Of one group, and of an empty mask, it is
-    [mask].
+    cells: np.ndarray | None  # (h, w) bool; None: all of them
+    side: int  # of a cell, pixels
+
+    def of(self, mask: Tensor) -> Tensor:
+        """The part of `mask` (1, 1, H, W), in that shape."""
+        if self.cells is None:
+            return mask
+        cells = torch.from_numpy(self.cells).to(mask)[None, None]
+        whole = cells.repeat_interleave(self.side, -2).repeat_interleave(self.side, -1)
+        return mask * whole[..., : mask.shape[-2], : mask.shape[-1]]
+
+
+def split_mask(mask: Tensor, crop_of: Callable[[Box], Box]) -> list[Part]:
+    """The parts of `mask` (1, 1, H, W), which sum to it, from top to bottom: groups of its connected areas,
+    joined wherever the crops of two groups, by `crop_of` the tight box of each, overlap.
+
+    Areas less than a 256th of the picture apart count as connected.
     """
     cell = -(-max(mask.shape[-2:]) // _CELLS)
     grid = F.max_pool2d(mask, cell, ceil_mode=True)[0, 0].numpy() > 0
@@ -44,14 +60,9 @@ def split_mask(mask: Tensor, crop_of: Callable[[Box], Box]) -> list[Tensor]:
         joined = [others[number] for number in sorted(kept) if number >= len(groups)]
         groups = [others[number] for number in sorted(kept) if number < len(groups)] + [group]
     if len(joined) < 2:
-        return [mask]
+        return [Part(None, cell)]
     joined.sort(key=lambda group: (group.box.top, group.box.left))
-    parts = []
-    for group in joined:
-        cells = torch.from_numpy(np.isin(labels, list(group.labels))).to(mask)[None, None]
-        whole = cells.repeat_interleave(cell, -2).repeat_interleave(cell, -1)
-        parts.append(mask * whole[..., : mask.shape[-2], : mask.shape[-1]])
-    return parts
+    return [Part(np.isin(labels, list(group.labels)), cell) for group in joined]
 
 
 class _Group:

@@ -3,7 +3,7 @@
 Sources  PNG third edition, 4.3 and 11.3.2 (cICP before iCCP before sRGB before gAMA and cHRM); ITU-T H.273
          (the numbers of cICP), BT.2100 and BT.2408 (HDR)
 Tensors  samples (H, W), (H, W, 3) or (H, W, 4) uint8 or uint16; sRGB (H, W, 3), float32 in [0, 1]
-Copying  needs pixels/icc.py; numpy, Pillow, and pyvips for profiles with tables
+Copying  needs pixels/icc.py, pixels/vips.py; numpy, Pillow, and pyvips for profiles with tables
 
 Relative colorimetric throughout. A profile that is damaged, or not of the picture's own model, says nothing.
 """
@@ -29,6 +29,7 @@ from .icc import (
     srgb_to_light,
     table_curve,
 )
+from .vips import vips
 
 _PRIMARIES: dict[int, Chromaticities] = {  # H.273, table 2
     1: SRGB,
@@ -90,14 +91,14 @@ def from_srgb(rgb: np.ndarray, model: str, profile: bytes | None) -> np.ndarray:
         return levels
     if (shaper := _shaper(profile)) is not None:
         return shaper.samples(srgb_to_light(levels))
-    vips = _pyvips()
-    image = vips.Image.new_from_array(_in_16_bits(rgb if model == "rgb" else _as_rgb(levels)))
+    pyvips = vips()
+    image = pyvips.Image.new_from_array(_in_16_bits(rgb if model == "rgb" else _as_rgb(levels)))
     lab = (
         image.copy(interpretation="rgb16")
         .icc_import(input_profile="srgb", intent="relative", pcs="lab")
         .copy()
     )
-    lab.set_type(vips.GValue.blob_type, "icc-profile-data", profile)
+    lab.set_type(pyvips.GValue.blob_type, "icc-profile-data", profile)
     made = lab.icc_export(depth=16, intent="relative", pcs="lab").numpy()
     return made.reshape(levels.shape).astype(np.float32) / 65535
 
@@ -122,13 +123,14 @@ def _by_profile(samples: np.ndarray, model: str, profile: bytes) -> np.ndarray:
     if (shaper := _shaper(profile)) is not None:
         shown = light_to_srgb(shaper.light(samples))
         return shown if model == "rgb" else _as_rgb(shown)
-    vips = _pyvips()
-    image = vips.Image.new_from_array(np.ascontiguousarray(samples))
+    pyvips = vips()
+    image = pyvips.Image.new_from_array(np.ascontiguousarray(samples))
     deep = samples.dtype == np.uint16
     names = {"grey": ("b-w", "grey16"), "rgb": ("srgb", "rgb16"), "cmyk": ("cmyk", "cmyk")}
     image = image.copy(interpretation=names[model][deep])
-    image.set_type(vips.GValue.blob_type, "icc-profile-data", profile)
+    image.set_type(pyvips.GValue.blob_type, "icc-profile-data", profile)
     made = image.icc_transform("srgb", embedded=True, intent="relative", depth=16 if deep else 8).numpy()
+    made = made.reshape(*samples.shape[:2], -1)
     return made[..., :3].astype(np.float32) / (65535 if deep else 255)
 
 
@@ -158,17 +160,6 @@ def _as_rgb(grey: np.ndarray) -> np.ndarray:
 
 def _in_16_bits(levels: np.ndarray) -> np.ndarray:
     return (levels * 65535).round().clip(0, 65535).astype(np.uint16)
-
-
-def _pyvips() -> Any:
-    try:
-        import pyvips
-    except (ImportError, OSError) as error:
-        raise ImportError(
-            "a colour profile with tables is applied by libvips, which is missing: pip install "
-            f"'pyvips[binary]' ({error})"
-        ) from error
-    return pyvips
 
 
 def _transfer(number: int) -> bytes | None:

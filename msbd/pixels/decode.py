@@ -2,8 +2,8 @@
 
 Tensors  samples (H, W) grey, (H, W, 3) RGB or (H, W, 4) CMYK; uint8, uint16, or float32 in [0, 1]
 Library  Pillow for what has 8 bits a sample; libvips (pyvips) for what is deeper, for TIFF and AVIF
-Copying  needs pixels/formats.py, pixels/metadata.py; numpy, Pillow and pyvips, for packed TIFFs tifffile with
-         imagecodecs
+Copying  needs pixels/formats.py, pixels/metadata.py, pixels/vips.py; numpy, Pillow and pyvips, for packed
+         TIFFs tifffile with imagecodecs
 
 Why two libraries: docs/log.md, "Which library reads 16 bits".
 """
@@ -12,6 +12,7 @@ import contextlib
 import io
 import math
 import os
+import struct
 import sys
 import warnings
 from collections.abc import Iterator
@@ -24,6 +25,7 @@ from PIL import Image
 
 from .formats import HEAD, READ, format_of
 from .metadata import Metadata, Tags, chunk_places, png_chunks, read_metadata, read_tags
+from .vips import vips
 
 BYTES_A_PIXEL = 16  # that working on a picture takes: its samples, and in floats the three channels
 MAX_PIXELS = "MSBD_MAX_PIXELS"  # the environment variable that takes the place of the limit by memory
@@ -102,6 +104,8 @@ def reason_of(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if len(lines) > 1 and lines[0].startswith("unable to"):
         lines = lines[1:]  # the name of libvips' own function
+    # Left there by what went well.
+    lines = [line for line in lines if not line.startswith("source: bad seek")] or lines
     return (lines[0] if lines else type(error).__name__)[:200]
 
 
@@ -166,8 +170,10 @@ def _frames(picture: Image.Image) -> int:
     return int(getattr(picture, "n_frames", 1) or 1)
 
 
-def _of_pillow(picture: Image.Image, tags: Tags, metadata: Metadata, frames: int) -> Decoded:
-    """A loaded picture of 8 bits a sample."""
+def _of_pillow(
+    picture: Image.Image, tags: Tags, metadata: Metadata, frames: int, *, turned: bool = False
+) -> Decoded:
+    """A loaded picture of 8 bits a sample; `turned`: Pillow has turned it upright, as it does TIFFs."""
     profile = picture.info.get("icc_profile") or None
     alpha = None
     if picture.has_transparency_data or picture.mode in ("La", "RGBa"):
@@ -181,7 +187,9 @@ def _of_pillow(picture: Image.Image, tags: Tags, metadata: Metadata, frames: int
     elif picture.mode not in ("L", "RGB", "CMYK"):
         picture = picture.convert("L" if picture.mode == "1" else "RGB")
     model: Model = {"L": "grey", "RGB": "rgb", "CMYK": "cmyk"}[picture.mode]  # type: ignore[assignment]
-    return _upright(np.array(picture), model, alpha, profile, (), metadata, frames, tags.orientation)
+    return _upright(
+        np.array(picture), model, alpha, profile, (), metadata, frames, tags.orientation, turned=turned
+    )
 
 
 # ---- PNG ---------------------------------------------------------------------------------------------------
@@ -200,8 +208,8 @@ def _png(source: BinaryIO, head: bytes, floats: bool) -> Decoded:
         colours = tuple(one for one in chunks if one[0] in (b"cICP", b"sRGB", b"gAMA", b"cHRM"))
         # Pillow cuts 16-bit colours off at 8, and loses tRNS of grey samples that have not 8 bits.
         if depth == 16 or (colour in (0, 2) and any(name == b"tRNS" for name, _ in chunks)):
-            image = _vips().Image.pngload_buffer(_bare_png(source), fail_on="truncated", unlimited=True)
-            samples, alpha = _split(image.numpy(), 1 if colour in (0, 4) else 3)
+            image = vips().Image.pngload_buffer(_bare_png(source), fail_on="truncated", unlimited=True)
+            samples, alpha = _split(_samples(image), 1 if colour in (0, 4) else 3)
             decoded = _upright(
                 samples, "grey" if samples.ndim == 2 else "rgb", alpha, picture.info.get("icc_profile"), colours,
                 metadata, frames, tags.orientation,
@@ -231,25 +239,32 @@ def _tiff(source: BinaryIO, head: bytes, floats: bool) -> Decoded:
     if tags.exif:  # before libvips, which complains of some sizes on the terminal
         check_size(tags.width, tags.height)
         _check_tiff(tags.width, tags.height, tags, data)
+    if tags.planar and tags.samples == 1:
+        data = _with_planes_together(data)
+        tags = Tags.of_tiff(data)
+    if tags.planar and tags.samples > 1 and tags.photometric in (0, 1) and tags.get(339, 1) == 1:
+        # libvips takes the planes of grey and alpha for one.
+        check_size(tags.width, tags.height)
+        _check_tiff(tags.width, tags.height, tags, data)
+        return _by_tifffile(data, tags, metadata, floats)
     if tags.photometric == 6 and tags.get(259) not in (6, 7):  # libvips leaves YCbCr as it is, outside JPEG
         with _opened(io.BytesIO(data)) as picture:
             picture.load()
-            return _of_pillow(picture, tags, metadata, _frames(picture))
+            return _of_pillow(picture, tags, metadata, _frames(picture), turned=True)
+    bare, pages = _bare_tiff(data)
     try:
         # With "truncated" libvips gives zeros for what it cannot decode.
-        image = _vips().Image.tiffload_buffer(data, fail_on="error", unlimited=True)
-    except _vips().Error as error:
+        image = vips().Image.tiffload_buffer(bare, fail_on="error", unlimited=True)
+    except vips().Error as error:
         return _tiff_that_vips_refuses(data, tags, metadata, floats, error)
     check_size(image.width, image.height)
     _check_tiff(image.width, image.height, tags, data)
-    pages = image.get("n-pages") if image.get_typeof("n-pages") else 1
     profile = tags.profile
     if image.interpretation in ("lab", "labs", "labq"):
         image, profile = image.colourspace("srgb" if tags.bits <= 8 else "rgb16"), None
     elif image.interpretation == "scrgb" and not floats:
         raise ValueError(_NO_WHITE)
-    samples = image.numpy()
-    samples = samples[..., None] if samples.ndim == 2 else samples
+    samples = _samples(image)
     colours = {"cmyk": 4, "b-w": 1, "grey16": 1}.get(image.interpretation, 3)
     if image.interpretation == "multiband":
         colours = 3 if samples.shape[-1] >= 3 else 1
@@ -258,6 +273,53 @@ def _tiff(source: BinaryIO, head: bytes, floats: bool) -> Decoded:
     return _upright(
         *_of_full_range(samples, colours, tags, floats), profile, (), metadata, pages, tags.orientation
     )
+
+
+# Tags that say how pixels are stored.
+_PIXEL_TAGS = {
+    *range(254, 260), 262, 266, 273, *range(277, 282), 284, 292, 293, 317, *range(320, 326), 332, 338, 339, 347,
+    *range(512, 522), *range(529, 533),
+}  # fmt: skip
+
+
+def _bare_tiff(data: bytes) -> tuple[bytes, int]:
+    """The file with its first directory alone, and there with those tags alone that pixels need; and how many
+    directories it had. An orientation of 0 and other such damage costs nothing so, which libvips counts as
+    much as missing pixels.
+    """
+    order: Literal["little", "big"] = "little" if data[:2] == b"II" else "big"
+    offset, count, entry = (8, 8, 20) if b"+" in data[2:4] else (4, 2, 12)  # BigTIFF, TIFF; in bytes
+
+    def number(at: int, size: int) -> int:
+        return int.from_bytes(data[at : at + size], order)
+
+    start = number(offset, offset)
+    end = start + count + entry * number(start, count)
+    if end > len(data):
+        raise ValueError("not a readable picture (its directory is not whole)")
+    kept = [data[at : at + entry] for at in range(start + count, end, entry) if number(at, 2) in _PIXEL_TAGS]
+    directory = len(kept).to_bytes(count, order) + b"".join(kept)
+    starts, following = {start}, number(end, offset)
+    while 0 < following < len(data) and following not in starts:
+        starts.add(following)
+        following = number(following + count + entry * number(following, count), offset)
+    behind = end + offset
+    return data[:start] + directory.ljust(behind - start, b"\0") + data[behind:], len(starts)
+
+
+def _with_planes_together(data: bytes) -> bytes:
+    """A TIFF of one sample a pixel with PlanarConfiguration 1, which then means nothing (TIFF 6.0, page 38);
+    with 2 libraries read it wrong.
+    """
+    order = "<" if data[:2] == b"II" else ">"
+    if data[2:4] not in (b"*\0", b"\0*"):
+        return data
+    (start,) = struct.unpack(order + "I", data[4:8])
+    (count,) = struct.unpack(order + "H", data[start : start + 2])
+    for at in range(start + 2, start + 2 + 12 * count, 12):
+        if struct.unpack(order + "HH", data[at : at + 4]) == (284, 3):
+            return data[: at + 8] + struct.pack(order + "H", 1) + data[at + 10 :]
+    return data
 
 
 _NO_WHITE = (
@@ -292,30 +354,42 @@ def _tiff_that_vips_refuses(
             if picture.mode == "I;16":  # 0 to 4095, as they are in the file
                 samples = _stretched(np.asarray(picture), 12)
                 profile, frames = tags.profile, _frames(picture)
-                return _upright(samples, "grey", None, profile, (), metadata, frames, tags.orientation)
+                return _upright(
+                    samples, "grey", None, profile, (), metadata, frames, tags.orientation, turned=True
+                )
     if tags.photometric in (8, 9) and tags.bits == 8:
         with _opened(io.BytesIO(data)) as picture:
             picture.load()
-            return _of_pillow(picture, tags, metadata, _frames(picture))
+            return _of_pillow(picture, tags, metadata, _frames(picture), turned=True)
     if tags.bits in (8, 16) or not 2 <= tags.bits <= 15 or tags.photometric not in (0, 1, 2):
         raise error
+    return _by_tifffile(data, tags, metadata, floats)
+
+
+def _by_tifffile(data: bytes, tags: Tags, metadata: Metadata, floats: bool) -> Decoded:
+    """Grey or RGB with 1 to 16 bits a sample, packed, together or in planes."""
     try:
         import imagecodecs  # noqa: F401  # what tifffile unpacks with
         import tifffile
     except ImportError:
         raise ValueError(
-            f"{tags.bits} bits a sample, packed, which are not read without the extra `scans`; install it, or "
-            "save the picture with 8 or 16 bits"
+            f"{tags.bits} bits a sample, {'in planes' if tags.planar else 'packed'}, which are not read without the "
+            "extra `scans`; install it, or save the picture with 8 or 16 bits"
         ) from None
     with tifffile.TiffFile(io.BytesIO(data)) as whole:
         page: Any = whole.pages[0]
         parts = math.prod(page.chunked)  # those that are missing tifffile leaves as they are in memory
         if min(len(page.dataoffsets), len(page.databytecounts)) < parts or 0 in page.databytecounts[:parts]:
             raise ValueError("not a readable picture (parts of it are missing)")
-        read = np.atleast_3d(np.moveaxis(page.asarray(), 0, -1) if tags.planar else page.asarray())
+        read = page.asarray()
         frames = len(whole.pages)
-    read = 2**tags.bits - 1 - read if tags.photometric == 0 else read
-    colours = 3 if tags.photometric == 2 else 1
+    read = np.moveaxis(read, 0, -1) if tags.planar and read.ndim == 3 else np.atleast_3d(read)
+    most, colours = 2**tags.bits - 1, 3 if tags.photometric == 2 else 1
+    if tags.photometric == 0:
+        read[..., :colours] = most - read[..., :colours]
+    if tags.get(338) == 1 and read.shape[-1] > colours:  # multiplied with the alpha
+        opaque = read[..., colours:].clip(1)
+        read[..., :colours] = (read[..., :colours].astype(np.uint64) * most // opaque).clip(0, most)
     colour, model, alpha = _of_full_range(_stretched(read, tags.bits), colours, tags, floats)
     alpha = None if tags.unspecified_extra else alpha
     return _upright(colour, model, alpha, tags.profile, (), metadata, frames, tags.orientation)
@@ -324,14 +398,13 @@ def _tiff_that_vips_refuses(
 def _check_tiff(width: int, height: int, tags: Tags, data: bytes) -> None:
     """ValueError for a TIFF that says more pixels than `data` can hold."""
     compression, held = tags.get(259), len(data)
-    # Fax takes a bit a row at least; where it ends early, libtiff goes on in white.
-    if compression in (2, 3, 4) and height > 8 * held:
-        raise ValueError(f"not a readable picture ({height} rows, more than {held:,} bytes can hold)")
-    if compression is None:  # as little as the directory was read
-        _check_claim(width, height, held, 1, _LZW)
-    elif (unfolds := _TIFF_UNFOLDS.get(compression)) is not None:
+    if compression in (2, 3, 4):  # fax: a bit a row at least; where it ends early, libtiff goes on in white
+        if height > 8 * held:
+            raise ValueError(f"not a readable picture ({height} rows, more than {held:,} bytes can hold)")
+    else:
         halved = compression == 7 or tags.photometric == 6  # colours, maybe: a byte a pixel at least
-        _check_claim(width, height, held, 8 if halved else tags.bits * tags.samples, unfolds)
+        bits = 8 if halved else tags.bits * tags.samples
+        _check_claim(width, height, held, bits, _TIFF_UNFOLDS.get(compression, _ZSTD))
 
 
 def _stretched(samples: np.ndarray, bits: int) -> np.ndarray:
@@ -343,8 +416,10 @@ def _stretched(samples: np.ndarray, bits: int) -> np.ndarray:
 
 def _avif(source: BinaryIO, head: bytes, floats: bool) -> Decoded:
     data = source.read()
-    image = _vips().Image.heifload_buffer(data, fail_on="truncated", unlimited=True)
+    image = vips().Image.heifload_buffer(data, fail_on="truncated")
     check_size(image.width, image.height)
+    if image.width * image.height > 2**28:  # among libheif's limits, against broken files, is 1 GB of samples
+        image = vips().Image.heifload_buffer(data, fail_on="truncated", unlimited=True)
     if max(image.width, image.height) > 65535:  # what AV1 can say
         raise ValueError(f"not a readable picture (it says {image.width} x {image.height} pixels)")
     tags = Tags()
@@ -352,7 +427,7 @@ def _avif(source: BinaryIO, head: bytes, floats: bool) -> Decoded:
         tags = read_tags(picture)
     metadata = read_metadata(None, tags, (), xmp=_blob(image, "xmp-data"))
     pages = image.get("n-pages") if image.get_typeof("n-pages") else 1
-    samples, alpha = _split(image.numpy(), 1 if image.bands < 3 else 3)
+    samples, alpha = _split(_samples(image), 1 if image.bands < 3 else 3)
     model: Model = "grey" if samples.ndim == 2 else "rgb"
     # The decoder has turned it already.
     return _upright(samples, model, alpha, _blob(image, "icc-profile-data"), (), metadata, pages, 1)
@@ -399,8 +474,8 @@ def _check_claim(width: int, height: int, held: int, bits: int, unfolds: int) ->
 
 
 _SMALL = 2**24  # bytes
-# By deflate 258 bytes come of two bits, by LZW of GIF or TIFF 4095 of twelve.
-_DEFLATE, _LZW = 1032, 2730
+# By deflate 258 bytes come of two bits, by LZW of GIF or TIFF 4095 of twelve, by zstd 128 kB of four bytes.
+_DEFLATE, _LZW, _ZSTD = 1032, 2730, 2**15
 # A block of 8 x 8 takes a bit (T.81; with Huffman's codes), and may stand for 16 x 16 by sampling.
 _JPEG = 2048
 # By TIFF's numbers of compressions; the last is packbits.
@@ -418,6 +493,11 @@ def largest_picture() -> int:
     return memory // BYTES_A_PIXEL
 
 
+def _samples(image: Any) -> np.ndarray:
+    """What libvips has read, (H, W, C), also of one pixel."""
+    return image.numpy().reshape(image.height, image.width, image.bands)
+
+
 def _split(samples: np.ndarray, colours: int) -> tuple[np.ndarray, np.ndarray | None]:
     """Colours (H, W) or (H, W, C), and the alpha behind them, where there is one."""
     samples = samples[..., None] if samples.ndim == 2 else samples
@@ -428,13 +508,16 @@ def _split(samples: np.ndarray, colours: int) -> tuple[np.ndarray, np.ndarray | 
 
 def _upright(
     samples: np.ndarray, model: Model, alpha: np.ndarray | None, profile: bytes | None,
-    chunks: tuple[tuple[bytes, bytes], ...], metadata: Metadata, frames: int, orientation: int,
+    chunks: tuple[tuple[bytes, bytes], ...], metadata: Metadata, frames: int, orientation: int, *,
+    turned: bool = False,
 ) -> Decoded:  # fmt: skip
-    """The picture turned and mirrored by its EXIF orientation (1 to 8)."""
+    """The picture turned and mirrored by its EXIF orientation (1 to 8), unless it is `turned` already."""
     if not samples.size or samples.shape[2:] != {"grey": (), "rgb": (3,), "cmyk": (4,)}[model]:
         raise ValueError("not a readable picture (what it says of its samples does not hold)")
 
-    def turned(plane: np.ndarray) -> np.ndarray:
+    def upright(plane: np.ndarray) -> np.ndarray:
+        if turned:
+            return plane
         if orientation >= 5:
             plane = plane.swapaxes(0, 1)
         # After the exchange of sides: 6 turns to the right, 7 both, 8 to the left.
@@ -444,32 +527,12 @@ def _upright(
 
     if orientation >= 5:
         metadata = metadata.turned()
-    return Decoded(
-        turned(samples),
-        model,
-        None if alpha is None else turned(alpha),
-        profile or None,
-        chunks,
-        metadata,
-        frames,
-    )
+    alpha = None if alpha is None else upright(alpha)
+    return Decoded(upright(samples), model, alpha, profile or None, chunks, metadata, frames)
 
 
 def _blob(image: Any, name: str) -> bytes | None:
     return bytes(image.get(name)) if image.get_typeof(name) else None
-
-
-def _vips() -> Any:
-    """pyvips, imported when a file needs it."""
-    try:
-        import pyvips
-    except (ImportError, OSError) as error:
-        raise ImportError(
-            "pictures of this kind are read by libvips, which is missing: pip install 'pyvips[binary]'; or save "
-            f"the picture as a PNG or JPEG of 8 bits ({error})"
-        ) from error
-    pyvips.cache_set_max(0)  # a picture is read once
-    return pyvips
 
 
 @contextlib.contextmanager
@@ -478,13 +541,13 @@ def _quiet() -> Iterator[None]:
     import logging
 
     logger = logging.getLogger("PIL")
-    before, logger.disabled = logger.disabled, True
-    for name in ("pyvips", "tifffile"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
+    before = logger.level
+    logger.setLevel(logging.CRITICAL + 1)  # of its plugins' loggers too, which `disabled` leaves alone
+    logging.getLogger("tifffile").setLevel(logging.CRITICAL)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.disabled = before
+        logger.setLevel(before)
         sys.stderr.flush()

@@ -2,7 +2,8 @@
 
 Tensors  samples (H, W) grey or (H, W, 3) RGB; alpha (H, W); both uint8 or uint16
 Library  Pillow; libvips (pyvips) for PNGs of 16 bits
-Copying  needs pixels/colours.py, pixels/metadata.py, pixels/samples.py; numpy, Pillow and pyvips
+Copying  needs pixels/colours.py, pixels/metadata.py, pixels/samples.py,
+         pixels/vips.py; numpy, Pillow and pyvips
 """
 
 import io
@@ -29,6 +30,7 @@ from .metadata import (
     Y_RESOLUTION,
     Metadata,
     chunk_places,
+    directory_of,
     exif_bytes,
     foreign_comment,
     iptc_text,
@@ -41,6 +43,7 @@ from .metadata import (
     with_source_type,
 )
 from .samples import in_8_bits
+from .vips import vips
 
 JPEG_SUFFIXES = (".jpg", ".jpeg", ".jfif", ".jpe")
 TIFF_SUFFIXES = (".tif", ".tiff")
@@ -116,10 +119,8 @@ def _plain_png(samples: np.ndarray, alpha: np.ndarray | None) -> bytes:
         file = io.BytesIO()
         _picture(samples, alpha).save(file, "PNG")
         return file.getvalue()
-    import pyvips
-
     together = samples if alpha is None else np.dstack([samples, alpha])
-    image: Any = pyvips.Image.new_from_array(np.ascontiguousarray(together))
+    image: Any = vips().Image.new_from_array(np.ascontiguousarray(together))
     return image.copy(interpretation="grey16" if samples.ndim == 2 else "rgb16").pngsave_buffer(keep="none")
 
 
@@ -239,7 +240,7 @@ def _directory(exif: Image.Exif, offsets: Sequence[int]) -> bytes:
         if number not in (EXIF_IFD, 0x8825):
             directory[number] = exif[number]
     for number in (EXIF_IFD, 0x8825):
-        if inside := exif.get_ifd(number):
+        if inside := directory_of(exif, number):
             directory[number] = dict(inside)
     directory.tagtype |= dict.fromkeys((256, 257, 273, 278, 279), 4)  # LONG
     directory[273] = tuple(offsets)  # Pillow adds the length of the directory
@@ -268,7 +269,7 @@ def _exif(output: Output, *, ours: Mapping[str, Any] | None = None, resolution: 
     if metadata.exif is None and ours is None and not resolution:
         return None
     exif = load_exif(metadata.exif)
-    inside = exif.get_ifd(EXIF_IFD)
+    inside = directory_of(exif, EXIF_IFD) if ours is None else exif.get_ifd(EXIF_IFD)
     for number, side in zip(WIDTH_AND_HEIGHT, output.samples.shape[1::-1], strict=True):
         if number in inside:
             inside[number] = side

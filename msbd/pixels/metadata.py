@@ -224,7 +224,7 @@ def _clean_exif(exif: Image.Exif | None) -> bytes | None:
                 kept[number] = exif[number]
     for directory in (EXIF_IFD, GPS_IFD):
         with contextlib.suppress(Exception):
-            if inside := exif.get_ifd(directory):
+            if inside := directory_of(exif, directory):
                 kept.get_ifd(directory).update(inside)
     if ORIENTATION in kept:
         kept[ORIENTATION] = 1
@@ -241,7 +241,7 @@ def exif_bytes(exif: Image.Exif) -> bytes | None:
             _add(writable, writable, number, exif)
     for directory in (EXIF_IFD, GPS_IFD):
         with contextlib.suppress(Exception):
-            inside = exif.get_ifd(directory)
+            inside = directory_of(exif, directory)
             for number in list(inside):
                 _add(writable, writable.get_ifd(directory), number, inside)
     with contextlib.suppress(Exception):
@@ -263,13 +263,21 @@ def _remove(exif: Image.Exif, number: int) -> None:
         del exif[number]
 
 
+def directory_of(exif: Image.Exif, number: int) -> dict[int, Any]:
+    """The tags of a directory below the main one, to be changed; an empty dict of nobody's where it has
+    none.
+    """
+    # Asked for, Pillow makes an empty directory, and writes it.
+    return exif.get_ifd(number) if number in exif or number in exif._ifds else {}
+
+
 def load_exif(data: bytes | None) -> Image.Exif:
     """The EXIF that `exif_bytes` made, with its directories, to be changed."""
     exif = Image.Exif()
     if data:
         exif.load(data)
         for directory in (EXIF_IFD, GPS_IFD):
-            exif.get_ifd(directory)
+            directory_of(exif, directory)
     return exif
 
 

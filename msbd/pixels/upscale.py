@@ -3,7 +3,7 @@
 Paper    Ackermann & Li 2022, arXiv:2210.12965, appendix A.2: Real-ESRGAN x4, then bilinear down; its ablation
          has the others
 Tensors  image (1, 3, H, W) in [-1, 1] -> (1, 3, H', W') in [-1, 1]; the upscaler net takes and gives [0, 1]
-Copying  needs pixels/luma.py, pixels/masks.py, pixels/pieces.py, pixels/resize.py, pixels/tiles.py
+Copying  needs pixels/gray.py, pixels/masks.py, pixels/pieces.py, pixels/resize.py, pixels/tiles.py
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .luma import luma
+from .gray import looks_gray, with_chroma_of
 from .masks import dilate, resize_mask
 from .pieces import Piece, mirrored_pieces, run_in_pieces
 from .resize import low_pass, resize, sharpen
@@ -25,8 +25,6 @@ from .tiles import touches
 # _MULTIPLE: what a piece and its margins are rounded up to; upscalers of scale 2 and 1 take no other sizes.
 _PIECE, _CONTEXT, _MULTIPLE = 256, 16, 4
 _REACH = 2  # pixels: how far the bilinear resize after the net looks
-# A picture is taken for grey where this share of its pixels has channels at most so many 8-bit levels apart.
-_GRAY_SHARE, _GRAY_LEVELS = 0.99, 8
 
 OnProgress = Callable[[int, int], None]  # done, of how many
 
@@ -85,20 +83,9 @@ def enlarge_by_net(
     pieces = mirrored_pieces((image.shape[-2], image.shape[-1]), piece or _PIECE, around, _MULTIPLE, _CONTEXT)
     made = _in_pieces(upscaler, image / 2 + 0.5, pieces, asked, on_progress or (lambda *_: None))
     made = made.mul_(2).sub_(1)  # in place: of a photograph it is gigabytes
-    if _looks_gray(image):
-        made = _with_chroma_of(image, made)
+    if looks_gray(image):
+        made = with_chroma_of(image, made)
     return resize(made, size).clamp(-1, 1)
-
-
-def _looks_gray(image: Tensor) -> bool:
-    spread = (image.amax(1) - image.amin(1)) * 127.5
-    return bool((spread <= _GRAY_LEVELS + 0.01).float().mean() >= _GRAY_SHARE)
-
-
-def _with_chroma_of(image: Tensor, made: Tensor) -> Tensor:
-    """The luma of `made` (1, 3, H', W') with the chroma of `image`, enlarged; equal channels stay equal."""
-    from_green = resize(image - image[:, 1:2], (made.shape[-2], made.shape[-1]))
-    return luma(made) - luma(from_green) + from_green
 
 
 def low_pass_reference(reference: Tensor, input_size: tuple[int, int], mode: str) -> Tensor:

@@ -3,8 +3,8 @@
 Paper    Yang et al. 2023 (PASD), arXiv:2308.14469, section 3
 Units    images (1, 3, H, W) in [-1, 1]; control pictures in [0, 1]; latents (1, 4, h, w), scaled; sizes (H,
          W); tiles in latent cells, everything else in pixels
-Copying  needs pixels/box.py, pixels/resize.py, pixels/tiles.py, restore/color.py, samplers/ans.py,
-         samplers/schedule.py
+Copying  needs pixels/box.py, pixels/gray.py, pixels/resize.py, pixels/tiles.py, restore/color.py,
+         samplers/ans.py, samplers/schedule.py
 
 official.py has the same functions as the official code computes them; rules.py lists both, and a plan carries
 one.
@@ -18,6 +18,7 @@ from samplers.ans import ans_start
 from samplers.schedule import NoiseSource
 
 from ..pixels.box import Box, round_up
+from ..pixels.gray import looks_gray, with_chroma_of
 from ..pixels.resize import enlarge, resize, take
 from ..pixels.tiles import TileBlend, tile_boxes
 from .color import COLOR_FIXES, is_gray, to_gray, transfer_chroma
@@ -135,11 +136,13 @@ def finish(
     input `image`.
 
     With the colours of the control, and resized, in float. A grey picture stays grey where colours are put
-    right, at fine edges too, which the official code tints.
+    right, and a scan of one as near to it as it was, at fine edges too, which the official code tints.
     """
     fixed = COLOR_FIXES[color_fix](restored, control)
     if color_fix != "none" and is_gray(image):
         fixed = to_gray(fixed)
+    elif color_fix != "none" and looks_gray(image):
+        fixed = with_chroma_of(image, fixed)
     return resize(fixed, output_size, "bicubic").clamp(-1, 1)
 
 

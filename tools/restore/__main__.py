@@ -442,6 +442,7 @@ def restore_one(
     from msbd.pixels.files import save_image, save_photo
     from msbd.pixels.metadata import EDITED, ENHANCED, Metadata
     from msbd.restore.captions import describe as recognise
+    from msbd.restore.color import is_gray
 
     from .._sheets import before_and_after, shown
 
@@ -458,7 +459,7 @@ def restore_one(
     if not args.quiet:
         warn_of_long_prompts(pipeline.tokenizer, (result.prompt, result.negative_prompt))
     made = straight(result.image, photo) if interpolated else result.image
-    coloured = job.config.mode in ("stylize", "colorize")
+    coloured = job.config.mode in ("stylize", "colorize") and not is_gray(made)
     restored = photo.remade(made, resampled_alpha(photo, size), before=image, coloured=coloured)
     if args.strip_metadata:
         restored = replace(restored, metadata=Metadata())

@@ -177,6 +177,8 @@ class Run:
             self._data(self.job.pictures, self.config.seed),
             batch_sampler=self.trainer.batches(),
             num_workers=self.job.workers,
+            # Not by fork: libvips, with which this process may have read pictures, then hangs at times.
+            multiprocessing_context="spawn" if self.job.workers else None,
             collate_fn=collate,
             worker_init_fn=ignore_signals,
             pin_memory=self.device.type == "cuda",

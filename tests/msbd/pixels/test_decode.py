@@ -3,7 +3,10 @@ and what other libraries (imagecodecs, tifffile) read.
 """
 
 import io
+import os
 import struct
+import subprocess
+import sys
 from pathlib import Path
 
 import imagecodecs
@@ -53,6 +56,8 @@ def test_grey_tiffs_of_every_depth(bits: int, white_is_zero: bool) -> None:
     assert_equal(data, 1 - right if white_is_zero else right, bits)
     assert decode(io.BytesIO(data)).samples.dtype == (np.uint8 if bits <= 8 else np.uint16)
     assert np.array_equal(tifffile.imread(io.BytesIO(data)).astype(int), drawn)  # another library's reading
+    planes = draw.tiff(drawn, bits, draw.WHITE_IS_ZERO if white_is_zero else draw.BLACK_IS_ZERO, planar=True)
+    assert np.array_equal(read(planes), read(data))
 
 
 @pytest.mark.parametrize("bits", [4, 8, 10, 12, 16])
@@ -66,7 +71,7 @@ def test_colour_tiffs_with_planes_together_and_apart(bits: int, planar: bool, de
 
 
 def test_twelve_grey_bits_need_no_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "imagecodecs", None)
+    monkeypatch.setitem(sys.modules, "imagecodecs", None)
     drawn = samples(12)
     assert_equal(draw.tiff(drawn, 12, draw.BLACK_IS_ZERO), drawn / full(12), 12)
     with pytest.raises(ValueError, match="10 bits a sample, packed, .* extra `scans`; .* 8 or 16 bits"):
@@ -92,8 +97,12 @@ def test_alpha_of_tiffs_plain_associated_and_none(bits: int) -> None:
     )  # no transparency, something
     multiplied = drawn.copy()
     multiplied[..., :3] = drawn[..., :3] * drawn[..., 3:] // full(bits)
-    made = read(draw.tiff(multiplied, bits, extra=1))
-    assert np.abs(made - drawn / full(bits)).max() < 3.1 / 255
+    for planar in (False, True):
+        made = read(draw.tiff(multiplied, bits, extra=1, planar=planar))
+        assert np.abs(made - drawn / full(bits)).max() < 3.1 / 255
+        grey = multiplied[..., [0, 3]]
+        made = read(draw.tiff(grey, bits, draw.BLACK_IS_ZERO, extra=1, planar=planar))
+        assert np.abs(made - drawn[..., [0, 3]] / full(bits)).max() < 3.1 / 255
     grey = drawn[..., [0, 3]]
     assert_equal(draw.tiff(grey, bits, draw.BLACK_IS_ZERO, extra=2), grey / full(bits), bits)
     assert decode(io.BytesIO(draw.tiff(grey[..., :2], bits, draw.BLACK_IS_ZERO, extra=1))).alpha is not None
@@ -205,6 +214,11 @@ def test_tiffs_and_deep_pngs_are_turned_with_their_alpha(orientation: int) -> No
     right = ORIENTED[orientation](drawn) / full(16)
     tags = {274: (3, struct.pack("<H", orientation), 1)}
     assert_equal(draw.tiff(drawn, 16, extra=2, tags=tags), right, 16)
+    grey = samples(12)
+    made = read(draw.tiff(grey, 12, draw.BLACK_IS_ZERO, tags=tags))
+    assert np.abs(made - ORIENTED[orientation](grey / full(12))).max() < 1e-4
+    made = read(draw.tiff(np.dstack([grey >> 4, 0 * grey + 128, 0 * grey + 128]), 8, draw.YCBCR, tags=tags))
+    assert np.abs(made[..., 0] - ORIENTED[orientation]((grey >> 4) / 255)).max() < 2 / 255
     exif = b"II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0" + struct.pack("<HH", orientation, 0) + b"\0\0\0\0"
     assert_equal(draw.png(drawn, 16, draw.RGBA, chunks=[(b"eXIf", exif)]), right, 16)
 
@@ -264,3 +278,28 @@ def test_the_limit_is_the_machines_memory_or_a_variable(monkeypatch: pytest.Monk
     assert decode(io.BytesIO(data)).samples.shape == (40, 50)
     monkeypatch.delenv(module.MAX_PIXELS)
     assert module.largest_picture() > 10_000_000
+
+
+FORKED = """
+import io, os, signal, sys
+from tests.helpers import draw_files as draw
+from msbd.pixels.decode import decode
+import numpy as np
+data = draw.tiff(np.zeros((9, 9, 3)), 16)
+decode(io.BytesIO(data))
+if os.fork() == 0:
+    signal.alarm(60)
+    try:
+        decode(io.BytesIO(data))
+    except ImportError as error:
+        os._exit(7 if "start workers by spawn" in str(error) else 8)
+    os._exit(9)
+sys.exit(os.waitstatus_to_exitcode(os.wait()[1]))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+def test_a_forked_process_is_told_rather_than_hanging() -> None:
+    """libvips hung in about one forked process of ten."""
+    done = subprocess.run([sys.executable, "-c", FORKED], cwd=Path(__file__).parents[3], timeout=120)
+    assert done.returncode == 7

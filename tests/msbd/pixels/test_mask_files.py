@@ -1,0 +1,132 @@
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw, ImageFilter
+
+from msbd.pixels.mask_files import load_mask, looks_like_a_photograph, read_mask
+from tests.helpers import draw_files as draw
+
+ROOT = Path(__file__).parents[3]
+AREA = np.zeros((40, 60), bool)
+AREA[10:30, 20:45] = True
+GREY = np.where(AREA, 255, 0).astype(np.uint8)
+RED_ON_NOTHING = np.dstack([np.full((40, 60), 255), *[np.zeros((40, 60), int)] * 2, GREY]).astype(np.uint8)
+
+
+def coded(picture: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
+    file = io.BytesIO()
+    picture.save(file, kind, **options)
+    return file.getvalue()
+
+
+def opaque(level: int) -> Image.Image:
+    return Image.fromarray(np.dstack([GREY] * 3 + [np.full_like(GREY, level)]))
+
+
+MASKS = {
+    "grey": coded(Image.fromarray(GREY)),
+    "1 bit": draw.png(AREA, 1, draw.GREY),
+    "2 bits": draw.png(AREA * 3, 2, draw.GREY),
+    "16 bits": draw.png(AREA * 65535, 16, draw.GREY),
+    "palette": draw.png(AREA, 1, draw.PALETTE, palette=np.array([[0, 0, 0], [255, 255, 255]])),
+    "colour": coded(Image.fromarray(GREY).convert("RGB")),
+    "jpeg": coded(Image.fromarray(GREY), "JPEG", quality=60),
+    "float": draw.tiff(AREA.astype(np.float32).view(np.uint32), 32, draw.BLACK_IS_ZERO, sample_format=3),
+    "32 bits": draw.tiff(AREA.astype(np.int64) * (2**32 - 1), 32, draw.BLACK_IS_ZERO),
+    "12 bits": draw.tiff(AREA * 4095, 12, draw.BLACK_IS_ZERO),
+    "white is zero": draw.tiff(~AREA, 1, draw.WHITE_IS_ZERO),
+    "0 and 1": coded(Image.fromarray(AREA.astype(np.uint8))),
+    "red on transparent": coded(Image.fromarray(RED_ON_NOTHING)),
+    "white on transparent": coded(Image.fromarray(np.dstack([np.full((40, 60, 3), 255, np.uint8), GREY]))),
+    "black on transparent": coded(Image.fromarray(np.dstack([np.zeros((40, 60, 3), np.uint8), GREY]))),
+    "with an opaque alpha": coded(opaque(255)),
+    "with a gamma": draw.png(GREY, 8, draw.GREY, chunks=[(b"gAMA", (250000).to_bytes(4, "big"))]),
+}
+
+
+@pytest.mark.parametrize("name", MASKS)
+def test_masks_as_people_make_them(name: str) -> None:
+    read = read_mask(io.BytesIO(MASKS[name]))
+    assert read.mask.shape == (1, 1, 40, 60) and np.array_equal(read.mask[0, 0].numpy() > 0, AREA)
+    inverted = load_mask(io.BytesIO(MASKS[name]), invert=True)
+    assert np.array_equal(inverted[0, 0].numpy() > 0, ~AREA)
+    assert bool(read.notes) == (name == "0 and 1")
+
+
+def photograph() -> Image.Image:
+    with Image.open(ROOT / "examples" / "coffee.jpg") as picture:
+        return picture.convert("RGB").resize((120, 80))
+
+
+def erased() -> bytes:
+    """A copy of the picture with an area erased, its colours left below."""
+    alpha = Image.new("L", (120, 80), 255)
+    alpha.paste(0, (30, 20, 70, 60))
+    picture = photograph()
+    picture.putalpha(alpha)
+    return coded(picture)
+
+
+def test_an_erased_copy_of_the_picture_is_a_mask_by_its_alpha(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(erased())
+    right = np.zeros((80, 120), bool)
+    right[20:60, 30:70] = True
+    assert np.array_equal(load_mask(tmp_path / "a.png", from_alpha=True)[0, 0].numpy() > 0, right)
+    with pytest.raises(
+        ValueError, match=r"a\.png: looks like a photograph.*pixels would be painted.*--mask-from-alpha"
+    ):
+        load_mask(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("name", ["coffee.jpg", "chelsea.jpg", "coffee_small.jpg"])
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_a_photograph_is_no_mask(name: str, mode: str, tmp_path: Path) -> None:
+    with Image.open(ROOT / "examples" / name) as picture:
+        shown = picture.convert(mode)
+    shown.save(tmp_path / "a.png")
+    count = int((np.array(shown.convert("L")) >= 128).sum())
+    with pytest.raises(ValueError, match="looks like a photograph") as caught:
+        load_mask(tmp_path / "a.png")
+    told = int(str(caught.value).split(" of ")[-2].split()[-1].replace(",", ""))
+    assert abs(told - count) <= 0.01 * count and f"of {shown.width * shown.height:,} pixels" in str(
+        caught.value
+    )
+
+
+def test_soft_edges_gradients_letters_labels_and_noise_are_masks() -> None:
+    blurred = [
+        np.array(Image.fromarray(GREY).filter(ImageFilter.GaussianBlur(radius))) for radius in (1, 3, 8)
+    ]
+    gradient = np.tile(np.linspace(0, 255, 400).round().astype(np.uint8), (300, 1))
+    letters = Image.new("L", (400, 300))
+    for line in range(0, 300, 12):
+        ImageDraw.Draw(letters).text((5, line), "a mask of many letters 12345 " * 3, fill=255)
+    small = np.array(letters.resize((350, 260), Image.Resampling.LANCZOS))
+    noise = np.where(np.random.default_rng(0).random((300, 400)) > 0.5, 255, 0).astype(np.uint8)
+    for grey in (*blurred, gradient, gradient.T, np.array(letters), small, noise):
+        assert not looks_like_a_photograph(np.repeat(grey[..., None], 3, axis=-1))
+    labels = np.zeros((300, 400, 3), np.uint8)
+    for number, colour in enumerate([(128, 0, 0), (0, 128, 0), (128, 128, 0), (0, 0, 128), (128, 0, 128)]):
+        labels[40 * number : 40 * number + 30] = colour
+    assert not looks_like_a_photograph(labels)
+    red = np.where(AREA[..., None], (255, 0, 0), (255, 255, 255)).astype(np.uint8)
+    for quality in (20, 60, 95):
+        with Image.open(io.BytesIO(coded(Image.fromarray(red), "JPEG", quality=quality))) as picture:
+            assert not looks_like_a_photograph(np.array(picture))
+
+
+def test_a_soft_mask_is_cut_at_one_half_and_that_is_said(tmp_path: Path) -> None:
+    soft = Image.fromarray(GREY).filter(ImageFilter.GaussianBlur(6))
+    soft.save(tmp_path / "a.png")
+    read = read_mask(tmp_path / "a.png")
+    assert np.array_equal(read.mask[0, 0].numpy() > 0, np.array(soft) >= 128)
+    assert len(read.notes) == 1 and "neither black nor white; 128 of 255 and more is edited" in read.notes[0]
+
+
+def test_the_extremes_are_told(tmp_path: Path) -> None:
+    Image.new("L", (9, 9), 100).save(tmp_path / "a.png")
+    read = read_mask(tmp_path / "a.png")
+    assert (read.brightest, read.darkest, int(read.mask.sum())) == (100, 100, 0)

@@ -1,0 +1,232 @@
+"""What a file says besides its pixels: kept in every format that has a place for it, changed where it
+must be.
+"""
+
+import io
+import json
+import struct
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from PIL.TiffImagePlugin import IFDRational
+
+from msbd.pixels.files import Photo, load_image, save_photo
+from msbd.pixels.metadata import (
+    EDITED,
+    ENHANCED,
+    Metadata,
+    iptc_of_photoshop,
+    iptc_text,
+    photoshop_of_iptc,
+    with_source_type,
+)
+from tests.helpers import draw_files as draw
+
+PIXELS = np.random.default_rng(1).integers(0, 256, (24, 36, 3), dtype=np.uint8)
+XMP = (
+    b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
+    b'<rdf:Description rdf:about="" xmlns:tiff="http://ns.adobe.com/tiff/1.0/" tiff:Orientation="6" '
+    b'xmlns:dc="http://purl.org/dc/elements/1.1/" dc:creator="nobody"/></rdf:RDF></x:xmpmeta>'
+)
+IPTC = b"\x1c\x02\x78\x00\x07caption\x1c\x02\x50\x00\x06nobody"
+OURS = {"prompt": "a red house", "seed": 7, "msbd": "0"}
+MAKE, DATE, COPYRIGHT, ORIENTATION, EXIF, GPS = 0x010F, 0x0132, 0x8298, 0x0112, 0x8769, 0x8825
+
+
+def source_exif(orientation: int = 6, **more: Any) -> Image.Exif:
+    exif = Image.Exif()
+    exif[MAKE], exif[DATE], exif[COPYRIGHT], exif[ORIENTATION] = (
+        "TestCam",
+        "2026:01:01 00:00:00",
+        "nobody",
+        orientation,
+    )
+    exif.get_ifd(EXIF).update({0x829A: IFDRational(1, 60), 0xA002: 36, 0xA003: 24})
+    exif.get_ifd(GPS)[1] = "N"
+    return exif
+
+
+def source(kind: str, folder: Path) -> Path:
+    """A picture of that kind, lying on its side, with all that the kind has places for."""
+    path = folder / f"in.{kind}"
+    exif, file = source_exif(), io.BytesIO()
+    picture = Image.fromarray(PIXELS)
+    if kind == "jpg":
+        picture.save(file, "JPEG", quality=95, exif=exif, xmp=XMP, dpi=(300, 200), comment=b"a comment")
+        block = b"Photoshop 3.0\0" + photoshop_of_iptc(IPTC)
+        data = file.getvalue()
+        data = data[:20] + b"\xff\xed" + struct.pack(">H", len(block) + 2) + block + data[20:]
+    elif kind == "png":
+        chunks = [
+            (b"eXIf", exif.tobytes().removeprefix(b"Exif\0\0")),
+            (b"pHYs", struct.pack(">IIB", 11811, 7874, 1)),
+            (b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + XMP),
+            (b"tEXt", b"Comment\0a comment"),
+            (b"zTXt", b"Author\0\0" + zlib.compress(b"nobody")),
+            iptc_text(IPTC),
+        ]
+        data = draw.png(PIXELS, chunks=chunks)
+    elif kind == "webp":
+        picture.save(file, "WEBP", lossless=True, exif=exif, xmp=XMP)
+        data = file.getvalue()
+    else:
+        tags = {
+            271: (2, b"TestCam\0", 8), 306: (2, b"2026:01:01 00:00:00\0", 20), 33432: (2, b"nobody\0", 7),
+            274: (3, struct.pack("<H", 6), 1), 700: (1, XMP, len(XMP)), 33723: (7, IPTC, len(IPTC)),
+            282: (5, struct.pack("<II", 300, 1), 1), 283: (5, struct.pack("<II", 200, 1), 1),
+            296: (3, struct.pack("<H", 2), 1),
+        }  # fmt: skip
+        data = draw.tiff(PIXELS, tags=tags)
+    path.write_bytes(data)
+    return path
+
+
+def reads(path: Path) -> tuple[Image.Image, Image.Exif, Metadata]:
+    with Image.open(path) as picture:
+        picture.load()
+        return picture, picture.getexif(), load_image(path).metadata
+
+
+@pytest.mark.parametrize("into", ["png", "jpg", "webp", "tif"])
+@pytest.mark.parametrize("kind", ["png", "jpg", "webp", "tif"])
+def test_metadata_stays_from_every_format_into_every_format(kind: str, into: str, tmp_path: Path) -> None:
+    photo = load_image(source(kind, tmp_path))
+    assert photo.size == (36, 24)
+    notes = save_photo(photo, tmp_path / f"out.{into}", ours=OURS, source_type=EDITED)
+    _, exif, metadata = reads(tmp_path / f"out.{into}")
+    assert (exif[MAKE], exif[DATE], exif[COPYRIGHT]) == ("TestCam", "2026:01:01 00:00:00", "nobody")
+    assert exif.get(ORIENTATION, 1) == 1 and load_image(tmp_path / f"out.{into}").size == (36, 24)
+    if kind != "tif":
+        inside = exif.get_ifd(EXIF)
+        assert inside[0x829A] == pytest.approx(1 / 60) and exif.get_ifd(GPS)[1] == "N"
+        assert (inside[0xA002], inside[0xA003]) == (24, 36)
+    assert metadata.xmp is not None and b'dc:creator="nobody"' in metadata.xmp
+    assert b'tiff:Orientation="1"' in metadata.xmp and metadata.xmp.count(EDITED.encode()) == 1
+    if kind != "webp":  # which has no place for them
+        assert metadata.dpi == pytest.approx((200, 300), abs=0.02)  # turned, as the picture
+        if into == "webp":
+            assert any("IPTC" in note for note in notes)
+        else:
+            assert metadata.iptc is not None and metadata.iptc.startswith(IPTC)
+    if kind in ("png", "jpg") and into != "webp":
+        assert (
+            metadata.comment == "a comment"
+            or b"Comment\0a comment" in dict(metadata.texts).values()
+            or into == "tif"
+        )
+
+
+def test_other_tools_text_chunks_stay_byte_for_byte_and_ours_is_replaced(tmp_path: Path) -> None:
+    theirs = (b"tEXt", b"parameters\0a castle")
+    (tmp_path / "0.png").write_bytes(draw.png(PIXELS, chunks=[theirs, (b"tEXt", b"Author\0nobody")]))
+    for number in range(3):
+        photo = load_image(tmp_path / f"{number}.png")
+        assert photo.metadata.texts == (theirs, (b"tEXt", b"Author\0nobody"))
+        save_photo(photo, tmp_path / f"{number + 1}.png", ours={**OURS, "seed": number})
+    with Image.open(tmp_path / "3.png") as picture:
+        assert picture.info["parameters"] == "a castle" and picture.info["Author"] == "nobody"
+        assert json.loads(picture.info["msbd"])["seed"] == 2
+    assert (tmp_path / "3.png").read_bytes().count(b"msbd\0") == 1
+
+
+def test_an_earlier_user_comment_is_kept_in_ours(tmp_path: Path) -> None:
+    exif = source_exif(1)
+    exif.get_ifd(EXIF)[0x9286] = b"UNICODE\0" + "ein Schloß".encode("utf-16-be")
+    Image.fromarray(PIXELS).save(tmp_path / "0.jpg", exif=exif)
+    for number in range(3):
+        save_photo(load_image(tmp_path / f"{number}.jpg"), tmp_path / f"{number + 1}.jpg", ours=OURS)
+        with Image.open(tmp_path / f"{number + 1}.jpg") as picture:
+            comment = json.loads(bytes(picture.getexif().get_ifd(EXIF)[0x9286])[8:])
+        assert comment == {**OURS, "source_comment": "ein Schloß"}
+
+
+@pytest.mark.parametrize("into", ["png", "jpg", "webp", "tif"])
+def test_metadata_never_costs_the_picture(into: str, tmp_path: Path) -> None:
+    """A JPEG's segment holds 64 kB: what is too long is shortened or left out, with a note."""
+    exif = source_exif(1)
+    exif[270] = "description " * 4000
+    long = Metadata(
+        exif=exif.tobytes().removeprefix(b"Exif\0\0"), xmp=XMP + b" " * 70000, iptc=IPTC + bytes(70000),
+        comment="comment " * 9000,
+    )  # fmt: skip
+    ours = {"prompt": "words " * 20000, "negative_prompt": "words " * 20000, "seed": 7}
+    notes = save_photo(Photo(PIXELS, metadata=long), tmp_path / f"a.{into}", ours=ours, source_type=EDITED)
+    made = load_image(tmp_path / f"a.{into}")
+    assert made.size == (24, 36) and bool(notes) == (into in ("jpg", "webp"))
+    if into == "jpg":
+        assert len(notes) == 4
+        with Image.open(tmp_path / "a.jpg") as picture:
+            kept = picture.getexif()
+            assert kept[MAKE] == "TestCam" and json.loads(bytes(kept.get_ifd(EXIF)[0x9286])[8:])["seed"] == 7
+
+
+DAMAGED = {
+    "garbage": b"II*\0\x08\0\0\0\xff\xff" + bytes(range(256)),
+    "empty": b"",
+    "cut off": b"II*\0\x08\0\0\0\x05\0\x0f\x01\x02\0",
+    "rational 0/0": b"II*\0\x08\0\0\0\x01\0\x1a\x01\x05\0\x01\0\0\0\x1a\0\0\0\0\0\0\0" + bytes(8),
+    "orientation in words": b"II*\0\x08\0\0\0\x01\0\x12\x01\x02\0\x04\0\0\0six\0\0\0\0\0",
+    "orientation twice": b"II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x02\0\0\0\x06\0\x03\0\0\0\0\0",
+    "itself as directory": b"II*\0\x08\0\0\0\x01\0\x69\x87\x04\0\x01\0\0\0\x08\0\0\0\0\0\0\0",
+}
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+@pytest.mark.parametrize("into", ["png", "jpg", "webp", "tif"])
+def test_damaged_exif_is_left_out(name: str, into: str, tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(draw.png(PIXELS, chunks=[(b"eXIf", DAMAGED[name])]))
+    photo = load_image(tmp_path / "a.png")
+    save_photo(photo, tmp_path / f"b.{into}", ours=OURS, source_type=EDITED)
+    assert load_image(tmp_path / f"b.{into}").size == photo.size
+
+
+def test_a_thumbnail_does_not_stay(tmp_path: Path) -> None:
+    """It would show the picture before the edit."""
+    thumbnail = io.BytesIO()
+    Image.fromarray(PIXELS[:8, :8]).save(thumbnail, "JPEG")
+    start = 8 + 2 + 12 + 4
+    second = struct.pack("<HHHIIHHII", 2, 0x0201, 4, 1, start + 30, 0x0202, 4, 1, len(thumbnail.getvalue()))
+    exif = (
+        b"II*\0\x08\0\0\0\x01\0" + struct.pack("<HHI4sI", 0x010F, 2, 4, b"Cam\0", start) + second + bytes(4)
+    )
+    (tmp_path / "a.png").write_bytes(draw.png(PIXELS, chunks=[(b"eXIf", exif + thumbnail.getvalue())]))
+    save_photo(load_image(tmp_path / "a.png"), tmp_path / "b.jpg", ours=OURS)
+    assert b"Cam" in (tmp_path / "b.jpg").read_bytes()[:400]
+    assert (tmp_path / "b.jpg").read_bytes().count(b"\xff\xd8\xff") == 1
+
+
+def test_a_resolution_is_one_of_inches(tmp_path: Path) -> None:
+    def tiff(unit: int) -> Metadata:
+        tags = {number: (5, struct.pack("<II", 100, 1), 1) for number in (282, 283)}
+        data = draw.tiff(PIXELS, tags={**tags, 296: (3, struct.pack("<H", unit), 1)})
+        return load_image(io.BytesIO(data)).metadata
+
+    assert tiff(2).dpi == (100, 100) and tiff(3).dpi == pytest.approx((254, 254)) and tiff(1).dpi is None
+    assert tiff(2).scaled(2, 3).dpi == (200, 300)
+
+
+def test_iptc_in_photoshops_blocks_and_back() -> None:
+    other = b"8BIM\x04\x04"[:4] + b"\x03\xed\x03abc" + struct.pack(">I", 3) + b"xyz\0"
+    assert iptc_of_photoshop(other + photoshop_of_iptc(IPTC)) == IPTC
+    assert iptc_of_photoshop(b"8BIM") is None and iptc_of_photoshop(b"") is None
+
+
+def test_the_source_type_is_said_once_whatever_stood_there() -> None:
+    first = with_source_type(XMP, EDITED)
+    assert first is not None and first.count(b"DigitalSourceType=") == 1
+    second = with_source_type(first, ENHANCED)
+    assert second is not None and second.count(b"DigitalSourceType=") == 1 and EDITED.encode() not in second
+    assert len(with_source_type(second, EDITED) or b"") == len(first)  # nothing piles up
+    alone = with_source_type(None, EDITED)
+    assert alone is not None and with_source_type(alone, EDITED) == alone
+    assert with_source_type(b"no packet", EDITED) is None
+
+
+def test_strip_and_no_metadata_leave_the_colours(tmp_path: Path) -> None:
+    save_photo(Photo(PIXELS, colour_chunks=((b"gAMA", struct.pack(">I", 100000)),)), tmp_path / "a.png")
+    with Image.open(tmp_path / "a.png") as picture:
+        assert picture.info["gamma"] == 1.0 and not picture.getexif()
