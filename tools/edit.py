@@ -481,9 +481,16 @@ def metadata(args: argparse.Namespace, job: EditJob) -> dict[str, Any]:
     """What is needed to make the picture again; asked before the edit, as the model's files may change."""
     from msbd.load import model_hash
     from msbd.loading.seam import find_seam_decoder
+    from weights.files import sha256
 
     return {
         "prompt": args.prompt,
+        "image_hash": sha256(args.image)[:10],
+        "mask_hash": sha256(args.mask)[:10] if args.mask else None,
+        "mask_from_alpha": args.mask_from_alpha,
+        "invert_mask": args.invert_mask,
+        "resize_mask": args.resize_mask,
+        "parts": len(job.parts),
         "model": Path(job.model.name).name,  # of a folder no more than its own name
         "vae": part_name(args.vae, job.model.net("vae").path) if args.vae else None,
         "upscaler": part_name(args.upscaler, job.model.net("rrdb").path)

@@ -202,7 +202,7 @@ def _png(source: BinaryIO, head: bytes, floats: bool) -> Decoded:
         depth, colour = head[24], head[25]
         channels = {2: 3, 4: 2, 6: 4}.get(colour, 1)
         held = source.seek(0, io.SEEK_END)
-        _check_claim(picture.width, picture.height, held, depth * channels, _DEFLATE)
+        _check_claim(picture.width, picture.height, held, depth * channels, _DEFLATE, small=0)
         frames, tags = _frames(picture), read_tags(picture)
         metadata = read_metadata(picture, tags, chunks)
         colours = tuple(one for one in chunks if one[0] in (b"cICP", b"sRGB", b"gAMA", b"cHRM"))
@@ -462,18 +462,21 @@ def check_size(width: int, height: int) -> None:
         )
 
 
-def _check_claim(width: int, height: int, held: int, bits: int, unfolds: int) -> None:
+_SMALL = 2**24  # bytes
+
+
+def _check_claim(width: int, height: int, held: int, bits: int, unfolds: int, *, small: int = _SMALL) -> None:
     """ValueError for a picture that a file of `held` bytes cannot hold, before its memory is asked for.
 
-    `bits` a pixel; `unfolds`: bytes that one byte can at most unfold to. What is small, its reader may tell.
+    `bits` a pixel; `unfolds`: bytes that one byte can at most unfold to. What is not above `small` bytes, its
+    reader may tell.
     """
-    if width * height * bits > 8 * max(_SMALL, held * unfolds):
+    if width * height * bits > 8 * max(small, held * unfolds):
         raise ValueError(
             f"not a readable picture (it says {width} x {height} pixels, more than {held:,} bytes can hold)"
         )
 
 
-_SMALL = 2**24  # bytes
 # By deflate 258 bytes come of two bits, by LZW of GIF or TIFF 4095 of twelve, by zstd 128 kB of four bytes.
 _DEFLATE, _LZW, _ZSTD = 1032, 2730, 2**15
 # A block of 8 x 8 takes a bit (T.81; with Huffman's codes), and may stand for 16 x 16 by sampling.

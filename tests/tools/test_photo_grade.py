@@ -513,6 +513,9 @@ def test_a_signed_result(
         assert stored["validation_state"] in ("Valid", "Trusted")
         assert "c2pa.edited" in text and "compositeWithTrainedAlgorithmicMedia" in text and "in.png" in text
         assert load_image(output).size == SIZE
+    assert run_restore(source, tmp_path / "r.png", *BICUBIC, "--c2pa", chain, key) == 0
+    with c2pa.Reader(str(tmp_path / "r.png")) as reader:
+        assert "algorithmicallyEnhanced" in reader.json()
     assert run_edit(bundle, source, tmp_path / "x.png", "--c2pa", chain, tmp_path / "no.pem", mask=mask) == 1
     assert "no.pem: there is no such file; --c2pa takes a certificate chain" in capsys.readouterr().err
     assert run_edit(bundle, source, tmp_path / "x.png", "--c2pa", chain, chain, mask=mask) == 1

@@ -523,7 +523,7 @@ def test_a_picture_too_large_for_memory_does_not_stop_the_others(
     assert [path.name for path in (tmp_path / "restored").iterdir()] == ["c.png"]
     first, _ = capsys.readouterr().err.splitlines()
     assert first.startswith(
-        f"1/2 error: {tmp_path / 'album' / 'a.png'}: out of memory; take a smaller --tile"
+        f"1/2 error: {tmp_path / 'album' / 'a.png'}: out of memory; take a smaller --scale"
     )
 
 
@@ -734,7 +734,7 @@ def test_a_transparent_picture_cannot_become_a_jpeg(
         (
             torch.OutOfMemoryError("CUDA out of memory.\nTried ..."),
             1,
-            "error: out of memory; take a smaller --tile",
+            "error: out of memory; take a smaller --scale",
         ),
         (OSError(28, "No space left on device", "x.png"), 1, "error: x.png: No space left on device"),
         (ValueError("two\nlines"), 1, "error: two lines"),

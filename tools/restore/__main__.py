@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from msbd.restore.config import NET_FREE, RestoreConfig
 
-from .._c2pa import Credentials, read_credentials
+from .._c2pa import Credentials, read_credentials, signing
 from .._cli import (
     CELL,
     CommandParser,
@@ -84,7 +84,7 @@ FLAGS = {
 }
 OPTIONS = config_options(RestoreConfig, FLAGS)
 KINDS: "tuple[Kind, ...]" = ("classification", "detection", "caption")
-MEMORY = "take a smaller --tile, --tile-batch 1, --vae-tiling fast, a smaller --scale, or --device cpu"
+MEMORY = "take a smaller --scale or --size; nets need less with a smaller --tile, --tile-batch 1, --vae-tiling fast"
 
 # Subject of --help-all -> its fields of RestoreConfig, whose sentences it shows. --mode, --fidelity and
 # --steps stand among the common options, --seed among those that all commands share.
@@ -443,6 +443,7 @@ def restore_one(
     from msbd.pixels.metadata import EDITED, ENHANCED, Metadata
     from msbd.restore.captions import describe as recognise
     from msbd.restore.color import is_gray
+    from weights.files import sha256
 
     from .._sheets import before_and_after, shown
 
@@ -466,8 +467,11 @@ def restore_one(
     written = None
     if facts is not None:
         settings = asdict(result.plan.config) | {"size": wide(size), "notes": "; ".join(result.notes) or None}
+        settings["image_hash"] = sha256(task.image)[:10]
         if job.config.method in NET_FREE:  # whose other settings do nothing
-            written = facts | {name: settings[name] for name in ("mode", "method", "size", "notes")}
+            written = facts | {
+                name: settings[name] for name in ("mode", "method", "size", "notes", "image_hash")
+            }
         else:
             prompts = {"prompt": result.prompt, "negative_prompt": result.negative_prompt}
             prompts |= {"user_prompt": args.prompt, "information": ", ".join(information) or None}
@@ -475,7 +479,11 @@ def restore_one(
     source_type = ENHANCED if job.config.method in NET_FREE else EDITED
     notes = [f"{task.image}: {note}" for note in photo.notes]
     notes += save_photo(
-        restored, task.output, ours=written, source_type=None if written is None else source_type
+        restored,
+        task.output,
+        ours=written,
+        source_type=None if written is None else source_type,
+        sign=signing(job.credentials, task.image, source_type),
     )
     print_notes(notes, quiet=args.quiet)
     if task.compare:
