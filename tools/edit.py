@@ -411,7 +411,6 @@ def run(args: argparse.Namespace, job: EditJob) -> None:
 
     from msbd.load import load_edit_pipeline
     from msbd.pixels.files import save_image, save_photo
-    from msbd.pixels.masks import feather
     from msbd.pixels.metadata import EDITED, Metadata
 
     from ._sheets import StagePictures, comparison, shown, stacked
@@ -429,13 +428,12 @@ def run(args: argparse.Namespace, job: EditJob) -> None:
     with Progress(quiet=args.quiet) as progress:
         for number, (cells, plan) in enumerate(job.parts, 1):
             mask = cells.of(job.mask)
-            weight = torch.maximum(weight, feather(mask, plan.config.feather))
             part = f"part {number} of {len(job.parts)}, " if len(job.parts) > 1 else ""
             progress.part = part
             if stages:
                 stages.part = part
             result = pipeline(image, mask, args.prompt, plan=plan, on_step=progress, on_picture=stages)
-            image = result.image
+            image, weight = result.image, torch.maximum(weight, result.weight)
             notes += [part + note for note in result.notes]
             lines += [part + line for line in timings(result)]
             if args.candidates:

@@ -139,8 +139,9 @@ class EditPipeline:
         for stage in later:  # line 19: s = 2, ..., n_s
             x = self._later_stage(edit, stage, x_in, x)  # lines 20-27
             # line 28: the next s
-        result = self._composite(edit, image, mask, x)  # line 29: x_out
-        return EditResult(result, plan, candidates, scores, chosen, seconds, tuple(edit.notes))
+        result, weight = self._composite(edit, image, mask, x)  # line 29: x_out
+        notes = tuple(edit.notes)
+        return EditResult(result, plan, candidates, scores, chosen, seconds, notes, weight=weight)
 
     def _later_stage(self, edit: Edit, stage: Stage, x_in: Tensor, previous: Tensor) -> Tensor:
         """The picture of a later stage: `previous` enlarged and refreshed, in tiles that fit into memory."""
@@ -207,13 +208,15 @@ class EditPipeline:
         pictures = torch.cat([decode(self.vae, latent) for latent in latents.split(1)])
         return sorted(score(pictures).topk(count).indices.tolist())
 
-    def _composite(self, edit: Edit, image: Tensor, mask: Tensor, x: Tensor) -> Tensor:
-        """m x + (1 - m) x_in at full size; a feather acts inside the mask only."""
+    def _composite(self, edit: Edit, image: Tensor, mask: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        """m x + (1 - m) x_in at full size, and the weight m; a feather acts inside the mask only."""
         edited = resize(x, edit.plan.crop.size).to(image.device)
         whole = put_back(image.float(), edited, edit.plan.crop)
         weight = feather(mask, edit.plan.config.feather).to(image.device, torch.float32)
         blended = weight * whole + (1 - weight) * image
-        return torch.where(weight > 0, blended.to(image), image)  # a selection: exact outside the mask
+        return torch.where(
+            weight > 0, blended.to(image), image
+        ), weight  # a selection: exact outside the mask
 
     def _begin(
         self,

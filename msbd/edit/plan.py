@@ -101,6 +101,8 @@ class EditResult:
     chosen: int  # index of the candidate that was taken
     seconds: dict[str, float] = field(default_factory=dict)  # by stage and task
     notes: tuple[str, ...] = ()  # what did not go as planned: batches and tiles halved to fit into memory
+    # (1, 1, H, W) in [0, 1], beside `image`: how much of the edit each of its pixels has
+    weight: Tensor = field(kw_only=True)
 
 
 def check_inputs(image: Tensor, mask: Tensor) -> None:

@@ -73,6 +73,8 @@ def decode(file: Path | BinaryIO, *, floats: bool = False) -> Decoded:
         stack.enter_context(_quiet())
         try:
             return _readers()[kind](source, head, floats)
+        except UnicodeError as error:  # of pyvips, over a name in the file that libvips' error holds
+            raise ValueError("not a readable picture (damaged)") from error
         except (ValueError, ImportError):
             raise
         except MemoryError as error:
@@ -132,9 +134,15 @@ def _opened(source: BinaryIO) -> Iterator[Image.Image]:
     kinds = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "DIB", "GIF", "AVIF")  # not EPS, which runs Ghostscript
     held = source.seek(0, io.SEEK_END)
     source.seek(0)
-    with _without_limit():
+    gif = source.read(4) == b"GIF8"  # whose frames Pillow asks memory for while it opens it, and counts them
+    source.seek(0)
+    with _limited_to(max(_SMALL, held * _LZW) if gif else None):
         try:
             opened = Image.open(source, formats=kinds)
+        except Image.DecompressionBombError as error:
+            raise ValueError(
+                f"not a readable picture (it says more pixels than {held:,} bytes can hold)"
+            ) from error
         except Image.UnidentifiedImageError as error:
             raise ValueError("not a readable picture (damaged, or of a kind that is not read)") from error
         with opened:
@@ -157,9 +165,10 @@ def _bound(opened: Image.Image) -> tuple[int, int] | None:
 
 
 @contextlib.contextmanager
-def _without_limit() -> Iterator[None]:
-    """Pillow without its limit of 179 million pixels: `check_size` has ours."""
-    before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+def _limited_to(pixels: int | None) -> Iterator[None]:
+    """Pillow with this limit, or without one, in place of its own of 179 million: `check_size` has ours."""
+    # Up to twice as many it only warns.
+    before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None if pixels is None else pixels // 2
     try:
         yield
     finally:

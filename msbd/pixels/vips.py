@@ -33,4 +33,6 @@ def vips() -> Any:
             "libvips was used before this process was forked, and would hang here; start workers by spawn "
             '(DataLoader: multiprocessing_context="spawn")'
         )
+    # What an earlier file left: pyvips fails, at any later call, over text that is not UTF-8.
+    pyvips.vips_lib.vips_error_clear()
     return pyvips

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from msbd.edit.plan import EditPlan, EditResult
+from msbd.pixels.masks import feather
 from msbd.restore.config import RestoreConfig
 from msbd.restore.plan import RestoreResult, plan_restore
 
@@ -29,7 +30,7 @@ class FillEditor:
         self.seen.append(image)
         size = (image.shape[-2], image.shape[-1])
         painted = torch.where(mask > 0, filled(size, self.fill), image)
-        return EditResult(painted, plan, image[:0], None, 0)
+        return EditResult(painted, plan, image[:0], None, 0, weight=feather(mask, plan.config.feather))
 
 
 class FillRestorer:

@@ -86,7 +86,9 @@ def background_of(task: EditTask, decoded: torch.Tensor, pasted: torch.Tensor) -
     shown = {
         f"{stage.name}, result": decoded[..., crop.top : crop.bottom, crop.left : crop.right],
     }
-    return background_record(task, EditResult(pasted, plan, decoded, None, 0), shown)
+    return background_record(
+        task, EditResult(pasted, plan, decoded, None, 0, weight=pasted[:, :1] * 0), shown
+    )
 
 
 def test_background_error_is_that_of_the_ring_alone() -> None:
