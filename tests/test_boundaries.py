@@ -38,7 +38,7 @@ LIBRARIES = {
 }
 EXTRA_LIBRARIES = {  # lazily, all of them
     "msbd/pixels/vips.py": {"pyvips"},
-    "msbd/pixels/decode.py": {"tifffile", "imagecodecs"},
+    "msbd/pixels/tiff.py": {"tifffile", "imagecodecs"},
     "msbd/loading/captions.py": {"torchvision", "transformers", "tokenizers"},
     "tools/_c2pa.py": {"c2pa", "cryptography"},
     "tools/_report.py": {"matplotlib"},

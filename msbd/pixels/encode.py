@@ -34,6 +34,7 @@ from .metadata import (
     exif_bytes,
     foreign_comment,
     iptc_text,
+    keep_letters,
     load_exif,
     parameters_text,
     photoshop_of_iptc,
@@ -223,7 +224,9 @@ def _tiff(output: Output, notes: list[str]) -> bytes:
             exif[number] = data
     if metadata.dpi is not None:
         exif[X_RESOLUTION], exif[Y_RESOLUTION], exif[RESOLUTION_UNIT] = *metadata.dpi, 2
-    if metadata.comment and 270 not in exif:
+    if metadata.comment and 270 in exif:
+        notes.append("the source's comment was left out: it has a description, which TIFF keeps in its place")
+    elif metadata.comment:
         exif[270] = metadata.comment
     offsets = [0, *itertools.accumulate(len(strip) for strip in strips)]
     if offsets.pop() >= 2**32 - 2**20:
@@ -235,6 +238,7 @@ def _directory(exif: Image.Exif, offsets: Sequence[int]) -> bytes:
     """The head of a TIFF with the tags of `exif`; `offsets` of strips, from the end of what is returned."""
     from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
+    keep_letters(exif)
     directory = ImageFileDirectory_v2(ifh=b"II*\0\x08\0\0\0")
     for number in list(exif):
         if number not in (EXIF_IFD, 0x8825):

@@ -30,7 +30,7 @@ _MARKS: tuple[tuple[int, bytes, str], ...] = (  # offset, bytes, name
     (0, b"gimp xcf", "GIMP (XCF)"),
     (0, b"DDS ", "DDS"),
     (0, b"\0\0\1\0", "ICO"),
-    (0, b"\0\0\2\0\0", "CUR or TGA"),
+    (0, b"\0\0\2\0\1\0", "CUR"),
     (0, b"qoif", "QOI"),
     (0, b"\x76\x2f\x31\x01", "OpenEXR"),
     (0, b"#?RADIANCE", "Radiance HDR"),
@@ -40,6 +40,14 @@ _MARKS: tuple[tuple[int, bytes, str], ...] = (  # offset, bytes, name
     (0, b"%PDF", "PDF"),
     (0, b"%!PS", "PostScript"),
     (0, b"\xc5\xd0\xd3\xc6", "PostScript"),
+    (0, b"\x01\xda", "SGI"),
+    (0, b"BLP", "BLP"),
+    (0, b"icns", "ICNS"),
+    (0, b"/* XPM */", "XPM"),
+    (0, b"#define", "XBM"),
+    (0, b"\x59\xa6\x6a\x95", "Sun raster"),
+    (4, b"\x11\xaf", "FLI"),
+    (4, b"\x12\xaf", "FLC"),
     (0, b"PK\3\4", "ZIP archive"),
     (0, b"SIMPLE  =", "FITS"),
     (128, b"DICM", "DICOM"),
@@ -66,6 +74,15 @@ def format_of(head: bytes) -> str | None:
         return _brand(head)
     if head[:2] == b"BM" and len(head) > 14:
         return "BMP"
+    if head[:1] == b"\n" and head[1:2] <= b"\5" and head[2:3] in (b"\0", b"\1"):
+        return "PCX"
+    # TGA has no mark: a map of colours or none, its type, and bits a pixel.
+    if (
+        head[1:2] in (b"\0", b"\1")
+        and head[2:3] in b"\1\2\3\x09\x0a\x0b"
+        and head[16:17] in b"\x08\x0f\x10\x18\x20"
+    ):
+        return "TGA" if len(head) >= 18 else None
     if head[:2] in _PORTABLE and head[2:3].isspace():
         return "PPM"
     return _text(head)

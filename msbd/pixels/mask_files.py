@@ -52,11 +52,11 @@ def read_mask(file: str | Path | BinaryIO, *, invert: bool = False, from_alpha: 
             raise ValueError(f"{file}: a picture without transparency; a mask from alpha needs some")
         read = MaskFile(mask_from_alpha(alpha), int(255 - alpha.min()), int(255 - alpha.max()))
     else:
-        samples = decoded.samples
-        if samples.dtype == np.float32:
-            samples = (samples * 65535).round().astype(np.uint16)
         # As drawn, without any profile: a mask is not for looking at.
-        rgb = (colours.to_srgb(samples, decoded.model, None) * 255).round().astype(np.uint8)
+        samples = _levels(decoded.samples)
+        if decoded.model == "cmyk":
+            samples = (colours.to_srgb(samples, "cmyk", None) * 255).round().astype(np.uint8)
+        rgb = samples if samples.ndim == 3 else np.broadcast_to(samples[..., None], (*samples.shape, 3))
         read = _of_colours(rgb, alpha, file)
     return replace(read, mask=1 - read.mask) if invert else read
 
@@ -76,8 +76,8 @@ def _of_colours(rgb: np.ndarray, alpha: np.ndarray | None, file: object) -> Mask
         painted = rgb[alpha >= WHITE]
         if len(painted) and alpha.min() < WHITE and np.ptp(painted, axis=0).max() <= 16:
             return MaskFile(1 - mask_from_alpha(alpha), int(alpha.max()), int(alpha.min()))
-        rgb = (rgb * (alpha[..., None] / 255)).round().astype(np.uint8)
-    grey = (rgb @ np.array([0.299, 0.587, 0.114])).round().astype(np.uint8)
+        rgb = (rgb * (alpha[..., None] / np.float32(255))).round().astype(np.uint8)
+    grey = (rgb @ np.array([0.299, 0.587, 0.114], np.float32)).round().astype(np.uint8)
     notes: tuple[str, ...] = ()
     brightest, darkest = int(grey.max()), int(grey.min())
     if brightest == 1:

@@ -12,6 +12,7 @@ import io
 import json
 import re
 import struct
+import warnings
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -169,6 +170,7 @@ def read_metadata(
 ) -> Metadata:
     """What is kept of an opened file: `picture` as Pillow opened it, where it could; `chunks` of a PNG."""
     info = {} if picture is None else picture.info
+    is_jpeg = picture is not None and picture.format in ("JPEG", "MPO")
     texts = _foreign(list(chunks))
     iptc = _as_bytes(tags.exif.get(IPTC)) if tags.exif is not None else None
     blocks = info.get("photoshop")
@@ -182,19 +184,29 @@ def read_metadata(
     )
     comment = info.get("comment")
     if isinstance(comment, bytes):
-        comment = comment.decode("utf-8", errors="replace")
+        comment = _text(comment)
     return Metadata(
         exif=_clean_exif(tags.exif),
         xmp=_upright_xmp(xmp) if xmp else None,
         iptc=iptc,
-        dpi=_dpi(info) or tags.dpi,
+        dpi=_dpi({} if is_jpeg and "jfif" not in info else info) or tags.dpi,
         comment=comment if isinstance(comment, str) and comment else None,
         texts=texts,
     )
 
 
+def _text(data: bytes) -> str:
+    """UTF-8, or else Latin-1."""
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError:
+        return data.decode("latin-1")
+
+
 def _dpi(info: Mapping[Any, Any]) -> tuple[float, float] | None:
     """What the format itself says, where that is a density."""
+    if "jfif" in info and info.get("jfif_unit") not in (1, 2):
+        return None  # Pillow has made it up
     with contextlib.suppress(KeyError, TypeError, ValueError, ZeroDivisionError, OverflowError):
         across, down = (float(side) for side in info["dpi"])
         if 1 < across < 1e6 and 1 < down < 1e6:
@@ -225,14 +237,27 @@ def _clean_exif(exif: Image.Exif | None) -> bytes | None:
     for directory in (EXIF_IFD, GPS_IFD):
         with contextlib.suppress(Exception):
             if inside := directory_of(exif, directory):
+                inside = {number: value for number, value in inside.items() if number != INTEROP_IFD}
                 kept.get_ifd(directory).update(inside)
     if ORIENTATION in kept:
         kept[ORIENTATION] = 1
     return exif_bytes(kept)
 
 
+def keep_letters(exif: Image.Exif) -> None:
+    """Texts of other letters than ASCII's as the bytes that they were read from: as texts Pillow writes
+    "?".
+    """
+    for inside in (exif, *(directory_of(exif, number) for number in (EXIF_IFD, GPS_IFD))):
+        for number in list(inside):
+            with contextlib.suppress(Exception):
+                if isinstance(value := inside[number], str) and not value.isascii():
+                    inside[number] = value.encode("latin-1")
+
+
 def exif_bytes(exif: Image.Exif) -> bytes | None:
     """A TIFF without pixels, of as many of the tags as can be written; None for none."""
+    keep_letters(exif)
     with contextlib.suppress(Exception):
         return exif.tobytes().removeprefix(b"Exif\0\0") if len(exif) or exif._ifds else None
     writable = Image.Exif()  # one of them cannot: find out which
@@ -275,7 +300,9 @@ def load_exif(data: bytes | None) -> Image.Exif:
     """The EXIF that `exif_bytes` made, with its directories, to be changed."""
     exif = Image.Exif()
     if data:
-        exif.load(data)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of what a camera wrote, and Pillow doubts
+            exif.load(data)
         for directory in (EXIF_IFD, GPS_IFD):
             directory_of(exif, directory)
     return exif

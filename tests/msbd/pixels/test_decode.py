@@ -8,6 +8,7 @@ import struct
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import imagecodecs
 import numpy as np
@@ -15,7 +16,7 @@ import pytest
 import tifffile
 from PIL import Image, ImageCms
 
-from msbd.pixels import decode as module
+from msbd.pixels import decoded as module
 from msbd.pixels.decode import decode
 from msbd.pixels.files import load_image
 from msbd.pixels.formats import format_of
@@ -74,7 +75,7 @@ def test_twelve_grey_bits_need_no_extra(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setitem(sys.modules, "imagecodecs", None)
     drawn = samples(12)
     assert_equal(draw.tiff(drawn, 12, draw.BLACK_IS_ZERO), drawn / full(12), 12)
-    with pytest.raises(ValueError, match="10 bits a sample, packed, .* extra `scans`; .* 8 or 16 bits"):
+    with pytest.raises(ValueError, match="10 bits a sample, packed, .*extra `scans`; .* 8 or 16 bits"):
         decode(io.BytesIO(draw.tiff(samples(10), 10, draw.BLACK_IS_ZERO)))
 
 
@@ -176,6 +177,17 @@ def test_compressed_tiffs_as_pillow_reads_them(compression: str) -> None:
     assert np.abs(read(file.getvalue()) * 255 - right).max() <= (2 if compression == "jpeg" else 0)
 
 
+@pytest.mark.parametrize("compression", ["zstd", "lzma"])
+@pytest.mark.parametrize("shape", [(24, 31), (24, 31, 3)])
+def test_tiffs_in_compressions_of_tifffile_alone(compression: str, shape: tuple[int, ...]) -> None:
+    for bits in (8, 16):
+        drawn = RNG.integers(0, 2**bits, shape).astype(np.uint8 if bits == 8 else np.uint16)
+        file = io.BytesIO()
+        kind = "rgb" if len(shape) == 3 else "minisblack"
+        tifffile.imwrite(file, drawn, compression=compression, photometric=kind)
+        assert_equal(file.getvalue(), drawn / full(bits), bits)
+
+
 @pytest.mark.parametrize("compression", [None, "jpeg"])
 def test_ycbcr_tiffs_are_rgb(compression: str | None) -> None:
     picture = Image.new("RGB", (32, 24), (200, 60, 60)).convert("YCbCr")
@@ -245,6 +257,55 @@ def test_avif_is_read() -> None:
     assert np.abs(read(file.getvalue()) * 255 - pixels).max() <= 4
 
 
+def avif(pixels: np.ndarray, **options: object) -> bytes:
+    import pyvips
+
+    image: Any = pyvips.Image.new_from_array(pixels)
+    image = image.copy(interpretation="rgb16" if pixels.dtype == np.uint16 else "srgb")
+    return image.heifsave_buffer(compression="av1", **options)
+
+
+def test_deep_avifs_use_the_whole_range() -> None:
+    white = np.full((32, 32, 3), 65535, np.uint16)
+    for bits in (10, 12):
+        decoded = decode(io.BytesIO(avif(white, bitdepth=bits, lossless=True)))
+        assert decoded.samples.dtype == np.uint16 and decoded.samples.min() == 65535
+
+
+def test_grey_avifs_stay_grey_in_their_whole_range() -> None:
+    ramp = np.repeat(np.linspace(0, 255, 64).round().astype(np.uint8)[None], 48, axis=0)
+    for option in ("full", "limited"):
+        file = io.BytesIO()
+        Image.fromarray(ramp).save(file, "AVIF", quality=100, subsampling="4:0:0", range=option)
+        decoded = decode(io.BytesIO(file.getvalue()))
+        assert decoded.model == "grey" and np.abs(decoded.samples.astype(int) - ramp).max() <= 3
+
+
+def test_what_an_avif_says_of_its_colours_counts() -> None:
+    data = avif(np.full((32, 32, 3), 128, np.uint8), lossless=True)
+    at = data.index(b"colrnclx") + 8
+    wide = data[:at] + struct.pack(">HH", 12, 13) + data[at + 4 :]  # Display P3
+    assert decode(io.BytesIO(wide)).colour_chunks == ((b"cICP", bytes([12, 13, 0, 1])),)
+    assert load_image(io.BytesIO(wide)).icc_profile is not None
+
+
+@pytest.mark.parametrize("colour, bits", [(draw.RGB, 8), (draw.GREY, 8), (draw.GREY, 4), (draw.RGB, 16)])
+def test_a_damaged_png_is_refused_not_painted_black(colour: int, bits: int) -> None:
+    whole = draw.png(samples(bits, draw.CHANNELS[colour]), bits, colour)
+    for at in range(whole.index(b"IDAT") + 4, whole.index(b"IEND") - 8, 7):
+        with pytest.raises(ValueError, match="not a readable picture"):
+            decode(io.BytesIO(whole[:at] + bytes([whole[at] ^ 4]) + whole[at + 1 :]))
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_tiffs_of_tiles_in_planes(bits: int) -> None:
+    drawn = RNG.integers(0, 2**bits, (40, 50, 3)).astype(np.uint8 if bits == 8 else np.uint16)
+    file = io.BytesIO()
+    planes = np.moveaxis(drawn, -1, 0)
+    tifffile.imwrite(file, planes, photometric="rgb", planarconfig="separate", tile=(16, 32))
+    assert_equal(file.getvalue(), drawn / full(bits), bits)
+
+
 UNREAD = {
     b"\0\0\0\x18ftypheic\0\0\0\0mif1heic": "HEIC",
     b"\0\0\0\x18ftypmif1\0\0\0\0mif1heic": "HEIC",
@@ -255,6 +316,8 @@ UNREAD = {
     b"<?xml version='1.0'?><svg xmlns='http://www.w3.org/2000/svg'/>": "SVG",
     b"\n<!DOCTYPE html><html>": "web page",
     b"P6\n4 4\n255\n": "PPM",
+    b"\0\0\2" + bytes(9) + b"\4\0\4\0\x18\0": "TGA",
+    b"\n\5\1\1": "PCX",
     b"\0\0\0\x18ftypisom\0\0\0\0isommp42": "video (MP4 or MOV)",
 }
 

@@ -156,7 +156,7 @@ def test_metadata_never_costs_the_picture(into: str, tmp_path: Path) -> None:
     ours = {"prompt": "words " * 20000, "negative_prompt": "words " * 20000, "seed": 7}
     notes = save_photo(Photo(PIXELS, metadata=long), tmp_path / f"a.{into}", ours=ours, source_type=EDITED)
     made = load_image(tmp_path / f"a.{into}")
-    assert made.size == (24, 36) and bool(notes) == (into in ("jpg", "webp"))
+    assert made.size == (24, 36) and bool(notes) == (into != "png")
     if into == "jpg":
         assert len(notes) == 4
         with Image.open(tmp_path / "a.jpg") as picture:
@@ -230,3 +230,43 @@ def test_strip_and_no_metadata_leave_the_colours(tmp_path: Path) -> None:
     save_photo(Photo(PIXELS, colour_chunks=((b"gAMA", struct.pack(">I", 100000)),)), tmp_path / "a.png")
     with Image.open(tmp_path / "a.png") as picture:
         assert picture.info["gamma"] == 1.0 and not picture.getexif()
+
+
+@pytest.mark.parametrize("into", ["png", "jpg", "webp", "tif"])
+def test_letters_of_other_languages_stay(into: str, tmp_path: Path) -> None:
+    text = "© Müller 2026".encode()
+    exif = Image.Exif()
+    exif[COPYRIGHT] = text
+    Image.fromarray(PIXELS).save(tmp_path / "a.jpg", exif=exif, comment="Grüße".encode("latin-1"))
+    photo = load_image(tmp_path / "a.jpg")
+    assert photo.metadata.comment == "Grüße"
+    save_photo(photo, tmp_path / f"b.{into}", ours=OURS)
+    assert text in (tmp_path / f"b.{into}").read_bytes()
+    assert load_image(tmp_path / f"b.{into}").metadata.comment == ("Grüße" if into in ("jpg",) else ANY[into])
+
+
+ANY = {"png": None, "webp": None, "tif": None}  # there it is a text chunk, is lost, or a description
+
+
+def test_no_pointer_leads_out_of_the_exif(tmp_path: Path) -> None:
+    exif = source_exif(1)
+    exif.get_ifd(EXIF)[0xA005] = 4000
+    Image.fromarray(PIXELS).save(tmp_path / "a.jpg", exif=exif)
+    save_photo(load_image(tmp_path / "a.jpg"), tmp_path / "b.jpg")
+    with Image.open(tmp_path / "b.jpg") as picture:
+        assert 0xA005 not in picture.getexif().get_ifd(EXIF) and picture.getexif().get_ifd(EXIF)
+
+
+def test_a_density_that_nobody_said_is_none(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[MAKE] = "TestCam"
+    Image.fromarray(PIXELS).save(tmp_path / "a.jpg", exif=exif)
+    assert load_image(tmp_path / "a.jpg").metadata.dpi is None
+    save_photo(load_image(tmp_path / "a.jpg"), tmp_path / "b.png")
+    assert b"pHYs" not in (tmp_path / "b.png").read_bytes()
+    data = (tmp_path / "a.jpg").read_bytes()
+    at = data.index(b"\xff\xe0")
+    (tmp_path / "c.jpg").write_bytes(
+        data[:at] + data[at + 2 + int.from_bytes(data[at + 2 : at + 4], "big") :]
+    )
+    assert load_image(tmp_path / "c.jpg").metadata.dpi is None  # without JFIF
