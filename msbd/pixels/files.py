@@ -46,7 +46,7 @@ class Photo:
 
     @property
     def model(self) -> str:
-        """ "grey" or "rgb"."""
+        """What the samples are: "grey" or "rgb"."""
         return "grey" if self.samples.ndim == 2 else "rgb"
 
     @property

@@ -2,7 +2,7 @@
 
 Sources  EXIF 3.0, TIFF 6.0 (tag numbers), XMP part 3 (where each format has it), IPTC IIM 4.2 and its photo
          metadata 2024 (Digital Source Type), PNG third edition (chunks)
-Copying  this file stands alone: numpy is not needed; Pillow
+Copying  this file stands alone: Pillow
 
 Nothing here may cost a picture: what is damaged is left out.
 """
@@ -89,6 +89,15 @@ class Tags:
             return default if value is None else value
         return default
 
+    def raw(self, number: int) -> bytes | None:
+        """A tag's bytes as they stand in the file, whatever they are marked as: IPTC is often said to be
+        words of 4 bytes.
+        """
+        with contextlib.suppress(Exception):
+            directory = getattr(self.exif, "_info", None)
+            return _as_bytes(directory._tagdata.get(number) or directory.get(number))  # type: ignore[union-attr]
+        return None
+
     @property
     def orientation(self) -> int:
         """1 to 8; 1 where it is missing or no such number."""
@@ -172,7 +181,7 @@ def read_metadata(
     info = {} if picture is None else picture.info
     is_jpeg = picture is not None and picture.format in ("JPEG", "MPO")
     texts = _foreign(list(chunks))
-    iptc = _as_bytes(tags.exif.get(IPTC)) if tags.exif is not None else None
+    iptc = tags.raw(IPTC)
     blocks = info.get("photoshop")
     if isinstance(blocks, dict):
         iptc = iptc or _as_bytes(blocks.get(0x0404))
@@ -217,9 +226,6 @@ def _dpi(info: Mapping[Any, Any]) -> tuple[float, float] | None:
 def _as_bytes(value: Any) -> bytes | None:
     if isinstance(value, str):
         return value.encode("utf-8", errors="replace")
-    if isinstance(value, tuple) and value and all(isinstance(one, int) for one in value):
-        with contextlib.suppress(struct.error):
-            return struct.pack(f"<{len(value)}I", *value)  # IPTC is often marked as words of 4 bytes
     return bytes(value) if isinstance(value, (bytes, bytearray)) and value else None
 
 

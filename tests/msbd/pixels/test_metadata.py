@@ -215,6 +215,14 @@ def test_iptc_in_photoshops_blocks_and_back() -> None:
     assert iptc_of_photoshop(b"8BIM") is None and iptc_of_photoshop(b"") is None
 
 
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_iptc_that_a_tiff_marks_as_words_comes_back_in_its_order(order: str) -> None:
+    padded = IPTC + bytes(-len(IPTC) % 4)
+    tags = {33723: (4, padded, len(padded) // 4)}
+    metadata = load_image(io.BytesIO(draw.tiff(PIXELS, order=order, tags=tags))).metadata
+    assert metadata.iptc == padded
+
+
 def test_the_source_type_is_said_once_whatever_stood_there() -> None:
     first = with_source_type(XMP, EDITED)
     assert first is not None and first.count(b"DigitalSourceType=") == 1
