@@ -222,7 +222,11 @@ def prepare(args: argparse.Namespace) -> EditJob:
     if plan.config.seam == "asymmetric":
         decoder = args.seam_decoder or choose_seam_decoder(model)
         find_seam_decoder(decoder)
-    notes += read_notes + unused(args, plan) + prompt_notes(args.prompt, config.negative_prompt)
+    notes += (
+        read_notes
+        + unused(args, [plan for _, plan in parts])
+        + prompt_notes(args.prompt, config.negative_prompt)
+    )
     credentials = read_credentials(*args.c2pa) if args.c2pa else None
     return EditJob(photo, mask, config, parts, model, decoder, loras, device, dtype, notes, credentials)
 
@@ -253,23 +257,24 @@ def plan_parts(
     return [(part, plan(part)) for part in parts]
 
 
-def unused(args: argparse.Namespace, plan: "EditPlan") -> list[str]:
+def unused(args: argparse.Namespace, plans: "Sequence[EditPlan]") -> list[str]:
     """A note for each thing that was asked for and does not apply."""
+    config = plans[0].config
     made_for = {name: few_steps(sampling) for name, sampling in sampling_of(args.lora).items()}
     notes = sampling_notes(made_for, OPTIONS)
-    if args.seam_decoder and plan.config.seam != "asymmetric":
-        notes.append(f"--seam-decoder: not used with --seam {plan.config.seam}")
-    if args.upscaler and not upscales(args, plan):
-        mode = plan.config.upscaling_mode
+    if args.seam_decoder and config.seam != "asymmetric":
+        notes.append(f"--seam-decoder: not used with --seam {config.seam}")
+    if args.upscaler and not upscales(args, plans):
+        mode = config.upscaling_mode
         why = f"with --upscaling-mode {mode}" if mode != "rrdb" else "in this edit, no stage of which grows"
         notes.append(f"--upscaler: not used {why}")
     return notes
 
 
-def upscales(args: argparse.Namespace, plan: "EditPlan") -> bool:
+def upscales(args: argparse.Namespace, plans: "Sequence[EditPlan]") -> bool:
     """Whether --upscaler was given and is used."""
-    grows = any(after.size != before.size for before, after in pairwise(plan.stages))
-    return bool(args.upscaler) and grows and plan.config.upscaling_mode == "rrdb"
+    grows = any(after.size != before.size for plan in plans for before, after in pairwise(plan.stages))
+    return bool(args.upscaler) and grows and plans[0].config.upscaling_mode == "rrdb"
 
 
 def edit_config(args: argparse.Namespace) -> EditConfig:
@@ -492,7 +497,7 @@ def metadata(args: argparse.Namespace, job: EditJob) -> dict[str, Any]:
         "model": Path(job.model.name).name,  # of a folder no more than its own name
         "vae": part_name(args.vae, job.model.net("vae").path) if args.vae else None,
         "upscaler": part_name(args.upscaler, job.model.net("rrdb").path)
-        if upscales(args, job.plan)
+        if upscales(args, [plan for _, plan in job.parts])
         else None,
         "seam_decoder": job.seam_decoder
         and part_name(job.seam_decoder, find_seam_decoder(job.seam_decoder).path),
