@@ -242,19 +242,20 @@ def plan_parts(
     def crop_of(box: "Box") -> "Box":
         return crop_box(box, (mask.shape[-2], mask.shape[-1]), config.margin, facts.spec.multiple)
 
-    def plan(part: Part) -> "EditPlan":
+    def plan(number: int, part: Part) -> "EditPlan":
         return plan_edit(
             part.of(mask),
-            config,
+            replace(config, seed=seed + number),  # else two parts would show the same
             facts.spec,
             facts.alphas_cumprod,
             downscale=facts.downscale,
             has_upscaler=facts.has_upscaler,
         )
 
+    seed = config.seed or 0
     apart = (args.parts or ("together" if args.preset in ("paper", "official") else "apart")) == "apart"
     parts = split_mask(mask, crop_of) if apart and mask.any() else [Part(None, 1)]
-    return [(part, plan(part)) for part in parts]
+    return [(part, plan(number, part)) for number, part in enumerate(parts)]
 
 
 def unused(args: argparse.Namespace, plans: "Sequence[EditPlan]") -> list[str]:

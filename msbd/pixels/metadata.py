@@ -89,6 +89,13 @@ class Tags:
             return default if value is None else value
         return default
 
+    def count(self, number: int) -> int:
+        """How many values a tag of the main directory has."""
+        with contextlib.suppress(Exception):
+            value = None if self.exif is None else self.exif.get(number)
+            return len(value) if isinstance(value, tuple) else int(value is not None)
+        return 0
+
     def raw(self, number: int) -> bytes | None:
         """A tag's bytes as they stand in the file, whatever they are marked as: IPTC is often said to be
         words of 4 bytes.

@@ -191,7 +191,12 @@ def _by_tifffile(bare: bytes, pages: int, tags: Tags, metadata: Metadata, floats
 
 
 def _check_tiff(width: int, height: int, tags: Tags, data: bytes) -> None:
-    """ValueError for a TIFF that says more pixels than `data` can hold."""
+    """ValueError for a TIFF that says more pixels than `data` can hold, or than it has tiles for."""
+    if (across := tags.get(322)) and (down := tags.get(323)):
+        needed = -(-width // across) * -(-height // down) * (tags.samples if tags.planar else 1)
+        there = max(tags.count(324), tags.count(273))  # some programs call tiles strips
+        if there < needed:  # libtiff takes its time for those that are missing, and leaves them black
+            raise ValueError(f"not a readable picture ({there} of its {needed:,} tiles are there)")
     compression, held = tags.get(259), len(data)
     if compression in (2, 3, 4):  # fax: a bit a row at least; where it ends early, libtiff goes on in white
         if height > 8 * held:

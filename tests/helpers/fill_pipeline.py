@@ -24,10 +24,11 @@ class FillEditor:
     tokenizer = None
 
     def __init__(self, fill: tuple[int, int, int] = FILL) -> None:
-        self.fill, self.seen = fill, []
+        self.fill, self.seen, self.seeds = fill, [], []
 
     def __call__(self, image: Tensor, mask: Tensor, prompt: str, *, plan: EditPlan, **_: Any) -> EditResult:
         self.seen.append(image)
+        self.seeds.append(plan.config.seed)
         size = (image.shape[-2], image.shape[-1])
         painted = torch.where(mask > 0, filled(size, self.fill), image)
         return EditResult(painted, plan, image[:0], None, 0, weight=feather(mask, plan.config.feather))

@@ -239,7 +239,7 @@ def test_case_17_two_far_spots_have_two_crops(
         assert capsys.readouterr().out.count("crop  ") == 1
     more = ("--candidates", tmp_path / "sheet.png")
     assert run_edit(bundle, source, tmp_path / "out.png", *more, mask=mask) == 0
-    assert len(editor.seen) == 2
+    assert len(editor.seen) == 2 and editor.seeds == [0, 1]
     changed = (levels(tmp_path / "out.png") != levels(source)).any(-1)
     assert np.array_equal(changed, spots > 0)
 

@@ -306,6 +306,18 @@ def test_tiffs_of_tiles_in_planes(bits: int) -> None:
     assert_equal(file.getvalue(), drawn / full(bits), bits)
 
 
+def test_a_tiff_with_fewer_tiles_than_pixels_is_refused() -> None:
+    drawn = RNG.integers(0, 256, (40, 50, 3)).astype(np.uint8)
+    file = io.BytesIO()
+    tifffile.imwrite(file, drawn, photometric="rgb", tile=(16, 16))
+    data = file.getvalue()
+    wide = data.replace(struct.pack("<HHII", 256, 3, 1, 50), struct.pack("<HHII", 256, 4, 1, 100_000))
+    wide = wide.replace(struct.pack("<HHII", 256, 4, 1, 50), struct.pack("<HHII", 256, 4, 1, 100_000))
+    assert wide != data
+    with pytest.raises(ValueError, match="12 of its 18,750 tiles are there"):
+        decode(io.BytesIO(wide))
+
+
 UNREAD = {
     b"\0\0\0\x18ftypheic\0\0\0\0mif1heic": "HEIC",
     b"\0\0\0\x18ftypmif1\0\0\0\0mif1heic": "HEIC",
