@@ -21,7 +21,6 @@ _READ = {
     "PNG": "image/png", "JPEG": "image/jpeg", "WebP": "image/webp", "TIFF": "image/tiff", "GIF": "image/gif",
     "AVIF": "image/avif",
 }  # fmt: skip
-_SOURCE_TYPES = "http://cv.iptc.org/newscodes/digitalsourcetype/"
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,9 @@ class Credentials:
         """
         import c2pa
 
-        edited = {"action": "c2pa.edited", "digitalSourceType": _SOURCE_TYPES + source_type}
+        from msbd.pixels.metadata import SOURCE_TYPES
+
+        edited = {"action": "c2pa.edited", "digitalSourceType": SOURCE_TYPES + source_type}
         manifest = {
             "claim_generator_info": [{"name": "msbd", "version": version}],
             "assertions": [{"label": "c2pa.actions", "data": {"actions": [edited]}}],

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from msbd.pixels.files import Photo, save_image
 from msbd.pixels.masks import dilate, resize_mask
-from msbd.pixels.samples import in_8_bits, to_pixels
+from msbd.pixels.samples import to_pixels
 
 WIDEST = 1600  # pixels, the longer side of a comparison
 GAP = 8  # pixels between panels
@@ -26,13 +26,11 @@ def shown(photo: Photo) -> np.ndarray:
     """A photo as it is seen, (H, W, 3) uint8 sRGB: through its profile, over a checkerboard where
     transparent.
     """
-    pixels = photo.pixels
     if photo.alpha is None:
-        return pixels
+        return photo.pixels
     rows, columns = (np.arange(side) // CHECK for side in photo.size)
     board = np.take(CHECKS, (rows[:, None] + columns) % 2)[..., None]
-    opaque = in_8_bits(photo.alpha)[..., None] / 255
-    return (opaque * pixels + (1 - opaque) * board).round().astype(np.uint8)
+    return photo.over(board)
 
 
 def comparison(before: np.ndarray, after: np.ndarray, mask: Tensor) -> np.ndarray:

@@ -214,9 +214,8 @@ class EditPipeline:
         whole = put_back(image.float(), edited, edit.plan.crop)
         weight = feather(mask, edit.plan.config.feather).to(image.device, torch.float32)
         blended = weight * whole + (1 - weight) * image
-        return torch.where(
-            weight > 0, blended.to(image), image
-        ), weight  # a selection: exact outside the mask
+        # A selection: exact outside the mask.
+        return torch.where(weight > 0, blended.to(image), image), weight
 
     def _begin(
         self,

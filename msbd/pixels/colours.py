@@ -3,7 +3,8 @@
 Sources  PNG third edition, 4.3 and 11.3.2 (cICP before iCCP before sRGB before gAMA and cHRM); ITU-T H.273
          (the numbers of cICP), BT.2100 and BT.2408 (HDR)
 Tensors  samples (H, W), (H, W, 3) or (H, W, 4) uint8 or uint16; sRGB (H, W, 3), float32 in [0, 1]
-Copying  needs pixels/icc.py, pixels/vips.py; numpy, Pillow, and pyvips for profiles with tables
+Copying  needs pixels/icc.py, pixels/luma.py, pixels/vips.py; numpy, Pillow, and pyvips for profiles with
+         tables
 
 Relative colorimetric throughout. A profile that is damaged, or not of the picture's own model, says nothing.
 """
@@ -29,6 +30,7 @@ from .icc import (
     srgb_to_light,
     table_curve,
 )
+from .luma import BT601
 from .vips import vips
 
 _PRIMARIES: dict[int, Chromaticities] = {  # H.273, table 2
@@ -86,7 +88,7 @@ def from_srgb(rgb: np.ndarray, model: str, profile: bytes | None) -> np.ndarray:
 
     A colour becomes the grey of its luma (ITU-R BT.601).
     """
-    levels = rgb @ np.array([0.299, 0.587, 0.114], np.float32) if model == "grey" else rgb
+    levels = rgb @ np.array(BT601, np.float32) if model == "grey" else rgb
     if profile is None or is_srgb(profile, model):
         return levels
     if (shaper := _shaper(profile)) is not None:

@@ -120,8 +120,7 @@ def _plain_png(samples: np.ndarray, alpha: np.ndarray | None) -> bytes:
         file = io.BytesIO()
         _picture(samples, alpha).save(file, "PNG")
         return file.getvalue()
-    together = samples if alpha is None else np.dstack([samples, alpha])
-    image: Any = vips().Image.new_from_array(np.ascontiguousarray(together))
+    image: Any = vips().Image.new_from_array(np.ascontiguousarray(_together(samples, alpha)))
     return image.copy(interpretation="grey16" if samples.ndim == 2 else "rgb16").pngsave_buffer(keep="none")
 
 
@@ -200,8 +199,7 @@ def _tiff(output: Output, notes: list[str]) -> bytes:
     Pillow writes for EXIF.
     """
     metadata = output.metadata
-    planes = output.samples[..., None] if output.samples.ndim == 2 else output.samples
-    together = planes if output.alpha is None else np.dstack([planes, output.alpha])
+    together = np.atleast_3d(_together(output.samples, output.alpha))
     height, width, channels = together.shape
     little = together.astype(together.dtype.newbyteorder("<"), copy=False)
     rows = max(1, _STRIP // (width * channels * little.itemsize))
@@ -215,7 +213,7 @@ def _tiff(output: Output, notes: list[str]) -> bytes:
     exif = load_exif(_exif(output, ours=output.ours))
     exif[256], exif[257], exif[259], exif[284], exif[317] = width, height, 8, 1, 2
     exif[258], exif[277] = (8 * little.itemsize,) * channels, channels
-    exif[262] = 1 if planes.shape[-1] == 1 else 2
+    exif[262] = 1 if output.samples.ndim == 2 else 2
     exif[278], exif[279], exif[ORIENTATION] = rows, tuple(len(strip) for strip in strips), 1
     if output.alpha is not None:
         exif[338] = 2  # plain transparency
@@ -258,8 +256,11 @@ def _directory(exif: Image.Exif, offsets: Sequence[int]) -> bytes:
 
 
 def _picture(samples: np.ndarray, alpha: np.ndarray | None) -> Image.Image:
-    together = samples if alpha is None else np.dstack([samples, alpha])
-    return Image.fromarray(np.ascontiguousarray(together))
+    return Image.fromarray(np.ascontiguousarray(_together(samples, alpha)))
+
+
+def _together(samples: np.ndarray, alpha: np.ndarray | None) -> np.ndarray:
+    return samples if alpha is None else np.dstack([samples, alpha])
 
 
 def _exif(output: Output, *, ours: Mapping[str, Any] | None = None, resolution: bool = False) -> bytes | None:

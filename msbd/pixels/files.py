@@ -82,6 +82,13 @@ class Photo:
             image if self.alpha is None else fill_hidden(image, torch.from_numpy(self.alpha > 0)[None, None])
         )
 
+    def over(self, background: np.ndarray | int) -> np.ndarray:
+        """The colours as they are shown over `background`, levels of 255 that fit (H, W, 3): uint8."""
+        if self.alpha is None:
+            return self.pixels
+        opaque = in_8_bits(self.alpha)[..., None] / 255
+        return (opaque * self.pixels + (1 - opaque) * background).round().astype(np.uint8)
+
     def painted(self, image: Tensor, weight: Tensor) -> "Photo":
         """The photo with `image` (1, 3, H, W), sRGB in [-1, 1], wherever `weight` (1, 1, H, W) is above 0,
         and opaque by as much; every other sample stays.

@@ -2,7 +2,7 @@
 transparency.
 
 Tensors  mask (1, 1, H, W) in {0, 1}, 1 = edit
-Copying  needs pixels/colours.py, pixels/decode.py, pixels/samples.py; numpy and torch
+Copying  needs pixels/colours.py, pixels/decode.py, pixels/luma.py, pixels/samples.py; numpy and torch
 """
 
 from dataclasses import dataclass, replace
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from . import colours
 from .decode import decoded_file
+from .luma import BT601
 from .samples import in_8_bits
 
 WHITE = 128  # of 255: from here on a pixel is edited
@@ -77,7 +78,7 @@ def _of_colours(rgb: np.ndarray, alpha: np.ndarray | None, file: object) -> Mask
         if len(painted) and alpha.min() < WHITE and np.ptp(painted, axis=0).max() <= 16:
             return MaskFile(1 - mask_from_alpha(alpha), int(alpha.max()), int(alpha.min()))
         rgb = (rgb * (alpha[..., None] / np.float32(255))).round().astype(np.uint8)
-    grey = (rgb @ np.array([0.299, 0.587, 0.114], np.float32)).round().astype(np.uint8)
+    grey = (rgb @ np.array(BT601, np.float32)).round().astype(np.uint8)
     notes: tuple[str, ...] = ()
     brightest, darkest = int(grey.max()), int(grey.min())
     if brightest == 1:

@@ -37,7 +37,7 @@ _LONGEST_TEXT = 1 << 24  # bytes that a compressed text may unfold to
 
 EDITED = "compositeWithTrainedAlgorithmicMedia"  # IPTC's words for pictures that a model painted into,
 ENHANCED = "algorithmicallyEnhanced"  # and for those that were only enlarged
-_SOURCE_TYPES = "http://cv.iptc.org/newscodes/digitalsourcetype/"
+SOURCE_TYPES = "http://cv.iptc.org/newscodes/digitalsourcetype/"
 _IPTC_EXT = "http://iptc.org/std/Iptc4xmpExt/2008-02-29/"
 
 
@@ -335,7 +335,7 @@ def with_source_type(xmp: bytes | None, word: str) -> bytes | None:
     """
     property_ = (
         f'<rdf:Description rdf:about="" xmlns:Iptc4xmpExt="{_IPTC_EXT}" '
-        f'Iptc4xmpExt:DigitalSourceType="{_SOURCE_TYPES}{word}"/>'
+        f'Iptc4xmpExt:DigitalSourceType="{SOURCE_TYPES}{word}"/>'
     ).encode()
     if not xmp:
         return (

@@ -142,9 +142,7 @@ def _by_pillow(bare: bytes, pages: int, tags: Tags, metadata: Metadata) -> Decod
 def _that_vips_refuses(
     bare: bytes, pages: int, tags: Tags, metadata: Metadata, floats: bool, error: Exception
 ) -> Decoded:
-    """Lab with 8 bits and grey with 12 by Pillow; packed depths, tiles in planes and the compressions that
-    the wheel of pyvips has not by tifffile, where it is installed.
-    """
+    """Lab with 8 bits and grey with 12 by Pillow; packed depths by tifffile, where it is installed."""
     if tags.bits == 12 and tags.samples == 1:
         with contextlib.suppress(ValueError), opened_by_pillow(io.BytesIO(bare)) as picture:
             picture.load()

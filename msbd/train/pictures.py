@@ -2,7 +2,7 @@
 
 Layout   a folder: pictures, the caption of NAME.png in NAME.txt. Shards: uncompressed tar files as webdataset
          writes them
-Copying  needs pixels/files.py, pixels/samples.py; numpy and Pillow
+Copying  needs pixels/files.py; numpy and Pillow
 """
 
 import glob
@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ..pixels.files import load_image
-from ..pixels.samples import in_8_bits
 
 FILE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
 CAPTION_ENDINGS = (".txt", ".caption")
@@ -194,11 +193,7 @@ def _decode(file: Path | BinaryIO, name: str) -> Image.Image:
         photo = load_image(file)
     except (ValueError, OSError) as error:
         raise ValueError(f"{name}: {str(error).removeprefix(f'{file}: ')}") from error
-    pixels = photo.pixels
-    if photo.alpha is not None:
-        opaque = in_8_bits(photo.alpha)[..., None] / 255
-        pixels = (opaque * pixels + (1 - opaque) * 255).round().astype(np.uint8)
-    return Image.fromarray(pixels)
+    return Image.fromarray(photo.over(255))
 
 
 def _caption_beside(path: Path) -> str:

@@ -454,7 +454,7 @@ def restore_one(
     interpolated = job.config.method == "bicubic" and photo.alpha is not None and size != photo.size
     with Progress(quiet=args.quiet) as progress:
         result = pipeline(
-            premultiplied(photo) if interpolated else image, args.prompt, output_size=size, information=information, config=job.config,
+            premultiplied(image, photo) if interpolated else image, args.prompt, output_size=size, information=information, config=job.config,
             on_step=progress
         )  # fmt: skip
     if not args.quiet:

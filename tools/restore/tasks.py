@@ -106,9 +106,9 @@ def resampled_alpha(photo: "Photo", size: tuple[int, int]) -> Any:
     return (_opaque(photo, size) * full).round().numpy().astype(photo.alpha.dtype)[0, 0]
 
 
-def premultiplied(photo: "Photo") -> "Tensor":
-    """The picture times its opacity, (1, 3, H, W) in [-1, 1]: what may be interpolated."""
-    return (photo.image + 1) * _opaque(photo, photo.size) - 1
+def premultiplied(image: "Tensor", photo: "Photo") -> "Tensor":
+    """The photo's `image` times its opacity, (1, 3, H, W) in [-1, 1]: what may be interpolated."""
+    return (image + 1) * _opaque(photo, photo.size) - 1
 
 
 def straight(image: "Tensor", photo: "Photo") -> "Tensor":
