@@ -352,7 +352,7 @@ def read_pictures(args: argparse.Namespace) -> "tuple[Photo, Tensor, list[str]]"
         from_alpha=args.mask_from_alpha,
     )
     notes = [f"{args.image}: {note}" for note in photo.notes] + list(read.notes)
-    return photo, mask, notes
+    return photo, mask, list(dict.fromkeys(notes))  # of one file both say the same
 
 
 def becomes_opaque(args: argparse.Namespace) -> bool:

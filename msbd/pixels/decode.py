@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+from PIL import Image
 
 from .decoded import (
     DEFLATE,
@@ -106,8 +107,8 @@ def reason_of(error: Exception) -> str:
 
 
 def _readers() -> dict[str, Any]:
-    by_pillow = dict.fromkeys(("JPEG", "WebP", "BMP", "GIF"), _by_pillow)
-    return {**by_pillow, "PNG": _png, "TIFF": read_tiff, "AVIF": _avif}
+    by_pillow = dict.fromkeys(("WebP", "GIF"), _by_pillow)
+    return {**by_pillow, "JPEG": _jpeg, "PNG": _png, "BMP": _bmp, "TIFF": read_tiff, "AVIF": _avif}
 
 
 # ---- formats -----------------------------------------------------------------------------------------------
@@ -119,7 +120,58 @@ def _by_pillow(source: BinaryIO, head: bytes, floats: bool) -> Decoded:
         picture.seek(0)
         picture.load()
         tags = read_tags(picture)
-        return of_pillow(picture, tags, read_metadata(picture, tags, ()), frames)
+        metadata = read_metadata(picture, tags, ())
+        frame = getattr(picture, "dispose_extent", None)  # of a GIF: the part of it that has pixels
+        if frame not in (None, (0, 0, *picture.size)):
+            picture = _clear_outside(picture, frame)
+        return of_pillow(picture, tags, metadata, frames)
+
+
+def _clear_outside(picture: Image.Image, box: tuple[int, int, int, int]) -> Image.Image:
+    """`picture` transparent outside `box`, as everything shows a GIF whose first frame leaves that open."""
+    clear = picture.convert("LA" if picture.mode == "L" else "RGBA")
+    opaque = Image.new("L", picture.size)
+    opaque.paste(clear.getchannel("A").crop(box), box)
+    clear.putalpha(opaque)
+    return clear
+
+
+def _jpeg(source: BinaryIO, head: bytes, floats: bool) -> Decoded:
+    decoded = _by_pillow(source, head, floats)
+    source.seek(0)
+    data = source.read()
+    remarks = []
+    if _EXTENDED_XMP in data:
+        remarks.append("its extended XMP (depth maps, earlier versions of the picture) is not kept")
+    if damage := _damage_of_jpeg(data):
+        remarks.append(f"damaged ({damage}); look at the picture: parts of it may be missing, or wrong")
+    return replace(decoded, remarks=tuple(remarks))
+
+
+_EXTENDED_XMP = b"http://ns.adobe.com/xmp/extension/\0"  # XMP part 3, 1.1.3.1
+
+
+def _damage_of_jpeg(data: bytes) -> str | None:
+    """What libjpeg warns of and Pillow does not tell: a grey rest, where samples were lost; None where pyvips
+    is missing.
+    """
+    with contextlib.suppress(ImportError):
+        library = vips()
+        try:
+            library.Image.jpegload_buffer(data, fail_on="warning", unlimited=True).avg()
+        except (library.Error, UnicodeError) as error:
+            found = re.search(r"Corrupt JPEG data: ([^\n]*)", str(error))
+            # Bytes too many before a mark harm nothing.
+            return found[1] if found and "extraneous" not in found[1] else None
+    return None
+
+
+def _bmp(source: BinaryIO, head: bytes, floats: bool) -> Decoded:
+    decoded = _by_pillow(source, head, floats)
+    size, bits, compression = struct.unpack("<I10xHI", head[14:34].ljust(20, b"\0"))
+    if decoded.alpha is None and size >= 56 and bits == 16 and compression == 3 and any(head[66:70]):
+        return replace(decoded, remarks=("a BMP of 16 bits a pixel, whose transparency is not read",))
+    return decoded
 
 
 # ---- PNG ---------------------------------------------------------------------------------------------------

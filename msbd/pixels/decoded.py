@@ -35,6 +35,14 @@ class Decoded:
     colour_chunks: tuple[tuple[bytes, bytes], ...]  # of a PNG: cICP, sRGB, gAMA, cHRM
     metadata: Metadata
     frames: int  # of which this is the first
+    remarks: tuple[str, ...] = ()  # what else of the file was not read, or is in doubt
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader of the file should be told, a line each."""
+        if self.frames < 2:
+            return self.remarks
+        return (f"the first of {self.frames} frames or pages; the others are not read", *self.remarks)
 
 
 def check_size(width: int, height: int) -> None:

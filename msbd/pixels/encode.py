@@ -39,6 +39,7 @@ from .metadata import (
     parameters_text,
     photoshop_of_iptc,
     png_chunk,
+    sized_xmp,
     text_chunk,
     user_comment,
     with_source_type,
@@ -303,9 +304,11 @@ def _shortened(output: Output, room: int) -> bytes | None:
 
 
 def _xmp(output: Output) -> bytes | None:
-    if output.source_type is None:
-        return output.metadata.xmp
-    return with_source_type(output.metadata.xmp, output.source_type) or output.metadata.xmp
+    xmp = output.metadata.xmp
+    if xmp is not None:
+        height, width = output.samples.shape[:2]
+        xmp = sized_xmp(xmp, width, height, output.metadata.dpi)
+    return xmp if output.source_type is None else with_source_type(xmp, output.source_type) or xmp
 
 
 def _comment(metadata: Metadata) -> bytes | None:

@@ -145,9 +145,7 @@ def load_image(file: str | Path | BinaryIO) -> Photo:
     decoded = decoded_file(file)
     profile = colours.profile_of(decoded.model, decoded.profile, decoded.colour_chunks)
     samples, chunks = decoded.samples, decoded.colour_chunks
-    notes = []
-    if decoded.frames > 1:
-        notes.append(f"the first of {decoded.frames} frames or pages; the others are not read")
+    notes = list(decoded.notes)
     if decoded.model == "cmyk":
         shown = colours.to_srgb(samples, "cmyk", profile)
         samples = (shown * np.iinfo(samples.dtype).max).round().astype(samples.dtype)

@@ -59,7 +59,8 @@ def read_mask(file: str | Path | BinaryIO, *, invert: bool = False, from_alpha: 
             samples = (colours.to_srgb(samples, "cmyk", None) * 255).round().astype(np.uint8)
         rgb = samples if samples.ndim == 3 else np.broadcast_to(samples[..., None], (*samples.shape, 3))
         read = _of_colours(rgb, alpha, file)
-    return replace(read, mask=1 - read.mask) if invert else read
+    notes = (*(f"{file}: {note}" for note in decoded.notes), *read.notes)
+    return replace(read, mask=1 - read.mask if invert else read.mask, notes=notes)
 
 
 def mask_from_alpha(alpha: np.ndarray) -> Tensor:

@@ -203,7 +203,7 @@ def read_metadata(
         comment = _text(comment)
     return Metadata(
         exif=_clean_exif(tags.exif),
-        xmp=_upright_xmp(xmp) if xmp else None,
+        xmp=_kept_xmp(xmp) if xmp else None,
         iptc=iptc,
         dpi=_dpi({} if is_jpeg and "jfif" not in info else info) or tags.dpi,
         comment=comment if isinstance(comment, str) and comment else None,
@@ -324,9 +324,40 @@ def load_exif(data: bytes | None) -> Image.Exif:
 # ---- XMP ---------------------------------------------------------------------------------------------------
 
 
-def _upright_xmp(xmp: bytes) -> bytes:
+def _kept_xmp(xmp: bytes) -> bytes:
+    """Upright, without thumbnails of the former picture, and without the name of an extended packet, which
+    is not kept: it holds depth maps, or earlier versions of the picture.
+    """
     xmp = re.sub(rb"(tiff:Orientation\s*=\s*[\"'])\d(?=[\"'])", rb"\g<1>1", xmp)
-    return re.sub(rb"(<tiff:Orientation>\s*)\d(?=\s*</tiff:Orientation>)", rb"\g<1>1", xmp)
+    xmp = re.sub(rb"(<tiff:Orientation>\s*)\d(?=\s*</tiff:Orientation>)", rb"\g<1>1", xmp)
+    for name in ("xmp:Thumbnails", "xap:Thumbnails", "xmpNote:HasExtendedXMP"):
+        xmp = _without_property(xmp, name)
+    return xmp
+
+
+def _without_property(xmp: bytes, name: str) -> bytes:
+    """`xmp` without its property `name`, be it an attribute or an element; what does not end stays."""
+    xmp = re.sub(name.encode() + rb"\s*=\s*(\"[^\"]{0,300}\"|'[^']{0,300}')", b"", xmp)
+    start, end = f"<{name}>".encode(), f"</{name}>".encode()
+    first, *parts = xmp.split(start)
+    for part in parts:  # no regular expression: its time would grow by the square of what is never closed
+        _, ended, after = part.partition(end)
+        first += after if ended else start + part
+    return first
+
+
+def sized_xmp(xmp: bytes, width: int, height: int, dpi: tuple[float, float] | None) -> bytes:
+    """`xmp` with the size in pixels, and the resolution, that its picture has now, where it says them."""
+    values = {"tiff:ImageWidth": f"{width}", "tiff:ImageLength": f"{height}"}
+    values |= {"exif:PixelXDimension": f"{width}", "exif:PixelYDimension": f"{height}"}
+    if dpi is not None:
+        across, down = (f"{round(side * 10000)}/10000" for side in dpi)
+        values |= {"tiff:XResolution": across, "tiff:YResolution": down, "tiff:ResolutionUnit": "2"}
+    for name, value in values.items():
+        said = name.encode()
+        pattern = said + rb"(\s*=\s*[\"']|>\s*)[\d/]+"
+        xmp = re.sub(pattern, said + rb"\g<1>" + value.encode(), xmp)
+    return xmp
 
 
 def with_source_type(xmp: bytes | None, word: str) -> bytes | None:
@@ -347,9 +378,8 @@ def with_source_type(xmp: bytes | None, word: str) -> bytes | None:
             + b'</rdf:RDF></x:xmpmeta><?xpacket end="w"?>'
         )
     # At most one: what a file said before was of its former picture.
-    xmp = re.sub(rb"\s*Iptc4xmpExt:DigitalSourceType\s*=\s*(\"[^\"]*\"|'[^']*')", b"", xmp)
-    xmp = re.sub(rb"<Iptc4xmpExt:DigitalSourceType>.*?</Iptc4xmpExt:DigitalSourceType>", b"", xmp, flags=re.S)
-    emptied = rb'<rdf:Description rdf:about=""\s+xmlns:Iptc4xmpExt="[^"]*"\s*/>'
+    xmp = _without_property(xmp, "Iptc4xmpExt:DigitalSourceType")
+    emptied = rb'<rdf:Description rdf:about=""\s+xmlns:Iptc4xmpExt="[^"]{0,300}"\s*/>'
     before, end, after = re.sub(emptied, b"", xmp).rpartition(b"</rdf:RDF>")
     return before + property_ + end + after if end else None
 

@@ -13,6 +13,7 @@ from typing import Any
 import imagecodecs
 import numpy as np
 import pytest
+import pyvips
 import tifffile
 from PIL import Image, ImageCms
 
@@ -248,6 +249,60 @@ def test_of_several_frames_the_first_is_read_and_that_is_said(kind: str, tmp_pat
     photo = load_image(tmp_path / "a")
     assert photo.pixels.max() <= 4
     assert photo.notes == ("the first of 3 frames or pages; the others are not read",)
+
+
+@pytest.mark.parametrize("mode", ["P", "L"])
+def test_a_gif_is_transparent_where_its_first_frame_has_no_pixels(mode: str) -> None:
+    """As browsers show it: none paints the canvas in the background's colour."""
+    picture = Image.fromarray(samples(8, 3).astype(np.uint8)).convert(mode)
+    file = io.BytesIO()
+    picture.save(file, "GIF")
+    data = bytearray(file.getvalue())
+    at = data.index(b"," + struct.pack("<4H", 0, 0, SIZE[1], SIZE[0]))
+    data[6:10] = struct.pack("<HH", SIZE[1] + 9, SIZE[0] + 5)  # a larger canvas
+    data[at + 1 : at + 5] = struct.pack("<HH", 4, 3)  # and the frame inside it
+    decoded = decode(io.BytesIO(bytes(data)))
+    assert decoded.alpha is not None
+    inside = np.zeros((SIZE[0] + 5, SIZE[1] + 9), bool)
+    inside[3 : 3 + SIZE[0], 4 : 4 + SIZE[1]] = True
+    assert np.array_equal(decoded.alpha == 255, inside) and np.array_equal(decoded.alpha == 0, ~inside)
+    other = pyvips.Image.gifload_buffer(bytes(data)).numpy()
+    colours = decoded.samples if decoded.samples.ndim == 3 else np.stack([decoded.samples] * 3, -1)
+    assert np.array_equal(colours[inside], other[inside][:, :3])
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_jpeg_that_lost_samples_is_said_to_be_damaged(progressive: bool) -> None:
+    file = io.BytesIO()
+    Image.fromarray(samples_of_a_slope()).save(file, "JPEG", quality=90, progressive=progressive)
+    data = file.getvalue()
+    half, scan = len(data) // 2, data.index(b"\xff\xda")
+    assert not decode(io.BytesIO(data)).notes and not decode(io.BytesIO(data + bytes(99))).notes
+    harmless = data[:scan] + bytes(3) + data[scan:]  # which decoders skip
+    assert not decode(io.BytesIO(harmless)).notes
+    for kept in (half, len(data) - 40):
+        damaged = data[:kept] + b"\xff\xd9"
+        (note,) = decode(io.BytesIO(damaged)).notes
+        assert note.startswith("damaged (")
+
+
+def samples_of_a_slope() -> np.ndarray:
+    rows, columns = np.mgrid[:64, :64]
+    noise = np.random.default_rng(3).integers(0, 60, (64, 64, 3))
+    return (np.stack([rows, columns, rows + columns], -1) + noise).astype(np.uint8)
+
+
+def test_transparency_of_bmps_of_16_bits_is_said_to_be_lost() -> None:
+    words = samples(16).astype("<u2")
+    rows = b"".join(row.tobytes().ljust(36, b"\0") for row in words)
+
+    def bmp(masks: tuple[int, ...]) -> bytes:
+        header = struct.pack("<IiiHHIIiiII", 108, SIZE[1], SIZE[0], 1, 16, 3, len(rows), 2835, 2835, 0, 0)
+        header = (header + struct.pack("<4I", *masks)).ljust(108, b"\0")
+        return b"BM" + struct.pack("<IHHI", 14 + 108 + len(rows), 0, 0, 14 + 108) + header + rows
+
+    assert decode(io.BytesIO(bmp((0x7C00, 0x3E0, 0x1F, 0x8000)))).notes
+    assert not decode(io.BytesIO(bmp((0x7C00, 0x3E0, 0x1F, 0)))).notes
 
 
 def test_avif_is_read() -> None:

@@ -56,6 +56,12 @@ def test_masks_as_people_make_them(name: str) -> None:
     assert bool(read.notes) == (name == "0 and 1")
 
 
+def test_what_was_not_read_of_a_mask_is_said() -> None:
+    frames = [Image.fromarray(GREY), Image.fromarray(255 - GREY)]
+    read = read_mask(io.BytesIO(coded(frames[0], "GIF", save_all=True, append_images=frames[1:])))
+    assert len(read.notes) == 1 and "the first of 2 frames" in read.notes[0]
+
+
 def photograph() -> Image.Image:
     with Image.open(ROOT / "examples" / "coffee.jpg") as picture:
         return picture.convert("RGB").resize((120, 80))

@@ -5,12 +5,15 @@ must be.
 import io
 import json
 import struct
+import time
 import zlib
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from PIL.TiffImagePlugin import IFDRational
 
@@ -197,6 +200,67 @@ def test_a_thumbnail_does_not_stay(tmp_path: Path) -> None:
     save_photo(load_image(tmp_path / "a.png"), tmp_path / "b.jpg", ours=OURS)
     assert b"Cam" in (tmp_path / "b.jpg").read_bytes()[:400]
     assert (tmp_path / "b.jpg").read_bytes().count(b"\xff\xd8\xff") == 1
+
+
+ABOUT_PIXELS = (
+    b'<rdf:Description rdf:about="" xmlns:xmp="http://ns.adobe.com/xap/1.0/" '
+    b'xmlns:tiff="http://ns.adobe.com/tiff/1.0/" xmlns:exif="http://ns.adobe.com/exif/1.0/" tiff:ImageWidth="36" '
+    b'tiff:XResolution="300/1" tiff:ResolutionUnit="3"><tiff:ImageLength>24</tiff:ImageLength>'
+    b"<exif:PixelXDimension>36</exif:PixelXDimension><exif:PixelYDimension>24</exif:PixelYDimension>"
+    b"<xmp:Thumbnails><rdf:Alt>the picture before</rdf:Alt></xmp:Thumbnails></rdf:Description></rdf:RDF>"
+)
+
+
+@pytest.mark.parametrize("kind", ["png", "jpg", "webp", "tif"])
+def test_xmp_says_the_size_of_the_result_and_shows_no_former_picture(kind: str, tmp_path: Path) -> None:
+    xmp = XMP.replace(b"</rdf:RDF>", ABOUT_PIXELS)
+    chunks = [
+        (b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + xmp),
+        (b"pHYs", struct.pack(">IIB", 11811, 11811, 1)),
+    ]
+    photo = load_image(io.BytesIO(draw.png(PIXELS, chunks=chunks)))
+    assert photo.size == (36, 24)  # turned, as XMP says
+    height, width = (2 * side for side in photo.size)
+    enlarged = photo.remade(torch.zeros(1, 3, height, width), None)
+    save_photo(enlarged, tmp_path / f"b.{kind}", ours=OURS, source_type=ENHANCED)
+    kept = load_image(tmp_path / f"b.{kind}").metadata.xmp
+    assert kept is not None and b"picture before" not in kept and b"Thumbnails" not in kept
+    for said in (
+        f'tiff:ImageWidth="{width}"', f"<tiff:ImageLength>{height}<", f"<exif:PixelXDimension>{width}<",
+        f"<exif:PixelYDimension>{height}<", 'tiff:ResolutionUnit="2"',
+    ):  # fmt: skip
+        assert said.encode() in kept
+    across, below = kept.split(b'tiff:XResolution="')[1].split(b'"')[0].split(b"/")
+    assert int(across) / int(below) == pytest.approx(600, abs=0.1)
+    ElementTree.fromstring(kept[kept.index(b"<x:xmpmeta") :].split(b"<?xpacket")[0])
+
+
+def test_extended_xmp_is_left_out_with_a_note(tmp_path: Path) -> None:
+    guid = b"0123456789ABCDEF0123456789ABCDEF"
+    named = (
+        b'xmlns:xmpNote="http://ns.adobe.com/xmp/note/" xmpNote:HasExtendedXMP="' + guid + b'" dc:creator='
+    )
+    file = io.BytesIO()
+    Image.fromarray(PIXELS).save(file, "JPEG", xmp=XMP.replace(b"dc:creator=", named))
+    extended = b"http://ns.adobe.com/xmp/extension/\0" + guid + struct.pack(">II", 5, 0) + b"depth"
+    data = file.getvalue()
+    data = data[:20] + b"\xff\xe1" + struct.pack(">H", len(extended) + 2) + extended + data[20:]
+    photo = load_image(io.BytesIO(data))
+    assert photo.metadata.xmp is not None and b"HasExtended" not in photo.metadata.xmp
+    assert [note for note in photo.notes if "extended XMP" in note]
+    file.seek(0)
+    assert not load_image(file).notes
+
+
+def test_hostile_xmp_takes_no_time() -> None:
+    """What regular expressions would search again from every start."""
+    for part in (b"<xmp:Thumbnails>", b" ", b'xmpNote:HasExtendedXMP="', b"Iptc4xmpExt:DigitalSourceType='"):
+        xmp = part * (2_000_000 // len(part)) + b"</rdf:RDF>"
+        chunks = [(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + xmp)]
+        start = time.process_time()
+        metadata = load_image(io.BytesIO(draw.png(PIXELS, chunks=chunks))).metadata
+        assert with_source_type(metadata.xmp, EDITED) is not None
+        assert time.process_time() - start < 5
 
 
 def test_a_resolution_is_one_of_inches(tmp_path: Path) -> None:
