@@ -37,7 +37,8 @@ class Shaper:
     def of(profile: bytes) -> "Shaper | None":
         """Of an RGB or grey profile; None for one of another kind, or damaged."""
         try:
-            return _shaper(profile)
+            with np.errstate(all="ignore"):  # of absurd exponents: what is not finite is refused
+                return _shaper(profile)
         except (struct.error, ValueError, IndexError, OverflowError, np.linalg.LinAlgError):
             return None
 
@@ -115,7 +116,11 @@ def _curve(tag: bytes) -> np.ndarray:
             made = np.interp(x, np.linspace(0, 1, count), entries / 65535)
     elif tag[:4] == b"para":
         (kind,) = struct.unpack(">H", tag[8:10])
-        made = _parametric(x, kind, _numbers(tag[12 : 12 + 4 * (1, 3, 4, 5, 7)[kind]]))
+        count = (1, 3, 4, 5, 7)[kind]
+        numbers = _numbers(tag[12 : 12 + 4 * count])
+        if len(numbers) < count:
+            raise ValueError
+        made = _parametric(x, kind, np.pad(numbers, (0, 7 - count)))
     else:
         raise ValueError
     if not np.isfinite(made).all() or np.ptp(made) < 1e-3:
@@ -124,8 +129,8 @@ def _curve(tag: bytes) -> np.ndarray:
 
 
 def _parametric(x: np.ndarray, kind: int, numbers: np.ndarray) -> np.ndarray:
-    """ICC.1, table 68."""
-    g, a, b, c, d, e, f = (*numbers, *[0.0] * (7 - len(numbers)))
+    """ICC.1, table 68; 7 numbers."""
+    g, a, b, c, d, e, f = numbers
     if kind == 0:
         return x**g
     power = np.maximum(a * x + b, 0) ** g

@@ -249,3 +249,27 @@ def test_curves_of_every_kind_are_littlecmss() -> None:
             pixels.astype(np.float32) / 255, profile, srgb, colorspace="rgb", outcolorspace="rgb", intent=1
         )
         assert np.abs(to_srgb(pixels, "rgb", profile) - right.clip(0, 1)).max() * 255 <= 0.5
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    "kind, numbers",
+    [
+        (1, (1.8, 0.0, 0.1)),
+        (2, (1.8, 0.0, 0.0, 0.1)),
+        (1, (1.8,)),
+        (0, (-3.0,)),
+        (3, (3e4, 3e4, 0, 0, 0)),
+        (5, (1.0,)),
+    ],
+    ids=["a = 0", "a = b = 0", "cut off", "infinite", "absurd", "of no such kind"],
+)
+def test_an_impossible_curve_says_nothing(kind: int, numbers: tuple[float, ...]) -> None:
+    curve = (
+        b"para\0\0\0\0"
+        + struct.pack(">HH", kind, 0)
+        + b"".join(struct.pack(">i", round(number * 65536)) for number in numbers)
+    )
+    for model in ("rgb", "grey"):
+        profile = made_profile(model, curve)
+        assert profile is not None and Shaper.of(profile) is None
