@@ -39,7 +39,7 @@ class Credentials:
         """
         import c2pa
 
-        from msbd.pixels.metadata import SOURCE_TYPES
+        from msbd.pixels.xmp import SOURCE_TYPES
 
         edited = {"action": "c2pa.edited", "digitalSourceType": SOURCE_TYPES + source_type}
         manifest = {

@@ -417,7 +417,8 @@ def run(args: argparse.Namespace, job: EditJob) -> None:
 
     from msbd.load import load_edit_pipeline
     from msbd.pixels.files import save_image, save_photo
-    from msbd.pixels.metadata import EDITED, Metadata
+    from msbd.pixels.metadata import Metadata
+    from msbd.pixels.xmp import EDITED
 
     from ._sheets import StagePictures, comparison, shown, stacked
 

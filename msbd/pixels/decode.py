@@ -1,8 +1,8 @@
 """A picture file's samples at the depth it has, upright, and what they are samples of.
 
 Library  Pillow for what has 8 bits a sample; libvips (pyvips) for what is deeper, for TIFF and AVIF
-Copying  needs pixels/decoded.py, pixels/formats.py, pixels/metadata.py, pixels/tiff.py, pixels/vips.py;
-         Pillow and pyvips
+Copying  needs pixels/decoded.py, pixels/formats.py, pixels/metadata.py, pixels/tags.py, pixels/tiff.py,
+         pixels/vips.py; Pillow and pyvips
 
 Why two libraries: docs/log.md, "Which library reads 16 bits".
 """
@@ -38,7 +38,8 @@ from .decoded import (
     stretched,
 )
 from .formats import HEAD, READ, format_of
-from .metadata import Tags, chunk_places, png_chunks, read_metadata, read_tags
+from .metadata import chunk_places, png_chunks, read_metadata
+from .tags import Tags
 from .tiff import read_tiff
 from .vips import vips
 
@@ -119,8 +120,7 @@ def _by_pillow(source: BinaryIO, head: bytes, floats: bool) -> Decoded:
         frames = frames_of(picture)
         picture.seek(0)
         picture.load()
-        tags = read_tags(picture)
-        metadata = read_metadata(picture, tags, ())
+        tags, metadata = read_metadata(picture)
         frame = getattr(picture, "dispose_extent", None)  # of a GIF: the part of it that has pixels
         if frame not in (None, (0, 0, *picture.size)):
             picture = _clear_outside(picture, frame)
@@ -141,6 +141,8 @@ def _jpeg(source: BinaryIO, head: bytes, floats: bool) -> Decoded:
     source.seek(0)
     data = source.read()
     remarks = []
+    if any(mark in data for mark in _GAIN_MAPS):
+        remarks.append("its gain map, which brightens it on HDR screens, is not read")
     if _EXTENDED_XMP in data:
         remarks.append("its extended XMP (depth maps, earlier versions of the picture) is not kept")
     if damage := _damage_of_jpeg(data):
@@ -148,6 +150,7 @@ def _jpeg(source: BinaryIO, head: bytes, floats: bool) -> Decoded:
     return replace(decoded, remarks=tuple(remarks))
 
 
+_GAIN_MAPS = b"hdrgm:Version", b"urn:iso:std:iso:ts:21496:-1\0"
 _EXTENDED_XMP = b"http://ns.adobe.com/xmp/extension/\0"  # XMP part 3, 1.1.3.1
 
 
@@ -188,8 +191,7 @@ def _png(source: BinaryIO, head: bytes, floats: bool) -> Decoded:
         frames, profile = frames_of(picture), picture.info.get("icc_profile")
         with contextlib.suppress(Exception):  # of pixels, which are read from `bare`
             picture.load()
-        tags = read_tags(picture)
-        metadata = read_metadata(picture, tags, chunks)
+        tags, metadata = read_metadata(picture, chunks)
     # Pillow cuts 16-bit colours off at 8, and loses tRNS of grey samples that have not 8 bits.
     if depth == 16 or (colour in (0, 2) and any(name == b"tRNS" for name, _ in chunks)):
         image = vips().Image.pngload_buffer(bare, fail_on="truncated", unlimited=True)
@@ -233,10 +235,8 @@ def _avif(source: BinaryIO, head: bytes, floats: bool) -> Decoded:
         image = vips().Image.heifload_buffer(data, fail_on="truncated", unlimited=True)
     if max(image.width, image.height) > 65535:  # what AV1 can say
         raise ValueError(f"not a readable picture (it says {image.width} x {image.height} pixels)")
-    tags = Tags()
-    with contextlib.suppress(Exception), opened_by_pillow(io.BytesIO(data)) as picture:
-        tags = read_tags(picture)
-    metadata = read_metadata(None, tags, (), xmp=blob_of(image, "xmp-data"))
+    tags = Tags.of(blob_of(image, "exif-data") or b"")
+    _, metadata = read_metadata(None, tags=tags, xmp=blob_of(image, "xmp-data"))
     pages = image.get("n-pages") if image.get_typeof("n-pages") else 1
     samples = samples_of(image)
     if samples.dtype == np.uint16:  # whose lowest bits libvips leaves 0

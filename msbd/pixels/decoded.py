@@ -1,7 +1,7 @@
 """What every reader of pictures gives and shares: samples, limits, the way up, and Pillow.
 
 Tensors  samples (H, W) grey, (H, W, 3) RGB or (H, W, 4) CMYK; uint8, uint16, or float32 in [0, 1]
-Copying  needs pixels/metadata.py; numpy and Pillow
+Copying  needs pixels/metadata.py, pixels/tags.py; numpy and Pillow
 """
 
 import contextlib
@@ -14,7 +14,8 @@ from typing import Any, BinaryIO, Literal
 import numpy as np
 from PIL import Image
 
-from .metadata import Metadata, Tags
+from .metadata import Metadata
+from .tags import Tags
 
 BYTES_A_PIXEL = 16  # that working on a picture takes: its samples, and in floats the three channels
 MAX_PIXELS = "MSBD_MAX_PIXELS"  # the environment variable that takes the place of the limit by memory

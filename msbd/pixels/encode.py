@@ -2,16 +2,16 @@
 
 Tensors  samples (H, W) grey or (H, W, 3) RGB; alpha (H, W); both uint8 or uint16
 Library  Pillow; libvips (pyvips) for PNGs of 16 bits
-Copying  needs pixels/colours.py, pixels/metadata.py, pixels/samples.py,
-         pixels/vips.py; numpy, Pillow and pyvips
+Copying  needs pixels/colours.py, pixels/metadata.py, pixels/samples.py, pixels/tags.py, pixels/vips.py,
+         pixels/xmp.py; numpy, Pillow and pyvips
 """
 
 import io
 import itertools
 import struct
 import zlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -19,33 +19,49 @@ from PIL import Image
 
 from . import colours
 from .metadata import (
-    EXIF_IFD,
+    Metadata,
+    chunk_places,
+    foreign_comment,
+    iptc_text,
+    parameters_text,
+    photoshop_of_iptc,
+    png_chunk,
+    png_text,
+    text_chunk,
+    user_comment,
+)
+from .samples import in_8_bits
+from .tags import (
+    ASCII,
+    BITS,
+    BYTE,
+    COMPRESSION,
+    DESCRIPTION,
+    EXTRA,
+    HEIGHT,
+    ICC,
     IPTC,
+    LONG,
+    MAKER_NOTE,
     ORIENTATION,
+    PHOTOMETRIC,
+    PLANAR,
+    RATIONAL,
     RESOLUTION_UNIT,
+    SAMPLES,
+    SHORT,
+    UNDEFINED,
     USER_COMMENT,
+    WIDTH,
     WIDTH_AND_HEIGHT,
     X_RESOLUTION,
     XMP,
     Y_RESOLUTION,
-    Metadata,
-    chunk_places,
-    directory_of,
-    exif_bytes,
-    foreign_comment,
-    iptc_text,
-    keep_letters,
-    load_exif,
-    parameters_text,
-    photoshop_of_iptc,
-    png_chunk,
-    sized_xmp,
-    text_chunk,
-    user_comment,
-    with_source_type,
+    Tags,
+    Value,
 )
-from .samples import in_8_bits
 from .vips import vips
+from .xmp import with_size, with_source_type
 
 JPEG_SUFFIXES = (".jpg", ".jpeg", ".jfif", ".jpe")
 TIFF_SUFFIXES = (".tif", ".tiff")
@@ -78,17 +94,14 @@ def encode(output: Output, suffix: str) -> tuple[bytes, list[str]]:
     notes: list[str] = []
     if suffix != ".png" and suffix not in TIFF_SUFFIXES and output.samples.dtype == np.uint16:
         notes.append(f"16 bits a sample became 8, which is what {suffix} holds; .png and .tif keep them")
-    if suffix == ".png":
-        return _png(output), notes
-    if suffix in TIFF_SUFFIXES:
-        return _tiff(output, notes), notes
-    return (_webp if suffix == ".webp" else _jpeg)(output, notes), notes
+    writers = {".png": _png, ".webp": _webp} | dict.fromkeys(TIFF_SUFFIXES, _tiff)
+    return writers.get(suffix, _jpeg)(output, notes), notes
 
 
 # ---- formats -----------------------------------------------------------------------------------------------
 
 
-def _png(output: Output) -> bytes:
+def _png(output: Output, notes: list[str]) -> bytes:
     metadata, chunks = output.metadata, []
     if output.colour_chunks:
         chunks += output.colour_chunks
@@ -99,7 +112,7 @@ def _png(output: Output) -> bytes:
         chunks.append((b"pHYs", struct.pack(">IIB", across, down, 1)))
     if (exif := _exif(output)) is not None:
         chunks.append((b"eXIf", exif))
-    if (xmp := _xmp(output)) is not None:
+    if (xmp := _xmp(output, notes)) is not None:
         chunks.append((b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + xmp))
     if output.ours is not None:
         chunks.append(text_chunk("parameters", parameters_text(output.ours)))
@@ -108,7 +121,7 @@ def _png(output: Output) -> bytes:
     keys = {data.split(b"\0", 1)[0].lower() for _, data in metadata.texts}
     if metadata.comment and b"comment" not in keys:
         chunks.append(text_chunk("Comment", metadata.comment))
-    if metadata.iptc and b"raw profile type iptc" not in keys:
+    if metadata.iptc and not keys & {b"raw profile type iptc", b"raw profile type 8bim"}:
         chunks.append(iptc_text(metadata.iptc))
     plain = _plain_png(output.samples, output.alpha)
     places = list(chunk_places(plain))
@@ -131,9 +144,11 @@ def _jpeg(output: Output, notes: list[str]) -> bytes:
     metadata = output.metadata
     exif = _exif(output, ours=output.ours)
     if exif is not None and len(exif) > _ROOM["exif"]:
-        notes.append("JPEG's metadata hold 64 kB: prompts were shortened, or settings left out")
-        exif = _shortened(output, _ROOM["exif"])
-    parts = {"xmp": _xmp(output), "iptc": metadata.iptc, "comment": _comment(metadata)}
+        exif = _shortened(output, _ROOM["exif"], notes)
+    comment = _comment(metadata)
+    parts = {
+        "xmp": _xmp(output, notes), "iptc": metadata.iptc, "comment": None if comment is None else comment.encode(),
+    }  # fmt: skip
     for name, data in parts.items():
         if data is not None and len(data) > _ROOM[name]:
             notes.append(
@@ -165,12 +180,12 @@ def _jpeg(output: Output, notes: list[str]) -> bytes:
     return data
 
 
-_HELD_ELSEWHERE = (b"Comment", b"Raw profile type iptc")
+_HELD_ELSEWHERE = (b"Comment", b"Raw profile type iptc", b"Raw profile type 8bim")
 
 
 def _webp(output: Output, notes: list[str]) -> bytes:
     metadata = output.metadata
-    exif, xmp = _exif(output, ours=output.ours, resolution=True), _xmp(output)
+    exif, xmp = _exif(output, ours=output.ours, resolution=True), _xmp(output, notes)
     lost = [
         name
         for name, value in (("IPTC", metadata.iptc), ("comments", metadata.comment or metadata.texts))
@@ -196,61 +211,54 @@ def _webp(output: Output, notes: list[str]) -> bytes:
 
 
 def _tiff(output: Output, notes: list[str]) -> bytes:
-    """Deflated strips with horizontal differences (TIFF 6.0, sections 8 and 14), behind the directory that
-    Pillow writes for EXIF.
+    """Deflated strips with horizontal differences (TIFF 6.0, sections 8 and 14), behind the directories that
+    the source's EXIF has; in their byte order.
     """
     metadata = output.metadata
+    tags = Tags.of(_exif(output, ours=output.ours) or b"")
     together = np.atleast_3d(_together(output.samples, output.alpha))
     height, width, channels = together.shape
-    little = together.astype(together.dtype.newbyteorder("<"), copy=False)
-    rows = max(1, _STRIP // (width * channels * little.itemsize))
+    ordered = together.astype(together.dtype.newbyteorder(tags.order), copy=False)
+    rows = max(1, _STRIP // (width * channels * ordered.itemsize))
     strips = []
     for top in range(0, height, rows):
-        part = little[top : top + rows].copy()
-        part[:, 1:] -= little[top : top + rows, :-1]  # modulo 2**bits
+        part = ordered[top : top + rows].copy()
+        part[:, 1:] -= ordered[top : top + rows, :-1]  # modulo 2**bits
         strips.append(zlib.compress(part.tobytes()))
-    if metadata.texts:
-        notes.append("text chunks of the source were left out; .png keeps them")
-    exif = load_exif(_exif(output, ours=output.ours))
-    exif[256], exif[257], exif[259], exif[284], exif[317] = width, height, 8, 1, 2
-    exif[258], exif[277] = (8 * little.itemsize,) * channels, channels
-    exif[262] = 1 if output.samples.ndim == 2 else 2
-    exif[278], exif[279], exif[ORIENTATION] = rows, tuple(len(strip) for strip in strips), 1
+    short, long = (lambda *n: tags.value(SHORT, *n)), (lambda *n: tags.value(LONG, *n))
+    tags.main.update({
+        WIDTH: long(width), HEIGHT: long(height), ORIENTATION: short(1),
+        BITS: short(*(8 * ordered.itemsize,) * channels), SAMPLES: short(channels),
+        PHOTOMETRIC: short(1 if output.samples.ndim == 2 else 2), PLANAR: short(1), COMPRESSION: short(8),
+        _PREDICTOR: short(2), _ROWS: long(rows), _LENGTHS: long(*(len(strip) for strip in strips)),
+    })  # fmt: skip
     if output.alpha is not None:
-        exif[338] = 2  # plain transparency
-    for number, data in ((XMP, _xmp(output)), (IPTC, metadata.iptc), (34675, output.profile)):
-        if data is not None:
-            exif[number] = data
+        tags.main[EXTRA] = short(2)  # plain transparency
+    blocks = (
+        (XMP, BYTE, _xmp(output, notes)),
+        (IPTC, UNDEFINED, metadata.iptc),
+        (ICC, UNDEFINED, output.profile),
+    )
+    tags.main.update({number: Value(kind, data) for number, kind, data in blocks if data})
     if metadata.dpi is not None:
-        exif[X_RESOLUTION], exif[Y_RESOLUTION], exif[RESOLUTION_UNIT] = *metadata.dpi, 2
-    if metadata.comment and 270 in exif:
+        _set_resolution(tags, metadata.dpi)
+    comment = _comment(metadata)
+    if comment and DESCRIPTION in tags.main:
         notes.append("the source's comment was left out: it has a description, which TIFF keeps in its place")
-    elif metadata.comment:
-        exif[270] = metadata.comment
-    offsets = [0, *itertools.accumulate(len(strip) for strip in strips)]
-    if offsets.pop() >= 2**32 - 2**20:
+    elif comment:
+        tags.main[DESCRIPTION] = Value(ASCII, comment.encode() + b"\0")
+    if any(data.split(b"\0")[0] not in _HELD_ELSEWHERE for _, data in metadata.texts):
+        notes.append("text chunks of the source were left out; .png keeps them")
+    *offsets, end = 0, *itertools.accumulate(len(strip) for strip in strips)
+    if end >= 2**32 - 2**24:
         raise ValueError("a TIFF holds 4 GB, and this one would be larger; write a .png")
-    return b"".join([_directory(exif, offsets), *strips])
+    tags.main[_OFFSETS] = long(*offsets)
+    start = len(tags.to_bytes())
+    tags.main[_OFFSETS] = long(*(start + offset for offset in offsets))
+    return b"".join([tags.to_bytes(), *strips])
 
 
-def _directory(exif: Image.Exif, offsets: Sequence[int]) -> bytes:
-    """The head of a TIFF with the tags of `exif`; `offsets` of strips, from the end of what is returned."""
-    from PIL.TiffImagePlugin import ImageFileDirectory_v2
-
-    keep_letters(exif)
-    directory = ImageFileDirectory_v2(ifh=b"II*\0\x08\0\0\0")
-    for number in list(exif):
-        if number not in (EXIF_IFD, 0x8825):
-            directory[number] = exif[number]
-    for number in (EXIF_IFD, 0x8825):
-        if inside := directory_of(exif, number):
-            directory[number] = dict(inside)
-    directory.tagtype |= dict.fromkeys((256, 257, 273, 278, 279), 4)  # LONG
-    directory[273] = tuple(offsets)  # Pillow adds the length of the directory
-    for number in (700, 33723, 34675):
-        if number in directory:
-            directory.tagtype[number] = 7 if number == 34675 else 1
-    return b"II*\0\x08\0\0\0" + directory.tobytes(8)
+_OFFSETS, _ROWS, _LENGTHS, _PREDICTOR = 273, 278, 279, 317
 
 
 # ---- shared ------------------------------------------------------------------------------------------------
@@ -271,51 +279,70 @@ def _exif(output: Output, *, ours: Mapping[str, Any] | None = None, resolution: 
     `resolution`: where no other place of the format says it.
     """
     metadata = output.metadata
-    resolution = metadata.dpi is not None and resolution
-    if metadata.exif is None and ours is None and not resolution:
-        return None
-    exif = load_exif(metadata.exif)
-    inside = directory_of(exif, EXIF_IFD) if ours is None else exif.get_ifd(EXIF_IFD)
+    tags = Tags.of(metadata.exif or b"")
     for number, side in zip(WIDTH_AND_HEIGHT, output.samples.shape[1::-1], strict=True):
-        if number in inside:
-            inside[number] = side
-    if metadata.dpi is not None and (resolution or X_RESOLUTION in exif):
-        exif[X_RESOLUTION], exif[Y_RESOLUTION], exif[RESOLUTION_UNIT] = *metadata.dpi, 2
+        if number in tags.exif:
+            tags.exif[number] = tags.value(LONG, side)
+    if metadata.dpi is not None and (resolution or X_RESOLUTION in tags.main):
+        _set_resolution(tags, metadata.dpi)
     if ours is not None:
-        former = foreign_comment(inside.get(USER_COMMENT))
-        inside[USER_COMMENT] = user_comment({**ours, "source_comment": former} if former else ours)
-    return exif_bytes(exif)
+        former = tags.exif.get(USER_COMMENT, Value(UNDEFINED, b""))
+        source = foreign_comment(former.data, tags.order)
+        comment = user_comment({**ours, "source_comment": source} if source else ours)
+        tags.exif[USER_COMMENT] = Value(UNDEFINED, comment)
+    return tags.to_bytes() if tags else None
 
 
-def _shortened(output: Output, room: int) -> bytes | None:
-    """The EXIF with the long texts of `ours` cut until it fits; without `ours`, and then without the
-    source's.
+def _set_resolution(tags: Tags, dpi: tuple[float, float]) -> None:
+    tags.main[X_RESOLUTION], tags.main[Y_RESOLUTION] = (tags.value(RATIONAL, side) for side in dpi)
+    tags.main[RESOLUTION_UNIT] = tags.value(SHORT, 2)
+
+
+def _shortened(output: Output, room: int, notes: list[str]) -> bytes | None:
+    """The EXIF in `room` bytes: without the maker's note, with the long texts of `ours` cut, without `ours`,
+    without the source's, as much of it as must be.
     """
+    tags = Tags.of(output.metadata.exif or b"")
+    lost = ["the maker's note was left out"] if tags.exif.pop(MAKER_NOTE, None) else []
+    light = replace(output, metadata=replace(output.metadata, exif=tags.to_bytes() if tags else None))
+    ways = [(light, output.ours, lost)]
     for letters in (2000, 200, 20):
-        ours = {
-            key: value[:letters] + "..." if isinstance(value, str) and len(value) > letters else value
-            for key, value in (output.ours or {}).items()
-        }
-        exif = _exif(output, ours=ours)
-        if exif is not None and len(exif) <= room:
+        ways.append(
+            (light, _cut(output.ours, letters), [*lost, "long texts of what made the picture were cut"])
+        )
+    ways.append((light, None, [*lost, "what made the picture was left out"]))
+    bare = replace(output, metadata=replace(output.metadata, exif=None))
+    ways.append((bare, _cut(output.ours, 20), ["the source's EXIF was left out"]))
+    for way, ours, what in ways:
+        exif = _exif(way, ours=ours)
+        if exif is None or len(exif) <= room:
+            notes.append(f"JPEG's metadata hold 64 kB: {', '.join(what)}")
             return exif
-    exif = _exif(output)
-    return exif if exif is not None and len(exif) <= room else None
+    notes.append("JPEG's metadata hold 64 kB: all EXIF was left out")
+    return None
 
 
-def _xmp(output: Output) -> bytes | None:
+def _cut(ours: Mapping[str, Any] | None, letters: int) -> Mapping[str, Any] | None:
+    return ours and {
+        key: value[:letters] + "..." if isinstance(value, str) and len(value) > letters else value
+        for key, value in ours.items()
+    }
+
+
+def _xmp(output: Output, notes: list[str]) -> bytes | None:
     xmp = output.metadata.xmp
     if xmp is not None:
         height, width = output.samples.shape[:2]
-        xmp = sized_xmp(xmp, width, height, output.metadata.dpi)
-    return xmp if output.source_type is None else with_source_type(xmp, output.source_type) or xmp
+        xmp = with_size(xmp, width, height, output.metadata.dpi)
+    if output.source_type is None:
+        return xmp
+    marked = with_source_type(xmp, output.source_type)
+    if marked is None:
+        notes.append("the source's XMP is damaged: IPTC's Digital Source Type was not added")
+    return marked or xmp
 
 
-def _comment(metadata: Metadata) -> bytes | None:
-    if metadata.comment:
-        return metadata.comment.encode("utf-8", errors="replace")
-    for name, data in metadata.texts:
-        key, _, text = data.partition(b"\0")
-        if name == b"tEXt" and key.lower() == b"comment":
-            return text
-    return None
+def _comment(metadata: Metadata) -> str | None:
+    """The source's comment, or those among its text chunks."""
+    chunks = (png_text(one) for one in metadata.texts if one[1][:8].lower() == b"comment\0")
+    return metadata.comment or "\n".join(text for _, text in chunks if text) or None

@@ -2,7 +2,8 @@
 
 Sources  TIFF 6.0; BigTIFF; what libvips 8.18 does was found with files drawn by tests/helpers/draw_files.py
 Library  libvips (pyvips); Pillow; tifffile with imagecodecs
-Copying  needs pixels/decoded.py, pixels/metadata.py, pixels/vips.py; numpy, and these libraries
+Copying  needs pixels/decoded.py, pixels/metadata.py, pixels/tags.py, pixels/vips.py; numpy, and these
+         libraries
 """
 
 import contextlib
@@ -28,7 +29,8 @@ from .decoded import (
     split_alpha,
     stretched,
 )
-from .metadata import Metadata, Tags, read_metadata
+from .metadata import Metadata, read_metadata
+from .tags import HEIGHT, ICC, WIDTH, Tags
 from .vips import vips
 
 # By TIFF's numbers of compressions; the last is packbits.
@@ -41,11 +43,11 @@ _TIFFFILES_OWN = (34925, 50000)  # LZMA and Zstandard, which the wheel of pyvips
 def read_tiff(source: BinaryIO, head: bytes, floats: bool) -> Decoded:
     """The first page of a TIFF; errors as `decode`."""
     data = source.read()
-    tags = Tags.of_tiff(data)
-    metadata = read_metadata(None, tags, ())
-    if tags.exif:  # before libvips, which complains of some sizes on the terminal
-        check_size(tags.width, tags.height)
-        _check_tiff(tags.width, tags.height, tags, data)
+    tags, metadata = read_metadata(None, tags=Tags.of(data))
+    if tags.main:  # before libvips, which complains of some sizes on the terminal
+        width, height = tags.integer(WIDTH, 0), tags.integer(HEIGHT, 0)
+        check_size(width, height)
+        _check_tiff(width, height, tags, data)
     bare, pages = _bare_tiff(data, tags)
     # libvips takes planes of grey and alpha for one, and refuses tiles in planes.
     planes = tags.planar and tags.samples > 1 and (tags.photometric != 2 or tags.get(322) is not None)
@@ -60,7 +62,7 @@ def read_tiff(source: BinaryIO, head: bytes, floats: bool) -> Decoded:
         return _that_vips_refuses(bare, pages, tags, metadata, floats, error)
     check_size(image.width, image.height)
     _check_tiff(image.width, image.height, tags, data)
-    profile = tags.profile
+    profile = tags.raw(ICC)
     if image.interpretation in ("lab", "labs", "labq"):
         image, profile = image.colourspace("srgb" if tags.bits <= 8 else "rgb16"), None
     elif image.interpretation == "scrgb" and not floats:
@@ -149,7 +151,7 @@ def _that_vips_refuses(
             if picture.mode == "I;16":  # 0 to 4095, as they are in the file
                 samples = stretched(np.asarray(picture), 12)
                 return made_upright(
-                    samples, "grey", None, tags.profile, (), metadata, pages, tags.orientation
+                    samples, "grey", None, tags.raw(ICC), (), metadata, pages, tags.orientation
                 )
     if tags.photometric in (8, 9) and tags.bits == 8:
         return _by_pillow(bare, pages, tags, metadata)
@@ -185,14 +187,14 @@ def _by_tifffile(bare: bytes, pages: int, tags: Tags, metadata: Metadata, floats
         read[..., :colours] = (read[..., :colours].astype(np.uint64) * most // opaque).clip(0, most)
     colour, model, alpha = _of_full_range(stretched(read, tags.bits), colours, tags, floats)
     alpha = None if tags.unspecified_extra else alpha
-    return made_upright(colour, model, alpha, tags.profile, (), metadata, pages, tags.orientation)
+    return made_upright(colour, model, alpha, tags.raw(ICC), (), metadata, pages, tags.orientation)
 
 
 def _check_tiff(width: int, height: int, tags: Tags, data: bytes) -> None:
     """ValueError for a TIFF that says more pixels than `data` can hold, or than it has tiles for."""
     if (across := tags.get(322)) and (down := tags.get(323)):
         needed = -(-width // across) * -(-height // down) * (tags.samples if tags.planar else 1)
-        there = max(tags.count(324), tags.count(273))  # some programs call tiles strips
+        there = max(len(tags.numbers(324)), len(tags.numbers(273)))  # some programs call tiles strips
         if there < needed:  # libtiff takes its time for those that are missing, and leaves them black
             raise ValueError(f"not a readable picture ({there} of its {needed:,} tiles are there)")
     compression, held = tags.get(259), len(data)

@@ -440,7 +440,8 @@ def restore_one(
 ) -> "RestoreResult":  # fmt: skip
     """Read, restore and write one picture."""
     from msbd.pixels.files import save_image, save_photo
-    from msbd.pixels.metadata import EDITED, ENHANCED, Metadata
+    from msbd.pixels.metadata import Metadata
+    from msbd.pixels.xmp import EDITED, ENHANCED
     from msbd.restore.captions import describe as recognise
     from msbd.restore.color import is_gray
     from weights.files import sha256

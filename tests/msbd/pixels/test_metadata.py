@@ -18,15 +18,9 @@ from PIL import Image
 from PIL.TiffImagePlugin import IFDRational
 
 from msbd.pixels.files import Photo, load_image, save_photo
-from msbd.pixels.metadata import (
-    EDITED,
-    ENHANCED,
-    Metadata,
-    iptc_of_photoshop,
-    iptc_text,
-    photoshop_of_iptc,
-    with_source_type,
-)
+from msbd.pixels.metadata import Metadata, iptc_of_photoshop, iptc_text, photoshop_of_iptc
+from msbd.pixels.tags import MAKER_NOTE, USER_COMMENT, Tags, Value
+from msbd.pixels.xmp import EDITED, ENHANCED, SOURCE_TYPES, with_source_type
 from tests.helpers import draw_files as draw
 
 PIXELS = np.random.default_rng(1).integers(0, 256, (24, 36, 3), dtype=np.uint8)
@@ -145,6 +139,134 @@ def test_an_earlier_user_comment_is_kept_in_ours(tmp_path: Path) -> None:
         with Image.open(tmp_path / f"{number + 1}.jpg") as picture:
             comment = json.loads(bytes(picture.getexif().get_ifd(EXIF)[0x9286])[8:])
         assert comment == {**OURS, "source_comment": "ein Schloß"}
+
+
+COMMENTS = {
+    "UTF-16, as the file": b"UNICODE\0" + "你好".encode("utf-16-le"),
+    "UTF-16, the other way": b"UNICODE\0" + "Schloß".encode("utf-16-be"),
+    "UTF-16 with a mark": b"UNICODE\0" + b"\xfe\xff" + "你好".encode("utf-16-be"),
+    "JIS": b"JIS\0\0\0\0\0" + "こんにちは".encode("iso2022_jp"),
+    "Latin-1": b"ASCII\0\0\0" + "Schloß".encode("latin-1"),
+    "UTF-8": bytes(8) + "你好".encode(),
+}
+
+
+@pytest.mark.parametrize("name", COMMENTS)
+def test_user_comments_in_every_set_of_letters(name: str, tmp_path: Path) -> None:
+    tags = Tags()
+    tags.exif[USER_COMMENT] = Value(7, COMMENTS[name])
+    exif = b"Exif\0\0" + tags.to_bytes()
+    Image.fromarray(PIXELS).save(tmp_path / "a.jpg", exif=exif)
+    photo = load_image(tmp_path / "a.jpg")
+    save_photo(photo, tmp_path / "plain.tif")
+    assert Tags.of((tmp_path / "plain.tif").read_bytes()).exif == tags.exif  # type and bytes
+    save_photo(photo, tmp_path / "b.jpg", ours=OURS)
+    with Image.open(tmp_path / "b.jpg") as picture:
+        said = json.loads(bytes(Tags.of(picture.info["exif"]).exif[USER_COMMENT].data)[8:])["source_comment"]
+    words = {"J": "こんにちは"}.get(
+        name[0], "Schloß" if name in ("Latin-1", "UTF-16, the other way") else "你好"
+    )
+    assert said == words
+
+
+def raw_profile(kind: str, data: bytes) -> tuple[bytes, bytes]:
+    """As ImageMagick writes other formats' blocks."""
+    digits = data.hex()
+    lines = "\n".join(digits[at : at + 72] for at in range(0, len(digits), 72))
+    text = f"\n{kind}\n{len(data):8}\n{lines}\n".encode()
+    return b"zTXt", f"Raw profile type {kind}".encode() + b"\0\0" + zlib.compress(text)
+
+
+@pytest.mark.parametrize("into", ["png", "jpg"])
+def test_raw_profiles_of_pngs_are_read(into: str, tmp_path: Path) -> None:
+    exif = source_exif().tobytes()
+    chunks = [
+        raw_profile("APP1", exif),
+        raw_profile("xmp", XMP),
+        raw_profile("8bim", photoshop_of_iptc(IPTC)),
+    ]
+    photo = load_image(io.BytesIO(draw.png(PIXELS, chunks=chunks)))
+    assert photo.size == (36, 24)  # turned
+    save_photo(photo, tmp_path / f"b.{into}", ours=OURS, source_type=EDITED)
+    picture, kept, metadata = reads(tmp_path / f"b.{into}")
+    assert kept[MAKE] == "TestCam" and picture.size == (24, 36)
+    assert metadata.xmp is not None and b'tiff:Orientation="1"' in metadata.xmp and metadata.iptc == IPTC
+    assert b"Raw profile type APP1" not in (tmp_path / f"b.{into}").read_bytes()
+    only_xmp = [raw_profile("APP1", b"http://ns.adobe.com/xap/1.0/\0" + XMP), (b"tEXt", b"Author\0nobody")]
+    assert load_image(io.BytesIO(draw.png(PIXELS, chunks=only_xmp))).metadata.xmp is not None
+    damaged = [(b"tEXt", b"Raw profile type exif\0\nexif\n   3\nno digits\n")]
+    assert load_image(io.BytesIO(draw.png(PIXELS, chunks=damaged))).metadata.texts == tuple(damaged)
+
+
+@pytest.mark.parametrize("into", ["jpg", "tif"])
+@pytest.mark.parametrize("kind", ["tEXt", "zTXt", "iTXt", "jpg"])
+def test_comments_stay_in_their_letters(kind: str, into: str, tmp_path: Path) -> None:
+    text = "Grüße, Łódź" if kind != "tEXt" else "Grüße"
+    data = {
+        "tEXt": text.encode("latin-1", "replace"), "zTXt": b"\0" + zlib.compress(text.encode()),
+        "iTXt": b"\0\0de\0Kommentar\0" + text.encode(),
+    }  # fmt: skip
+    if kind == "jpg":
+        Image.fromarray(PIXELS).save(tmp_path / "a", "JPEG", comment=text.encode())
+    else:
+        chunk = kind.encode(), b"Comment\0" + data[kind]
+        (tmp_path / "a").write_bytes(draw.png(PIXELS, chunks=[chunk, chunk]))
+        text = f"{text}\n{text}"
+    assert not save_photo(load_image(tmp_path / "a"), tmp_path / f"b.{into}", ours=OURS)
+    made = (tmp_path / f"b.{into}").read_bytes()
+    assert (Tags.of(made).raw(270) == text.encode() + b"\0") if into == "tif" else text.encode() in made
+
+
+def with_segments(data: bytes, *segments: tuple[int, bytes]) -> bytes:
+    """A JPEG with these behind its first segment."""
+    made = b"".join(
+        b"\xff" + bytes([mark]) + struct.pack(">H", len(body) + 2) + body for mark, body in segments
+    )
+    return data[:20] + made + data[20:]
+
+
+def test_all_comments_and_iptc_blocks_of_a_jpeg_are_kept() -> None:
+    file = io.BytesIO()
+    Image.fromarray(PIXELS).save(file, "JPEG")
+    more = b"\x1c\x02\x19\0\4word"
+    odd = b"8BIM\x03\xed\3abc" + struct.pack(">I", 3) + b"xyz"  # without the byte that makes it even
+    data = with_segments(
+        file.getvalue(), (0xFE, b"one"), (0xED, b"Photoshop 3.0\0" + photoshop_of_iptc(IPTC) + odd),
+        (0xED, b"Photoshop 3.0\0" + photoshop_of_iptc(more)), (0xFE, "zwölf".encode()),
+    )  # fmt: skip
+    metadata = load_image(io.BytesIO(data)).metadata
+    assert metadata.iptc == IPTC + more and metadata.comment == "one\nzwölf"
+    block = photoshop_of_iptc(IPTC)
+    parts = [(0xED, b"Photoshop 3.0\0" + part) for part in (block[:9], block[9:])]
+    assert load_image(io.BytesIO(with_segments(file.getvalue(), *parts))).metadata.iptc == IPTC
+
+
+def test_a_gain_map_is_said_not_to_be_read() -> None:
+    file = io.BytesIO()
+    gain = XMP.replace(
+        b"dc:creator=", b'xmlns:hdrgm="http://ns.adobe.com/hdr-gain-map/1.0/" hdrgm:Version="1.0" dc:creator='
+    )
+    Image.fromarray(PIXELS).save(file, "JPEG", xmp=gain)
+    photo = load_image(io.BytesIO(file.getvalue()))
+    assert [note for note in photo.notes if "gain map" in note]
+    assert photo.metadata.xmp is not None and b"hdrgm:Version" not in photo.metadata.xmp
+
+
+@pytest.mark.parametrize("wanted", ["maker", "source"])
+def test_a_jpegs_note_says_what_of_the_exif_was_lost(wanted: str, tmp_path: Path) -> None:
+    tags = Tags()
+    tags.main[MAKE] = Value(2, b"TestCam\0")
+    tags.exif[MAKER_NOTE if wanted == "maker" else 0x9400] = Value(7, bytes(70000))
+    photo = Photo(PIXELS, metadata=Metadata(exif=tags.to_bytes()))
+    (note,) = save_photo(photo, tmp_path / "a.jpg", ours=OURS)
+    assert (
+        "the maker's note was left out" if wanted == "maker" else "the source's EXIF was left out"
+    ) in note
+    with Image.open(tmp_path / "a.jpg") as picture:
+        kept = Tags.of(picture.info["exif"])
+    assert (kept.raw(MAKE) == b"TestCam\0") == (wanted == "maker") and b"a red house" in kept.exif[
+        USER_COMMENT
+    ].data
 
 
 @pytest.mark.parametrize("into", ["png", "jpg", "webp", "tif"])
@@ -296,6 +418,44 @@ def test_the_source_type_is_said_once_whatever_stood_there() -> None:
     alone = with_source_type(None, EDITED)
     assert alone is not None and with_source_type(alone, EDITED) == alone
     assert with_source_type(b"no packet", EDITED) is None
+
+
+RDF = b'xmlns:%s="http://www.w3.org/1999/02/22-rdf-syntax-ns#"'
+IPTC_EXT = b"http://iptc.org/std/Iptc4xmpExt/2008-02-29/"
+PACKETS = {
+    "another prefix": b"<r:RDF " + RDF % b"r" + b"><r:Description/></r:RDF >",
+    "empty": b"<rdf:RDF " + RDF % b"rdf" + b"/>",
+    "said by another prefix": b"<rdf:RDF " + RDF % b"rdf" + b'><rdf:Description xmlns:i="' + IPTC_EXT
+    + b'" i:DigitalSourceType="digitalCapture"/></rdf:RDF>',
+    "said as an element": b"<rdf:RDF " + RDF % b"rdf" + b'><rdf:Description xmlns:Iptc4xmpExt="' + IPTC_EXT
+    + b'"><Iptc4xmpExt:DigitalSourceType rdf:resource="digitalCapture"/></rdf:Description></rdf:RDF>',
+    "said as text": b"<rdf:RDF " + RDF % b"rdf" + b'><rdf:Description xmlns:i="' + IPTC_EXT
+    + b'"><i:DigitalSourceType>digitalCapture</i:DigitalSourceType></rdf:Description></rdf:RDF>',
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PACKETS)
+def test_the_source_type_is_added_to_every_form_of_xmp(name: str) -> None:
+    made = with_source_type(b'<x:xmpmeta xmlns:x="adobe:ns:meta/">' + PACKETS[name] + b"</x:xmpmeta>", EDITED)
+    assert made is not None and b"digitalCapture" not in made
+    said = f"{{{IPTC_EXT.decode()}}}DigitalSourceType"
+    assert [one.attrib[said] for one in ElementTree.fromstring(made).iter() if said in one.attrib] == [
+        SOURCE_TYPES + EDITED
+    ]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16-le", "utf-16-be", "utf-32-le"])
+def test_xmp_turns_a_picture_by_whatever_prefix_and_encoding(encoding: str) -> None:
+    xmp = (
+        XMP.replace(b"tiff:Orientation", b"t:Orientation")
+        .replace(b"xmlns:tiff", b"xmlns:t")
+        .decode()
+        .encode(encoding)
+    )
+    chunks = [raw_profile("xmp", xmp)]
+    photo = load_image(io.BytesIO(draw.png(PIXELS, chunks=chunks)))
+    assert photo.size == (36, 24) and photo.metadata.xmp is not None
+    assert b't:Orientation="1"' in photo.metadata.xmp
 
 
 def test_strip_and_no_metadata_leave_the_colours(tmp_path: Path) -> None:
