@@ -1,8 +1,8 @@
 """A picture file's samples at the depth it has, upright, and what they are samples of.
 
 Library  Pillow for what has 8 bits a sample; libvips (pyvips) for what is deeper, for TIFF and AVIF
-Copying  needs pixels/decoded.py, pixels/formats.py, pixels/metadata.py, pixels/tags.py, pixels/tiff.py,
-         pixels/vips.py; Pillow and pyvips
+Copying  needs pixels/decoded.py, pixels/formats.py, pixels/icc.py, pixels/metadata.py, pixels/tags.py,
+         pixels/tiff.py, pixels/vips.py; Pillow and pyvips
 
 Why two libraries: docs/log.md, "Which library reads 16 bits".
 """
@@ -38,6 +38,7 @@ from .decoded import (
     stretched,
 )
 from .formats import HEAD, READ, format_of
+from .icc import ADOBE_RGB, made_profile, power_curve
 from .metadata import chunk_places, png_chunks, read_metadata
 from .tags import Tags
 from .tiff import read_tiff
@@ -147,7 +148,11 @@ def _jpeg(source: BinaryIO, head: bytes, floats: bool) -> Decoded:
         remarks.append("its extended XMP (depth maps, earlier versions of the picture) is not kept")
     if damage := _damage_of_jpeg(data):
         remarks.append(f"damaged ({damage}); look at the picture: parts of it may be missing, or wrong")
-    return replace(decoded, remarks=tuple(remarks))
+    profile = decoded.profile
+    index = Tags.of(decoded.metadata.exif or b"").interop.get(1)  # InteroperabilityIndex, by DCF 2.0
+    if profile is None and decoded.model == "rgb" and index is not None and index.data[:3] == b"R03":
+        profile = made_profile("rgb", power_curve(563 / 256), ADOBE_RGB)
+    return replace(decoded, profile=profile, remarks=tuple(remarks))
 
 
 _GAIN_MAPS = b"hdrgm:Version", b"urn:iso:std:iso:ts:21496:-1\0"

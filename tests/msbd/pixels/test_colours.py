@@ -16,6 +16,7 @@ from PIL import Image, ImageCms
 from msbd.pixels.colours import from_srgb, is_srgb, profile_of, to_srgb
 from msbd.pixels.files import Photo, load_image, save_photo
 from msbd.pixels.icc import Chromaticities, Shaper, made_profile, power_curve, srgb_curve
+from msbd.pixels.tags import ASCII, SHORT, Tags, Value
 from tests.helpers import draw_files as draw
 
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
@@ -273,3 +274,20 @@ def test_an_impossible_curve_says_nothing(kind: int, numbers: tuple[float, ...])
     for model in ("rgb", "grey"):
         profile = made_profile(model, curve)
         assert profile is not None and Shaper.of(profile) is None
+
+
+def test_a_camera_says_adobe_rgb_by_exif_alone() -> None:
+    """DCF 2.0's optional colour space, with no profile."""
+    tags = Tags()
+    tags.exif[0xA001] = tags.value(SHORT, 65535)
+    tags.interop[1] = Value(ASCII, b"R03\0")
+    green = Image.new("RGB", (16, 16), (90, 200, 80))
+    said, plain = io.BytesIO(), io.BytesIO()
+    green.save(said, "JPEG", quality=100, subsampling=0, exif=b"Exif\0\0" + tags.to_bytes())
+    green.save(plain, "JPEG", quality=100, subsampling=0)
+    adobe, srgb = (imagecodecs.cms_profile(name) for name in ("adobergb", "srgb"))
+    right = imagecodecs.cms_transform(
+        np.array(green), adobe, srgb, colorspace="rgb", outcolorspace="rgb", intent=1
+    )
+    assert np.abs(load_image(io.BytesIO(said.getvalue())).pixels.astype(int) - right).max() <= 2
+    assert np.abs(load_image(io.BytesIO(plain.getvalue())).pixels.astype(int) - right).max() > 20
