@@ -77,6 +77,14 @@ def light_to_srgb(light: np.ndarray) -> np.ndarray:
     return np.where(light <= 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055).astype(np.float32)
 
 
+def lab_to_light(lab: np.ndarray) -> np.ndarray:
+    """CIE L*a*b* (H, W, 3), L* to 100, of the white D50, as light; it may leave [0, 1]."""
+    root = (lab[..., :1] + 16) / 116
+    roots = np.concatenate([root + lab[..., 1:2] / 500, root, root - lab[..., 2:] / 200], axis=-1)
+    xyz = _D50 * np.where(roots > 6 / 29, roots**3, (roots - 4 / 29) * 3 * (6 / 29) ** 2)
+    return xyz @ np.linalg.inv(_columns(SRGB)).T
+
+
 def _shaper(profile: bytes) -> Shaper | None:
     tags = {}
     (count,) = struct.unpack(">I", profile[128:132])
@@ -93,8 +101,7 @@ def _shaper(profile: bytes) -> Shaper | None:
         return None
     curves = tuple(_curve(tags.get(channel + b"TRC", b"")) for channel in (b"r", b"g", b"b"))
     columns = [_numbers(tags.get(channel + b"XYZ", b"")[8:20]) for channel in (b"r", b"g", b"b")]
-    to_srgb = np.linalg.inv(_columns(SRGB))
-    matrix = to_srgb @ np.stack(columns, axis=1)
+    matrix = np.linalg.inv(_columns(SRGB)) @ np.stack(columns, axis=1)
     if abs(np.linalg.det(matrix)) < 1e-6:
         return None
     return Shaper(curves, matrix)
