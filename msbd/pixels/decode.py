@@ -178,7 +178,8 @@ def _bmp(source: BinaryIO, head: bytes, floats: bool) -> Decoded:
 
 
 def _png(source: BinaryIO, head: bytes, floats: bool) -> Decoded:
-    bare = _bare_png(source)
+    data = source.read()
+    bare = _bare_png(data)
     chunks = list(png_chunks(source))
     source.seek(0)
     depth, colour = head[24], head[25]
@@ -200,16 +201,17 @@ def _png(source: BinaryIO, head: bytes, floats: bool) -> Decoded:
         with opened_by_pillow(io.BytesIO(bare)) as picture:
             picture.load()
             decoded = of_pillow(picture, tags, metadata, frames)
-    colours = tuple(one for one in chunks if one[0] in (b"cICP", b"sRGB", b"gAMA", b"cHRM"))
+    pixels = next(at for at, _, name in chunk_places(data) if name == b"IDAT")
+    colours = tuple(  # behind the pixels they say nothing
+        one for one in png_chunks(io.BytesIO(data[:pixels])) if one[0] in (b"cICP", b"sRGB", b"gAMA", b"cHRM")
+    )
     return replace(decoded, profile=profile or None, colour_chunks=colours)
 
 
-def _bare_png(source: BinaryIO) -> bytes:
+def _bare_png(data: bytes) -> bytes:
     """The file with those chunks alone that pixels need: damage elsewhere costs nothing. ValueError for a
     wrong checksum in one of them, of which Pillow looks at some.
     """
-    source.seek(0)
-    data = source.read()
     kept = [data[:8]]
     for at, end, name in chunk_places(data):
         if name in (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"):

@@ -62,7 +62,9 @@ class Shaper:
 
 
 def _inverse(light: np.ndarray, curve: np.ndarray, levels: np.ndarray) -> np.ndarray:
-    return np.interp(light, np.maximum.accumulate(curve), levels).astype(np.float32)
+    curve = np.maximum.accumulate(curve)
+    end = int(np.argmax(curve)) + 1  # the lowest level that is as bright as any
+    return np.interp(light, curve[:end], levels[:end]).astype(np.float32)
 
 
 def srgb_to_light(levels: np.ndarray) -> np.ndarray:
@@ -96,10 +98,10 @@ def _shaper(profile: bytes) -> Shaper | None:
     if profile[20:24] != b"XYZ " or any(name.startswith((b"A2B", b"D2B")) for name in tags):
         return None
     if profile[16:20] == b"GRAY":
-        return Shaper((_curve(tags.get(b"kTRC", b"")),), np.ones((1, 1)))
+        return Shaper((curve_table(tags.get(b"kTRC", b"")),), np.ones((1, 1)))
     if profile[16:20] != b"RGB ":
         return None
-    curves = tuple(_curve(tags.get(channel + b"TRC", b"")) for channel in (b"r", b"g", b"b"))
+    curves = tuple(curve_table(tags.get(channel + b"TRC", b"")) for channel in (b"r", b"g", b"b"))
     columns = [_numbers(tags.get(channel + b"XYZ", b"")[8:20]) for channel in (b"r", b"g", b"b")]
     matrix = np.linalg.inv(_columns(SRGB)) @ np.stack(columns, axis=1)
     if abs(np.linalg.det(matrix)) < 1e-6:
@@ -107,7 +109,7 @@ def _shaper(profile: bytes) -> Shaper | None:
     return Shaper(curves, matrix)
 
 
-def _curve(tag: bytes) -> np.ndarray:
+def curve_table(tag: bytes) -> np.ndarray:
     """A curve as a table; ValueError for none, or a damaged one."""
     x = np.linspace(0, 1, _STEPS)
     if tag[:4] == b"curv":
@@ -204,13 +206,16 @@ def table_curve(light: np.ndarray) -> bytes:
 def _columns(chromaticities: Chromaticities) -> np.ndarray:
     """XYZ of red, green and blue as columns (3, 3), adapted to D50; not finite where they span no colours."""
     points = np.array(chromaticities, np.float64).reshape(4, 2)
-    if (points <= 0).any() or (points > 1).any():
+    if (points < 0).any() or (points > 1).any() or points[0, 1] == 0:
         return np.full((3, 3), np.nan)
-    white, *primaries = (np.array([x / y, 1.0, (1 - x - y) / y]) for x, y in points)
-    matrix = np.stack(primaries, axis=1)
+    white, *primaries = (np.array([x, y, 1 - x - y]) for x, y in points)
+    white, matrix = white / white[1], np.stack(primaries, axis=1)
     if abs(np.linalg.det(matrix)) < 1e-6:
         return np.full((3, 3), np.nan)
-    matrix = matrix * np.linalg.solve(matrix, white)
+    shares = np.linalg.solve(matrix, white)
+    if (shares <= 0).any():  # white is no mixture of them
+        return np.full((3, 3), np.nan)
+    matrix = matrix * shares
     cones = (_BRADFORD @ _D50) / (_BRADFORD @ white)
     return np.linalg.inv(_BRADFORD) @ np.diag(cones) @ _BRADFORD @ matrix
 
