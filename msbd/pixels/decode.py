@@ -36,6 +36,7 @@ from .decoded import (
     samples_of,
     split_alpha,
     stretched,
+    unmultiplied,
 )
 from .formats import HEAD, READ, format_of
 from .metadata import Tags, chunk_places, png_chunks, read_metadata, read_tags
@@ -235,9 +236,12 @@ def _avif(source: BinaryIO, head: bytes, floats: bool) -> Decoded:
         image = vips().Image.heifload_buffer(data, fail_on="truncated", unlimited=True)
     if max(image.width, image.height) > 65535:  # what AV1 can say
         raise ValueError(f"not a readable picture (it says {image.width} x {image.height} pixels)")
-    tags = Tags()
+    codes, full_range = _nclx(data)
+    monochrome, tags, seen = _is_monochrome(data), Tags(), None
     with contextlib.suppress(Exception), opened_by_pillow(io.BytesIO(data)) as picture:
         tags = read_tags(picture)
+        if monochrome and full_range is None:  # the coded picture itself says it then, which Pillow follows
+            seen = picture.convert("L").getextrema()
     metadata = read_metadata(None, tags, (), xmp=blob_of(image, "xmp-data"))
     pages = image.get("n-pages") if image.get_typeof("n-pages") else 1
     samples = samples_of(image)
@@ -245,13 +249,16 @@ def _avif(source: BinaryIO, head: bytes, floats: bool) -> Decoded:
         bits = image.get("heif-bitdepth")
         samples = stretched(samples >> (16 - bits), bits)
     samples, alpha = split_alpha(samples, 1 if image.bands < 3 else 3)
-    codes, full_range = _nclx(data)
-    if _is_monochrome(data) and samples.ndim == 3:
+    most = int(np.iinfo(samples.dtype).max)
+    if monochrome and samples.ndim == 3:
         samples = samples[..., 1]
-        if not full_range:  # libheif leaves it as it is: 16 to 235 of 255
-            most = np.iinfo(samples.dtype).max
-            levels = (samples / most * 255 - 16) / 219
-            samples = (levels * most).round().clip(0, most).astype(samples.dtype)
+        full = _of_narrow_range(samples)  # libheif leaves it as it is
+        if seen is None:
+            samples = samples if full_range else full
+        else:
+            samples = min((samples, full), key=lambda one: abs(_extremes(one) * 255 / most - seen).sum())
+    if alpha is not None and _is_multiplied(data):
+        samples = unmultiplied(samples, alpha, most)
     model: Model = "grey" if samples.ndim == 2 else "rgb"
     profile = blob_of(image, "icc-profile-data")
     chunks = () if profile or codes is None else ((b"cICP", codes),)
@@ -259,13 +266,31 @@ def _avif(source: BinaryIO, head: bytes, floats: bool) -> Decoded:
     return made_upright(samples, model, alpha, profile, chunks, metadata, pages, 1)
 
 
-def _nclx(data: bytes) -> tuple[bytes | None, bool]:
-    """What an AVIF's box of colours says (ISO 23091-2), as a PNG's cICP would, and whether its range is
-    full.
+def _of_narrow_range(samples: np.ndarray) -> np.ndarray:
+    """16 to 235 of 255 as the whole range."""
+    most = np.iinfo(samples.dtype).max
+    levels = (samples / most * 255 - 16) / 219
+    return (levels * most).round().clip(0, most).astype(samples.dtype)
+
+
+def _extremes(samples: np.ndarray) -> np.ndarray:
+    return np.array([samples.min(), samples.max()], float)
+
+
+def _is_multiplied(data: bytes) -> bool:
+    """Whether an AVIF's colours are multiplied with its alpha, by the references between its items (MIAF)."""
+    at = data.find(b"iref", 0, _BOXES)
+    size = int.from_bytes(data[max(at - 4, 0) : max(at, 0)], "big")
+    return b"prem" in data[at : at + size]
+
+
+def _nclx(data: bytes) -> tuple[bytes | None, bool | None]:
+    """What an AVIF's box of colours says (ISO 23091-2), as a PNG's cICP would, and whether its range is full;
+    None without one.
     """
     at = data.find(b"colrnclx", 0, _BOXES) + 8
     if at < 8 or at + 7 > len(data):
-        return None, False
+        return None, None
     primaries, transfer, _, flags = struct.unpack(">HHHB", data[at : at + 7])
     codes = bytes([primaries, transfer, 0, 1]) if max(primaries, transfer) < 256 else None
     return codes, flags >= 128

@@ -112,9 +112,9 @@ def split_alpha(samples: np.ndarray, colours: int) -> tuple[np.ndarray, np.ndarr
 
 
 def unmultiplied(colours: np.ndarray, alpha: np.ndarray, most: int) -> np.ndarray:
-    """Colours (H, W, C) that were multiplied with their alpha, as they were before."""
-    divided = colours.astype(np.uint64) * most // alpha[..., None].clip(1)
-    return divided.clip(0, most).astype(colours.dtype)
+    """Colours (H, W) or (H, W, C) that were multiplied with their alpha, as they were before."""
+    opaque = (alpha if colours.ndim == 2 else alpha[..., None]).clip(1)
+    return ((colours.astype(np.uint64) * most + opaque // 2) // opaque).clip(0, most).astype(colours.dtype)
 
 
 def made_upright(

@@ -425,6 +425,37 @@ def test_grey_avifs_stay_grey_in_their_whole_range() -> None:
         assert decoded.model == "grey" and np.abs(decoded.samples.astype(int) - ramp).max() <= 3
 
 
+@pytest.mark.parametrize("full_range, bits", [(False, 8), (True, 8), (True, 10), (True, 12)])
+def test_the_range_of_a_grey_avif_without_a_box_of_colours(full_range: bool, bits: int) -> None:
+    """It stands in the coded picture alone."""
+    ramp = np.repeat(np.linspace(20, 230, 64).round().astype(np.uint8)[None], 48, axis=0)
+    file = io.BytesIO()
+    if bits == 8:
+        option = "full" if full_range else "limited"
+        Image.fromarray(ramp).save(file, "AVIF", quality=100, subsampling="4:0:0", range=option)
+    else:
+        deep = (ramp.astype(np.uint32) * full(bits) // 255).astype(np.uint16)
+        file.write(imagecodecs.avif_encode(deep, bitspersample=bits, level=100, numthreads=1))
+    decoded = decode(io.BytesIO(file.getvalue().replace(b"colrnclx", b"freenclx")))
+    most = np.iinfo(decoded.samples.dtype).max
+    assert decoded.model == "grey" and np.abs(decoded.samples / most * 255 - ramp).max() <= 2
+
+
+def test_colours_of_an_avif_that_are_multiplied_with_its_alpha() -> None:
+    pixels = np.zeros((32, 48, 4), np.uint8) + np.array([200, 60, 100, 0], np.uint8)
+    pixels[..., 3] = np.where(np.arange(48) < 16, 90, np.where(np.arange(48) < 32, 180, 255))
+    for drawn, subsampling in ((pixels, "4:4:4"), (pixels[..., [0, 0, 0, 3]], "4:0:0")):
+        file = io.BytesIO()
+        options: dict[str, Any] = {"quality": 100, "subsampling": subsampling}
+        Image.fromarray(drawn).save(file, "AVIF", alpha_premultiplied=True, **options)
+        decoded = decode(io.BytesIO(file.getvalue()))
+        other = np.array(Image.open(file))
+        grey = decoded.model == "grey"
+        assert np.abs(decoded.samples.astype(int) - (other[..., 0] if grey else other[..., :3])).max() <= 1
+        assert np.abs(decoded.samples.astype(int) - (drawn[..., 0] if grey else drawn[..., :3])).max() <= 4
+        assert decoded.alpha is not None and np.array_equal(decoded.alpha, drawn[..., 3])
+
+
 def test_what_an_avif_says_of_its_colours_counts() -> None:
     data = avif(np.full((32, 32, 3), 128, np.uint8), lossless=True)
     at = data.index(b"colrnclx") + 8
