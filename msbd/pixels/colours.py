@@ -84,7 +84,8 @@ def unknown_colours(chunks: Iterable[tuple[bytes, bytes]]) -> str | None:
     cicp = dict(reversed(list(chunks))).get(b"cICP", b"")
     if not cicp or cicp[:2] == _UNSPECIFIED or _of_cicp("rgb", cicp, 8):
         return None
-    return f"what its cICP ({', '.join(map(str, cicp))}) says of its colours is not known, and not read"
+    codes = ", ".join(map(str, cicp))
+    return f"what it says of its colours by numbers (cICP, nclx: {codes}) is not known, and not read"
 
 
 _UNSPECIFIED = bytes([2, 2])
