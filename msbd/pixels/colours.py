@@ -23,6 +23,7 @@ from .icc import (
     SRGB,
     Chromaticities,
     Shaper,
+    curve_table,
     light_to_srgb,
     made_profile,
     power_curve,
@@ -35,29 +36,33 @@ from .vips import vips
 
 _PRIMARIES: dict[int, Chromaticities] = {  # H.273, table 2
     1: SRGB,
+    2: SRGB,  # unspecified
     4: (0.310, 0.316, 0.67, 0.33, 0.21, 0.71, 0.14, 0.08),
     5: (0.3127, 0.3290, 0.64, 0.33, 0.29, 0.60, 0.15, 0.06),
     6: (0.3127, 0.3290, 0.630, 0.340, 0.310, 0.595, 0.155, 0.070),
     7: (0.3127, 0.3290, 0.630, 0.340, 0.310, 0.595, 0.155, 0.070),
+    8: (0.310, 0.316, 0.681, 0.319, 0.243, 0.692, 0.145, 0.049),
     9: (0.3127, 0.3290, 0.708, 0.292, 0.170, 0.797, 0.131, 0.046),
+    10: (1 / 3, 1 / 3, 1.0, 0.0, 0.0, 1.0, 0.0, 0.0),
     11: (0.314, 0.351, 0.680, 0.320, 0.265, 0.690, 0.150, 0.060),
     12: (0.3127, 0.3290, 0.680, 0.320, 0.265, 0.690, 0.150, 0.060),
+    22: (0.3127, 0.3290, 0.630, 0.340, 0.295, 0.605, 0.155, 0.077),
 }
 _SDR_WHITE = 203.0  # candelas per square metre that count as white in an HDR picture (BT.2408)
 _SIGNATURES = {"grey": b"GRAY", "rgb": b"RGB ", "cmyk": b"CMYK"}
 
 
-def profile_of(model: str, icc: bytes | None, chunks: Iterable[tuple[bytes, bytes]]) -> bytes | None:
+def profile_of(
+    model: str, icc: bytes | None, chunks: Iterable[tuple[bytes, bytes]], bits: int = 8
+) -> bytes | None:
     """The profile that the numbers of a picture of `model` ("grey", "rgb", "cmyk") are in; None for sRGB, or
     where nothing usable says so.
 
-    `icc` is the file's own profile, `chunks` a PNG's cICP, sRGB, gAMA and cHRM.
+    `icc` is the file's own profile, `chunks` a PNG's cICP, sRGB, gAMA and cHRM; `bits` a sample's, 8 or 16.
     """
     said = dict(reversed(list(chunks)))  # of two the first
-    if (cicp := said.get(b"cICP")) and len(cicp) == 4 and cicp[2] == 0:
-        curve, places = _transfer(cicp[1]), _PRIMARIES.get(cicp[0])
-        if curve is not None and places is not None:
-            return made_profile(model, curve, places)
+    if made := _of_cicp(model, said.get(b"cICP", b""), bits):
+        return made
     if icc is not None and icc[16:20] == _SIGNATURES[model] and _works(icc, model):
         return icc
     if b"sRGB" in said:
@@ -66,10 +71,38 @@ def profile_of(model: str, icc: bytes | None, chunks: Iterable[tuple[bytes, byte
     if not (gamma and gamma[0]) and not numbers:
         return None
     places: Any = tuple(number / 100000 for number in numbers) if numbers else SRGB
+    if made_profile("rgb", srgb_curve(), places) is None:  # impossible ones
+        places = SRGB
     power = 100000 / gamma[0] if gamma and gamma[0] else 2.2
     if np.abs(np.array(places) - SRGB).max() < 0.004 and abs(power - 2.2) < 0.03:  # what PNGs of sRGB say
         return None
     return made_profile(model, power_curve(power) if gamma else srgb_curve(), places)
+
+
+def unknown_colours(chunks: Iterable[tuple[bytes, bytes]]) -> str | None:
+    """A note of a cICP that does not act, since what it says is not known here."""
+    cicp = dict(reversed(list(chunks))).get(b"cICP", b"")
+    if not cicp or cicp[:2] == _UNSPECIFIED or _of_cicp("rgb", cicp, 8):
+        return None
+    codes = ", ".join(map(str, cicp))
+    return f"what it says of its colours by numbers (cICP, nclx: {codes}) is not known, and not read"
+
+
+_UNSPECIFIED = bytes([2, 2])
+
+
+def _of_cicp(model: str, cicp: bytes, bits: int) -> bytes | None:
+    if len(cicp) != 4 or cicp[2] != 0 or cicp == _UNSPECIFIED + b"\0\1":
+        return None
+    curve, places = _transfer(cicp[1]), _PRIMARIES.get(cicp[0])
+    if curve is None or places is None:
+        return None
+    if cicp[3] == 0:  # levels 16 to 235 of 8 bits, and of 16 these times 256
+        step, most = 2 ** (bits - 8), 2**bits - 1
+        levels = (np.linspace(0, 1, 4096) * most / step - 16) / 219
+        light = curve_table(curve)
+        curve = table_curve(np.interp(levels, np.linspace(0, 1, len(light)), light))
+    return made_profile(model, curve, places)
 
 
 def to_srgb(samples: np.ndarray, model: str, profile: bytes | None) -> np.ndarray:
@@ -165,14 +198,20 @@ def _in_16_bits(levels: np.ndarray) -> np.ndarray:
 
 
 def _transfer(number: int) -> bytes | None:
-    """The curve of H.273's transfer characteristics, with full range; None for those that have no place
-    here.
+    """The curve of H.273's transfer characteristics, with full range; None for those that it does not
+    have.
     """
     v = np.linspace(0, 1, 4096)
-    if number in (1, 6, 13, 14, 15):  # BT.709's are shown as sRGB, as browsers do
+    if number in (1, 2, 6, 11, 12, 13, 14, 15):  # BT.709's are shown as sRGB, as browsers do
         return srgb_curve()
     if number in (4, 5, 8):
         return power_curve({4: 2.2, 5: 2.8, 8: 1.0}[number])
+    if number == 7:  # SMPTE ST 240
+        return table_curve(np.where(v < 0.0912, v / 4, ((v + 0.1115) / 1.1115) ** (1 / 0.45)))
+    if number in (9, 10):  # logarithms over 2 and 2.5 decades
+        return table_curve(np.where(v > 0, 10 ** ((v - 1) * {9: 2, 10: 2.5}[number]), 0))
+    if number == 17:  # SMPTE ST 428-1
+        return table_curve(v**2.6 * 52.37 / 48)
     if number == 16:  # SMPTE ST 2084, cut off above white
         root = v ** (1 / 78.84375)
         light = np.maximum(root - 0.8359375, 0) / (18.8515625 - 18.6875 * root)

@@ -36,6 +36,7 @@ from .decoded import (
     samples_of,
     split_alpha,
     stretched,
+    unmultiplied,
 )
 from .formats import HEAD, READ, format_of
 from .icc import ADOBE_RGB, made_profile, power_curve
@@ -186,7 +187,8 @@ def _bmp(source: BinaryIO, head: bytes, floats: bool) -> Decoded:
 
 
 def _png(source: BinaryIO, head: bytes, floats: bool) -> Decoded:
-    bare = _bare_png(source)
+    data = source.read()
+    bare = _bare_png(data)
     chunks = list(png_chunks(source))
     source.seek(0)
     depth, colour = head[24], head[25]
@@ -207,16 +209,17 @@ def _png(source: BinaryIO, head: bytes, floats: bool) -> Decoded:
         with opened_by_pillow(io.BytesIO(bare)) as picture:
             picture.load()
             decoded = of_pillow(picture, tags, metadata, frames)
-    colours = tuple(one for one in chunks if one[0] in (b"cICP", b"sRGB", b"gAMA", b"cHRM"))
+    pixels = next(at for at, _, name in chunk_places(data) if name == b"IDAT")
+    colours = tuple(  # behind the pixels they say nothing
+        one for one in png_chunks(io.BytesIO(data[:pixels])) if one[0] in (b"cICP", b"sRGB", b"gAMA", b"cHRM")
+    )
     return replace(decoded, profile=profile or None, colour_chunks=colours)
 
 
-def _bare_png(source: BinaryIO) -> bytes:
+def _bare_png(data: bytes) -> bytes:
     """The file with those chunks alone that pixels need: damage elsewhere costs nothing. ValueError for a
     wrong checksum in one of them, of which Pillow looks at some.
     """
-    source.seek(0)
-    data = source.read()
     kept = [data[:8]]
     for at, end, name in chunk_places(data):
         if name in (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"):
@@ -240,6 +243,11 @@ def _avif(source: BinaryIO, head: bytes, floats: bool) -> Decoded:
         image = vips().Image.heifload_buffer(data, fail_on="truncated", unlimited=True)
     if max(image.width, image.height) > 65535:  # what AV1 can say
         raise ValueError(f"not a readable picture (it says {image.width} x {image.height} pixels)")
+    codes, full_range = _nclx(data)
+    monochrome, seen = _is_monochrome(data), None
+    if monochrome and full_range is None:  # the coded picture itself says it then, which Pillow follows
+        with contextlib.suppress(Exception), opened_by_pillow(io.BytesIO(data)) as picture:
+            seen = picture.convert("L").getextrema()
     tags = Tags.of(blob_of(image, "exif-data") or b"")
     _, metadata = read_metadata(None, tags=tags, xmp=blob_of(image, "xmp-data"))
     pages = image.get("n-pages") if image.get_typeof("n-pages") else 1
@@ -248,13 +256,16 @@ def _avif(source: BinaryIO, head: bytes, floats: bool) -> Decoded:
         bits = image.get("heif-bitdepth")
         samples = stretched(samples >> (16 - bits), bits)
     samples, alpha = split_alpha(samples, 1 if image.bands < 3 else 3)
-    codes, full_range = _nclx(data)
-    if _is_monochrome(data) and samples.ndim == 3:
+    most = int(np.iinfo(samples.dtype).max)
+    if monochrome and samples.ndim == 3:
         samples = samples[..., 1]
-        if not full_range:  # libheif leaves it as it is: 16 to 235 of 255
-            most = np.iinfo(samples.dtype).max
-            levels = (samples / most * 255 - 16) / 219
-            samples = (levels * most).round().clip(0, most).astype(samples.dtype)
+        full = _of_narrow_range(samples)  # libheif leaves it as it is
+        if seen is None:
+            samples = samples if full_range else full
+        else:
+            samples = min((samples, full), key=lambda one: abs(_extremes(one) * 255 / most - seen).sum())
+    if alpha is not None and _is_multiplied(data):
+        samples = unmultiplied(samples, alpha, most)
     model: Model = "grey" if samples.ndim == 2 else "rgb"
     profile = blob_of(image, "icc-profile-data")
     chunks = () if profile or codes is None else ((b"cICP", codes),)
@@ -262,13 +273,31 @@ def _avif(source: BinaryIO, head: bytes, floats: bool) -> Decoded:
     return made_upright(samples, model, alpha, profile, chunks, metadata, pages, 1)
 
 
-def _nclx(data: bytes) -> tuple[bytes | None, bool]:
-    """What an AVIF's box of colours says (ISO 23091-2), as a PNG's cICP would, and whether its range is
-    full.
+def _of_narrow_range(samples: np.ndarray) -> np.ndarray:
+    """16 to 235 of 255 as the whole range."""
+    most = np.iinfo(samples.dtype).max
+    levels = (samples / most * 255 - 16) / 219
+    return (levels * most).round().clip(0, most).astype(samples.dtype)
+
+
+def _extremes(samples: np.ndarray) -> np.ndarray:
+    return np.array([samples.min(), samples.max()], float)
+
+
+def _is_multiplied(data: bytes) -> bool:
+    """Whether an AVIF's colours are multiplied with its alpha, by the references between its items (MIAF)."""
+    at = data.find(b"iref", 0, _BOXES)
+    size = int.from_bytes(data[max(at - 4, 0) : max(at, 0)], "big")
+    return b"prem" in data[at : at + size]
+
+
+def _nclx(data: bytes) -> tuple[bytes | None, bool | None]:
+    """What an AVIF's box of colours says (ISO 23091-2), as a PNG's cICP would, and whether its range is full;
+    None without one.
     """
     at = data.find(b"colrnclx", 0, _BOXES) + 8
     if at < 8 or at + 7 > len(data):
-        return None, False
+        return None, None
     primaries, transfer, _, flags = struct.unpack(">HHHB", data[at : at + 7])
     codes = bytes([primaries, transfer, 0, 1]) if max(primaries, transfer) < 256 else None
     return codes, flags >= 128

@@ -112,6 +112,12 @@ def split_alpha(samples: np.ndarray, colours: int) -> tuple[np.ndarray, np.ndarr
     return colour, alpha
 
 
+def unmultiplied(colours: np.ndarray, alpha: np.ndarray, most: int) -> np.ndarray:
+    """Colours (H, W) or (H, W, C) that were multiplied with their alpha, as they were before."""
+    opaque = (alpha if colours.ndim == 2 else alpha[..., None]).clip(1)
+    return ((colours.astype(np.uint64) * most + opaque // 2) // opaque).clip(0, most).astype(colours.dtype)
+
+
 def made_upright(
     samples: np.ndarray, model: Model, alpha: np.ndarray | None, profile: bytes | None,
     chunks: tuple[tuple[bytes, bytes], ...], metadata: Metadata, frames: int, orientation: int,
@@ -202,8 +208,6 @@ def of_pillow(picture: Image.Image, tags: Tags, metadata: Metadata, frames: int)
         straight = straight.convert("LA" if grey else "RGBA")
         alpha = np.array(straight.getchannel("A"))
         picture = straight.convert("L" if grey else "RGB")
-    elif picture.mode == "LAB":
-        picture, profile = picture.convert("RGB"), None  # Lab is its own colour space
     elif picture.mode not in ("L", "RGB", "CMYK"):
         picture = picture.convert("L" if picture.mode == "1" else "RGB")
     model: Model = {"L": "grey", "RGB": "rgb", "CMYK": "cmyk"}[picture.mode]  # type: ignore[assignment]

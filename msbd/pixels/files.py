@@ -143,9 +143,11 @@ def load_image(file: str | Path | BinaryIO) -> Photo:
     picture, of a format that is not read, or too large for this machine.
     """
     decoded = decoded_file(file)
-    profile = colours.profile_of(decoded.model, decoded.profile, decoded.colour_chunks)
     samples, chunks = decoded.samples, decoded.colour_chunks
+    profile = colours.profile_of(decoded.model, decoded.profile, chunks, 8 * samples.itemsize)
     notes = list(decoded.notes)
+    if unknown := colours.unknown_colours(chunks):
+        notes.append(unknown)
     if decoded.model == "cmyk":
         shown = colours.to_srgb(samples, "cmyk", profile)
         samples = (shown * np.iinfo(samples.dtype).max).round().astype(samples.dtype)

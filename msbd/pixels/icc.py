@@ -63,7 +63,9 @@ class Shaper:
 
 
 def _inverse(light: np.ndarray, curve: np.ndarray, levels: np.ndarray) -> np.ndarray:
-    return np.interp(light, np.maximum.accumulate(curve), levels).astype(np.float32)
+    curve = np.maximum.accumulate(curve)
+    end = int(np.argmax(curve)) + 1  # the lowest level that is as bright as any
+    return np.interp(light, curve[:end], levels[:end]).astype(np.float32)
 
 
 def srgb_to_light(levels: np.ndarray) -> np.ndarray:
@@ -78,6 +80,14 @@ def light_to_srgb(light: np.ndarray) -> np.ndarray:
     return np.where(light <= 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055).astype(np.float32)
 
 
+def lab_to_light(lab: np.ndarray) -> np.ndarray:
+    """CIE L*a*b* (H, W, 3), L* to 100, of the white D50, as light; it may leave [0, 1]."""
+    root = (lab[..., :1] + 16) / 116
+    roots = np.concatenate([root + lab[..., 1:2] / 500, root, root - lab[..., 2:] / 200], axis=-1)
+    xyz = _D50 * np.where(roots > 6 / 29, roots**3, (roots - 4 / 29) * 3 * (6 / 29) ** 2)
+    return xyz @ np.linalg.inv(_columns(SRGB)).T
+
+
 def _shaper(profile: bytes) -> Shaper | None:
     tags = {}
     (count,) = struct.unpack(">I", profile[128:132])
@@ -89,19 +99,18 @@ def _shaper(profile: bytes) -> Shaper | None:
     if profile[20:24] != b"XYZ " or any(name.startswith((b"A2B", b"D2B")) for name in tags):
         return None
     if profile[16:20] == b"GRAY":
-        return Shaper((_curve(tags.get(b"kTRC", b"")),), np.ones((1, 1)))
+        return Shaper((curve_table(tags.get(b"kTRC", b"")),), np.ones((1, 1)))
     if profile[16:20] != b"RGB ":
         return None
-    curves = tuple(_curve(tags.get(channel + b"TRC", b"")) for channel in (b"r", b"g", b"b"))
+    curves = tuple(curve_table(tags.get(channel + b"TRC", b"")) for channel in (b"r", b"g", b"b"))
     columns = [_numbers(tags.get(channel + b"XYZ", b"")[8:20]) for channel in (b"r", b"g", b"b")]
-    to_srgb = np.linalg.inv(_columns(SRGB))
-    matrix = to_srgb @ np.stack(columns, axis=1)
+    matrix = np.linalg.inv(_columns(SRGB)) @ np.stack(columns, axis=1)
     if abs(np.linalg.det(matrix)) < 1e-6:
         return None
     return Shaper(curves, matrix)
 
 
-def _curve(tag: bytes) -> np.ndarray:
+def curve_table(tag: bytes) -> np.ndarray:
     """A curve as a table; ValueError for none, or a damaged one."""
     x = np.linspace(0, 1, _STEPS)
     if tag[:4] == b"curv":
@@ -198,13 +207,16 @@ def table_curve(light: np.ndarray) -> bytes:
 def _columns(chromaticities: Chromaticities) -> np.ndarray:
     """XYZ of red, green and blue as columns (3, 3), adapted to D50; not finite where they span no colours."""
     points = np.array(chromaticities, np.float64).reshape(4, 2)
-    if (points <= 0).any() or (points > 1).any():
+    if (points < 0).any() or (points > 1).any() or points[0, 1] == 0:
         return np.full((3, 3), np.nan)
-    white, *primaries = (np.array([x / y, 1.0, (1 - x - y) / y]) for x, y in points)
-    matrix = np.stack(primaries, axis=1)
+    white, *primaries = (np.array([x, y, 1 - x - y]) for x, y in points)
+    white, matrix = white / white[1], np.stack(primaries, axis=1)
     if abs(np.linalg.det(matrix)) < 1e-6:
         return np.full((3, 3), np.nan)
-    matrix = matrix * np.linalg.solve(matrix, white)
+    shares = np.linalg.solve(matrix, white)
+    if (shares <= 0).any():  # white is no mixture of them
+        return np.full((3, 3), np.nan)
+    matrix = matrix * shares
     cones = (_BRADFORD @ _D50) / (_BRADFORD @ white)
     return np.linalg.inv(_BRADFORD) @ np.diag(cones) @ _BRADFORD @ matrix
 

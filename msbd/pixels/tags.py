@@ -167,11 +167,6 @@ class Tags:
     def planar(self) -> bool:
         return self.get(PLANAR) == 2
 
-    @property
-    def unspecified_extra(self) -> bool:
-        """Whether what lies behind the colours is no transparency, by ExtraSamples."""
-        return self.get(EXTRA, 2) == 0
-
     # ---- writing -------------------------------------------------------------------------------------------
 
     def to_bytes(self) -> bytes:

@@ -4,6 +4,7 @@ themselves.
 
 import io
 import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,9 @@ from tests.helpers import draw_files as draw
 
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 P3 = (0.3127, 0.3290, 0.680, 0.320, 0.265, 0.690, 0.150, 0.060)
+FILM = (0.310, 0.316, 0.681, 0.319, 0.243, 0.692, 0.145, 0.049)  # H.273, table 2
+XYZ = (1 / 3, 1 / 3, 1.0, 0.0, 0.0, 1.0, 0.0, 0.0)
+EBU = (0.3127, 0.3290, 0.630, 0.340, 0.295, 0.605, 0.155, 0.077)
 SWAPPED = (0.3127, 0.3290, 0.30, 0.60, 0.64, 0.33, 0.15, 0.06)  # red's numbers are shown green
 FILL = (200, 60, 60)
 
@@ -179,6 +183,91 @@ def test_what_says_a_pngs_colours_by_precedence() -> None:
     assert profile_of("rgb", None, [(b"gAMA", struct.pack(">I", 45455))]) is None  # what PNGs of sRGB say
     assert profile_of("rgb", None, [(b"gAMA", struct.pack(">I", 0))]) is None
     assert profile_of("rgb", None, [(b"cHRM", bytes(32))]) is None
+
+
+def test_what_stands_behind_a_pngs_pixels_says_nothing_of_its_colours(tmp_path: Path) -> None:
+    drawn = noise(9, 7, 3)
+    data = draw.png(drawn)
+    end = data.index(b"IEND") - 4
+    profile = b"x\0\0" + zlib.compress(PROFILES["linear"] or b"")
+    for name, said in ((b"gAMA", struct.pack(">I", 100000)), (b"cICP", b"\1\x08\0\1"), (b"iCCP", profile)):
+        (tmp_path / "a.png").write_bytes(draw.png(drawn, chunks=[(name, said)]))
+        assert load_image(tmp_path / "a.png").icc_profile is not None
+        (tmp_path / "a.png").write_bytes(data[:end] + draw.chunk(name, said) + data[end:])
+        assert np.array_equal(load_image(tmp_path / "a.png").pixels, drawn)
+
+
+@pytest.mark.parametrize(
+    "places",
+    [bytes(32), struct.pack(">8I", *[31270, 32900, 64000, 33000, 64000, 33000, 15000, 6000])],
+    ids=["nothing", "two the same"],
+)
+def test_impossible_primaries_leave_the_gamma_in_force(places: bytes) -> None:
+    gamma = (b"gAMA", struct.pack(">I", 100000))
+    assert profile_of("rgb", None, [gamma, (b"cHRM", places)]) == profile_of("rgb", None, [gamma])
+    white_outside = (0.3127, 0.3290, 0.7347, 0.2653, 0.0, 1.0, 0.0001, 1.0)
+    assert made_profile("rgb", srgb_curve(), white_outside) is None
+
+
+@pytest.mark.parametrize("code, places", [(8, FILM), (10, XYZ), (22, EBU)])
+def test_primaries_of_film_xyz_and_ebu(code: int, places: Chromaticities) -> None:
+    """By the definition of primaries, and sRGB's matrix (IEC 61966-2-1)."""
+    profile = profile_of("rgb", None, [(b"cICP", bytes([code, 8, 0, 1]))])
+    points = np.array(places).reshape(4, 2)
+    xyz = np.column_stack([points, 1 - points.sum(1)])
+    own = xyz[1:].T * np.linalg.solve(xyz[1:].T, xyz[0] / xyz[0, 1])
+    # Von Kries' adaptation of the white, by Bradford's cones, to D65.
+    cones = np.array([[0.8951, 0.2664, -0.1614], [-0.7502, 1.7135, 0.0367], [0.0389, -0.0685, 1.0296]])
+    scale = (cones @ [0.3127 / 0.329, 1, 0.3583 / 0.329]) / (cones @ own.sum(1))
+    own = np.linalg.inv(cones) @ np.diag(scale) @ cones @ own
+    to_light = np.array([[3.2406, -1.5372, -0.4986], [-0.9689, 1.8758, 0.0415], [0.0557, -0.2040, 1.0570]])
+    pixels = noise(20, 30, 3)
+    right = srgb_of_light((pixels / 255 @ own.T @ to_light.T).clip(0, 1))
+    assert np.abs(to_srgb(pixels, "rgb", profile) * 255 - right).max() <= 1.5
+
+
+@pytest.mark.parametrize(
+    "transfer, level, light",  # H.273, table 3
+    [(7, 0.08, 0.02), (7, 0.7, (0.8115 / 1.1115) ** (1 / 0.45)), (9, 0.5, 0.1), (10, 0.6, 0.1),
+     (17, 0.5, 52.37 / 48 * 0.5**2.6)],
+)  # fmt: skip
+def test_transfers_of_film_and_of_old_hdtv(transfer: int, level: float, light: float) -> None:
+    profile = profile_of("grey", None, [(b"cICP", bytes([1, transfer, 0, 1]))])
+    shown = to_srgb(np.full((1, 1), round(level * 65535), np.uint16), "grey", profile)
+    assert np.abs(shown * 255 - srgb_of_light(np.array(light))).max() < 0.5
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+@pytest.mark.parametrize("model", ["rgb", "grey"])
+def test_the_narrow_range_of_a_cicp_is_read_and_painted_in(model: str, bits: int, tmp_path: Path) -> None:
+    drawn = noise(20, 30, *([3] if model == "rgb" else []), bits=bits)
+    chunks = [(b"cICP", bytes([1, 13, 0, 0]))]
+    colour = draw.RGB if model == "rgb" else draw.GREY
+    (tmp_path / "a.png").write_bytes(draw.png(drawn, bits, colour, chunks=chunks))
+    photo = load_image(tmp_path / "a.png")
+    right = ((drawn / 2 ** (bits - 8) - 16) / 219 * 255).clip(0, 255)
+    right = right if model == "rgb" else np.repeat(right[..., None], 3, -1)
+    assert np.abs(photo.pixels - right).max() <= 1 and not photo.notes
+    for shown, narrow in ((-1, 16), (1, 235), (0, 125.5)):
+        painted = photo.samples_of(torch.full((1, 3, 1, 1), float(shown))) / 2 ** (bits - 8)
+        assert np.abs(painted - narrow).max() <= 0.6
+    for name in ("b.png", "b.tif"):  # TIFF gets a profile
+        save_photo(photo, tmp_path / name)
+        again = load_image(tmp_path / name)
+        assert np.array_equal(again.samples, drawn) and np.array_equal(again.pixels, photo.pixels)
+
+
+@pytest.mark.parametrize("codes, said", [([3, 13, 0, 1], True), ([1, 255, 0, 1], True), ([9, 16, 9, 1], True),
+                                         ([2, 2, 0, 1], False), ([1, 2, 0, 1], False)])  # fmt: skip
+def test_a_cicp_that_is_not_known_is_said_not_to_act(codes: list[int], said: bool, tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(draw.png(noise(9, 7, 3), chunks=[(b"cICP", bytes(codes))]))
+    notes = load_image(tmp_path / "a.png").notes
+    assert len(notes) == said and all(str(codes)[1:-1] in note for note in notes)
+
+
+def test_white_painted_into_an_hdr_picture_is_its_white_not_its_brightest() -> None:
+    profile = profile_of("rgb", None, [(b"cICP", bytes([9, 16, 0, 1]))])
+    assert np.abs(from_srgb(np.ones((1, 1, 3), np.float32), "rgb", profile) - 0.5807).max() < 1e-3
 
 
 @pytest.mark.parametrize("transfer, white", [(16, 0.5807), (18, 0.75)])  # PQ: 203 of 10,000 candelas; HLG

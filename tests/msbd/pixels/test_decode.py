@@ -150,19 +150,108 @@ def test_palettes_with_and_without_transparency(bits: int) -> None:
     assert_equal(data, palette[drawn] / 255, 8)
 
 
-def test_lab_becomes_srgb() -> None:
-    red = Image.new("RGB", (4, 4), (200, 60, 60))
-    transform = ImageCms.buildTransform(
-        ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB"), "RGB", "LAB"
-    )
-    lab = np.array(ImageCms.applyTransform(red, transform)).astype(int)[0, 0]  # L* 0..255, a* and b* signed
-    lab[1:] = (lab[1:] + 128) % 256 - 128
-    data = draw.tiff(np.broadcast_to(lab % 256, (*SIZE, 3)), 8, draw.LAB)
-    assert np.abs(read(data)[0, 0] * 255 - (200, 60, 60)).max() <= 4
-    deep = np.array([lab[0] * 257, *(lab[1:] * 256 % 65536)])
-    data = draw.tiff(np.broadcast_to(deep, (*SIZE, 3)), 16, draw.LAB)
-    assert decode(io.BytesIO(data)).samples.dtype == np.uint16
-    assert np.abs(read(data)[0, 0] * 255 - (200, 60, 60)).max() <= 4
+@pytest.mark.parametrize("bits", [8, 16])
+@pytest.mark.parametrize("extra", [None, 0, 2])
+@pytest.mark.parametrize("planar", [False, True])
+@pytest.mark.parametrize("photometric", [draw.LAB, draw.ICC_LAB])
+def test_lab_becomes_srgb(photometric: int, planar: bool, extra: int | None, bits: int) -> None:
+    """By LittleCMS, whose Lab in floating point has the white D50, as TIFF's."""
+    levels, a, b = RNG.integers(40, 230, SIZE), *RNG.integers(-60, 60, (2, *SIZE))
+    source = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
+    srgb = imagecodecs.cms_profile("srgb")
+    lab = np.dstack([levels / 2.55, a, b])
+    right = imagecodecs.cms_transform(lab, source, srgb, colorspace="lab", outcolorspace="rgb", intent=1)
+    step = 1 if bits == 8 else 256
+    if photometric == draw.LAB:
+        drawn = [levels * (full(bits) // 255), a * step % 2**bits, b * step % 2**bits]
+    else:
+        drawn = [levels * step, (a + 128) * step, (b + 128) * step]
+    alpha = samples(bits)
+    pixels = np.dstack([*drawn, *([] if extra is None else [alpha])])
+    made = read(draw.tiff(pixels, bits, photometric, planar=planar, extra=extra))
+    assert np.abs(made[..., :3] - right.clip(0, 1)).max() * 255 <= 0.6
+    assert made.shape[2] == (4 if extra == 2 else 3)
+    assert extra != 2 or np.array_equal(made[..., 3], alpha / full(bits))
+
+
+RATIONALS = struct.pack("<6I", 2126, 10000, 7152, 10000, 722, 10000)
+NARROW = struct.pack("<12I", 16, 1, 235, 1, 128, 1, 240, 1, 128, 1, 240, 1)
+
+
+@pytest.mark.parametrize(
+    "channels, photometric, options, found",
+    [
+        (3, draw.TIFF_RGB, {"tags": {258: (3, struct.pack("<3H", 5, 6, 5), 3)}}, "samples with 5, 6, 5 bits"),
+        (4, draw.SEPARATED, {"tags": {332: (3, b"\2\0", 1)}}, "inks other than CMYK"),
+        (3, draw.SEPARATED, {}, "inks other than CMYK"),
+        (2, draw.TIFF_PALETTE, {"planar": True, "extra": 2}, "a palette with more samples, in planes"),
+        (3, 10, {}, "the photometric interpretation 10"),
+        (1, 4, {}, "the photometric interpretation 4"),
+        (1, draw.LAB, {}, "Lab with 1 samples of 8 bits"),
+        (4, draw.LAB, {"extra": 1}, "Lab multiplied with its alpha"),
+        (3, draw.YCBCR, {"tags": {529: (5, RATIONALS, 3)}}, "YCbCr with other coefficients"),
+        (3, draw.YCBCR, {"tags": {532: (5, NARROW, 6)}}, "YCbCr with other coefficients"),
+    ],
+)
+def test_kinds_of_tiffs_that_libraries_read_wrong_are_refused(
+    channels: int, photometric: int, options: dict[str, Any], found: str
+) -> None:
+    data = draw.tiff(samples(8, channels), 8, photometric, **options)
+    with pytest.raises(ValueError, match=f"a TIFF of {found}.*, which is not read; save it as JPEG or PNG"):
+        decode(io.BytesIO(data))
+
+
+def test_ycbcr_with_the_usual_numbers_is_read() -> None:
+    usual = struct.pack("<12I", 0, 1, 255, 1, 128, 1, 255, 1, 128, 1, 255, 1)
+    tags = {529: (5, struct.pack("<6I", 299, 1000, 587, 1000, 114, 1000), 3), 532: (5, usual, 6)}
+    drawn = np.broadcast_to(np.array([200, 128, 128]), (*SIZE, 3))
+    assert_equal(draw.tiff(drawn, 8, draw.YCBCR, tags=tags), np.full((*SIZE, 3), 200 / 255), 8)
+
+
+@pytest.mark.parametrize("bits", [8, 10, 16])
+@pytest.mark.parametrize("planar", [False, True])
+@pytest.mark.parametrize("extras", [(0, 2), (2, 0), (0, 1), (0, 0, 2), (0, 0)])
+def test_alpha_may_stand_behind_other_extra_samples(extras: tuple[int, ...], planar: bool, bits: int) -> None:
+    for colours, photometric in ((1, draw.BLACK_IS_ZERO), (3, draw.TIFF_RGB)):
+        drawn = samples(bits, colours + len(extras))
+        place = next((colours + n for n, kind in enumerate(extras) if kind), None)
+        right = [*range(colours), *([] if place is None else [place])]
+        tags = {338: (3, struct.pack(f"<{len(extras)}H", *extras), len(extras))}
+        stored = drawn.copy()
+        if 1 in extras:
+            drawn[..., place] = stored[..., place] = full(bits) // 2
+            stored[..., :colours] = drawn[..., :colours] // 2
+        made = read(draw.tiff(stored, bits, photometric, planar=planar, tags=tags))
+        wanted = drawn[..., right[0]] if len(right) == 1 else drawn[..., right]
+        assert made.shape == wanted.shape
+        assert np.abs(made - wanted / full(bits)).max() * 255 <= (3 if 1 in extras else 0.5)
+
+
+def test_a_thumbnail_is_not_taken_for_the_picture() -> None:
+    drawn = RNG.integers(0, 256, (*SIZE, 3)).astype(np.uint8)
+
+    def tiff(below: bool, **options: Any) -> bytes:
+        file = io.BytesIO()
+        with tifffile.TiffWriter(file, bigtiff=bool(options.pop("big", False))) as writer:
+            small: Any = writer
+            small.write(
+                drawn[::4, ::4], photometric="rgb", subfiletype=1, subifds=1 if below else None, **options
+            )
+            small.write(drawn, photometric="rgb")
+        return file.getvalue()
+
+    for data in (tiff(False), tiff(False, big=True)):
+        decoded = decode(io.BytesIO(data))
+        assert np.array_equal(decoded.samples, drawn) and not decoded.notes
+    with pytest.raises(ValueError, match="a thumbnail, and its picture in a directory below, which is not"):
+        decode(io.BytesIO(tiff(True)))
+    with pytest.raises(ValueError, match=r"raw \(DNG\), which is not read; save it as JPEG or PNG"):
+        decode(io.BytesIO(tiff(True, extratags=[(50706, 1, 4, (1, 4, 0, 0), True)])))
+    with pytest.raises(ValueError, match=r"raw \(DNG, or another camera's\), which is not read"):
+        decode(io.BytesIO(draw.tiff(samples(16), 16, 32803)))
+    alone = io.BytesIO()
+    tifffile.imwrite(alone, drawn, photometric="rgb", subfiletype=1)
+    assert np.array_equal(decode(io.BytesIO(alone.getvalue())).samples, drawn)
 
 
 @pytest.mark.parametrize(
@@ -334,6 +423,37 @@ def test_grey_avifs_stay_grey_in_their_whole_range() -> None:
         Image.fromarray(ramp).save(file, "AVIF", quality=100, subsampling="4:0:0", range=option)
         decoded = decode(io.BytesIO(file.getvalue()))
         assert decoded.model == "grey" and np.abs(decoded.samples.astype(int) - ramp).max() <= 3
+
+
+@pytest.mark.parametrize("full_range, bits", [(False, 8), (True, 8), (True, 10), (True, 12)])
+def test_the_range_of_a_grey_avif_without_a_box_of_colours(full_range: bool, bits: int) -> None:
+    """It stands in the coded picture alone."""
+    ramp = np.repeat(np.linspace(20, 230, 64).round().astype(np.uint8)[None], 48, axis=0)
+    file = io.BytesIO()
+    if bits == 8:
+        option = "full" if full_range else "limited"
+        Image.fromarray(ramp).save(file, "AVIF", quality=100, subsampling="4:0:0", range=option)
+    else:
+        deep = (ramp.astype(np.uint32) * full(bits) // 255).astype(np.uint16)
+        file.write(imagecodecs.avif_encode(deep, bitspersample=bits, level=100, numthreads=1))
+    decoded = decode(io.BytesIO(file.getvalue().replace(b"colrnclx", b"freenclx")))
+    most = np.iinfo(decoded.samples.dtype).max
+    assert decoded.model == "grey" and np.abs(decoded.samples / most * 255 - ramp).max() <= 2
+
+
+def test_colours_of_an_avif_that_are_multiplied_with_its_alpha() -> None:
+    pixels = np.zeros((32, 48, 4), np.uint8) + np.array([200, 60, 100, 0], np.uint8)
+    pixels[..., 3] = np.where(np.arange(48) < 16, 90, np.where(np.arange(48) < 32, 180, 255))
+    for drawn, subsampling in ((pixels, "4:4:4"), (pixels[..., [0, 0, 0, 3]], "4:0:0")):
+        file = io.BytesIO()
+        options: dict[str, Any] = {"quality": 100, "subsampling": subsampling}
+        Image.fromarray(drawn).save(file, "AVIF", alpha_premultiplied=True, **options)
+        decoded = decode(io.BytesIO(file.getvalue()))
+        other = np.array(Image.open(file))
+        grey = decoded.model == "grey"
+        assert np.abs(decoded.samples.astype(int) - (other[..., 0] if grey else other[..., :3])).max() <= 1
+        assert np.abs(decoded.samples.astype(int) - (drawn[..., 0] if grey else drawn[..., :3])).max() <= 4
+        assert decoded.alpha is not None and np.array_equal(decoded.alpha, drawn[..., 3])
 
 
 def test_what_an_avif_says_of_its_colours_counts() -> None:
