@@ -325,8 +325,11 @@ def check_paths(args: argparse.Namespace) -> None:
         raise ValueError(f"{args.stages}: a file; --stages takes a folder")
     check_outputs({"--stages": args.stages / "00.png" if args.stages.is_dir() else args.stages}, {})
     for flag, path in (outputs | inputs).items():
-        numbered = re.fullmatch(r"\d{2,}-.*\.png", path.name) and same_file(path.parent, args.stages)
-        if numbered or same_file(path, args.stages):
+        numbered = (
+            re.fullmatch(r"\d{2,}-.*\.png", one.name) and same_file(one.parent, args.stages)
+            for one in (path, path.resolve())  # a link's own place, and what it leads to
+        )
+        if any(numbered) or same_file(path, args.stages):
             raise ValueError(f"{path}: --stages could overwrite what {flag} names; take another folder")
 
 

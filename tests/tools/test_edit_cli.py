@@ -355,6 +355,18 @@ def test_stages_do_not_overwrite_an_input(
 
 
 @pytest.mark.usefixtures("no_model")
+@pytest.mark.parametrize("flag, name", [("--image", "in.png"), ("--mask", "mask.png")])
+def test_stages_do_not_overwrite_what_a_link_leads_to(
+    flag: str, name: str, job: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "stages").mkdir()
+    target = (tmp_path / name).rename(tmp_path / "stages" / "01-first-stage-source.png")
+    (tmp_path / name).symlink_to(target)
+    reason = f"{name}: --stages could overwrite what {flag} names; take another folder"
+    assert reason in refused([*job, "--stages", str(tmp_path / "stages")], capsys, tmp_path)
+
+
+@pytest.mark.usefixtures("no_model")
 def test_a_transparent_picture_cannot_become_a_jpeg(
     job: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
