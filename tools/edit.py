@@ -390,7 +390,7 @@ def check_mask(
     elif invert:
         why = f"its darkest value is {read.darkest} of 255; below 128 is edited, with --invert-mask"
     else:
-        why = f"its brightest value is {read.brightest} of 255; 128 and more is edited, or less with --invert-mask"
+        why = f"its brightest value is {read.brightest} of 255; 128 and more is edited"
     raise ValueError(f"{source}: the mask is empty: no pixel is to be edited; {why}")
 
 

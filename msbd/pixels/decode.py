@@ -49,7 +49,7 @@ from .vips import vips
 def decode(file: Path | BinaryIO, *, floats: bool = False) -> Decoded:
     """Read the first frame of a picture in one of the formats READ, told by its content.
 
-    `floats`: take floating-point samples too, clamped to [0, 1]; a picture of them has no agreed white.
+    `floats`: take floating-point, signed and 32-bit samples too, as they are; they have no agreed white.
     ValueError with the reason, without the file's name, for whatever cannot be read; ImportError where pyvips
     is needed and missing.
     """

@@ -1,6 +1,6 @@
 """What every reader of pictures gives and shares: samples, limits, the way up, and Pillow.
 
-Tensors  samples (H, W) grey, (H, W, 3) RGB or (H, W, 4) CMYK; uint8, uint16, or float32 in [0, 1]
+Tensors  samples (H, W) grey, (H, W, 3) RGB or (H, W, 4) CMYK; uint8, uint16, for masks any type
 Copying  needs pixels/metadata.py, pixels/tags.py; numpy and Pillow
 """
 
@@ -26,10 +26,10 @@ Model = Literal["grey", "rgb", "cmyk"]
 @dataclass(frozen=True)
 class Decoded:
     """A picture as it is in its file, but upright, and with sample values that use their type's whole
-    range.
+    range if that is uint8 or uint16.
     """
 
-    samples: np.ndarray  # (H, W), (H, W, 3) or (H, W, 4), uint8, uint16 or float32 in [0, 1]
+    samples: np.ndarray  # (H, W), (H, W, 3) or (H, W, 4), uint8, uint16; for masks of any type
     model: Model
     alpha: np.ndarray | None  # (H, W), of the samples' type, its greatest value opaque
     profile: bytes | None  # ICC, as it is in the file

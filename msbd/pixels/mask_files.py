@@ -2,7 +2,7 @@
 transparency.
 
 Tensors  mask (1, 1, H, W) in {0, 1}, 1 = edit
-Copying  needs pixels/colours.py, pixels/decode.py, pixels/luma.py, pixels/samples.py; numpy and torch
+Copying  needs pixels/colours.py, pixels/decode.py, pixels/luma.py; numpy and torch
 """
 
 from dataclasses import dataclass, replace
@@ -16,7 +16,6 @@ from torch import Tensor
 from . import colours
 from .decode import decoded_file
 from .luma import BT601
-from .samples import in_8_bits
 
 WHITE = 128  # of 255: from here on a pixel is edited
 _PAINTS = 16  # colours that a drawn mask may have
@@ -44,48 +43,70 @@ def read_mask(file: str | Path | BinaryIO, *, invert: bool = False, from_alpha: 
     `from_alpha`: transparent is edit. Otherwise grey counts. Of one colour on transparency, the painted part
     is edit, whatever the colour; in other pictures transparent is black. A mask of nothing but 0 and 1 is one
     of black and white. `invert` swaps the two at the end. ValueError as `load_image`; if `from_alpha` finds
-    no transparency; and for what looks like a photograph.
+    no transparency; for samples of no known white; for what looks like a photograph; and, with `invert`, for
+    grey of which nothing is white.
     """
     decoded = decoded_file(file, floats=True)
-    alpha = None if decoded.alpha is None else _levels(decoded.alpha)
+    alpha, more = (None, ()) if decoded.alpha is None else _levels(decoded.alpha, file)
     if from_alpha:
         if alpha is None:
             raise ValueError(f"{file}: a picture without transparency; a mask from alpha needs some")
-        read = MaskFile(mask_from_alpha(alpha), int(255 - alpha.min()), int(255 - alpha.max()))
+        read = MaskFile(_transparent(alpha), int(255 - alpha.min()), int(255 - alpha.max()))
     else:
         # As drawn, without any profile: a mask is not for looking at.
-        samples = _levels(decoded.samples)
+        samples = decoded.samples
         if decoded.model == "cmyk":
-            samples = (colours.to_srgb(samples, "cmyk", None) * 255).round().astype(np.uint8)
+            samples = colours.to_srgb(samples, "cmyk", None)
+        samples, of_samples = _levels(samples, file)
+        more += of_samples
         rgb = samples if samples.ndim == 3 else np.broadcast_to(samples[..., None], (*samples.shape, 3))
         read = _of_colours(rgb, alpha, file)
-    notes = (*(f"{file}: {note}" for note in decoded.notes), *read.notes)
-    return replace(read, mask=1 - read.mask if invert else read.mask, notes=notes)
+        if invert and 0 < read.brightest < WHITE:
+            raise ValueError(
+                f"{file}: --invert-mask would edit all of it: its brightest value is {read.brightest} of 255; {WHITE} and "
+                "more is kept"
+            )
+    notes = [*(f"{file}: {note}" for note in decoded.notes), *more, *read.notes]
+    mask = 1 - read.mask if invert else read.mask
+    return replace(read, mask=mask, notes=tuple(dict.fromkeys(notes)))  # of colours and alpha the same
 
 
-def mask_from_alpha(alpha: np.ndarray) -> Tensor:
-    """The mask (1, 1, H, W) of an (H, W) alpha channel: transparent (below one half) is 1, edit."""
-    return torch.from_numpy(_levels(alpha) < WHITE).float()[None, None]
+def _transparent(alpha: np.ndarray) -> Tensor:
+    """The mask (1, 1, H, W) of an (H, W) uint8 alpha: transparent (below one half) is 1, edit."""
+    return torch.from_numpy(alpha < WHITE).float()[None, None]
 
 
-def _levels(plane: np.ndarray) -> np.ndarray:
-    """A plane of any type in 0 .. 255."""
-    return (plane * 255).round().astype(np.uint8) if plane.dtype == np.float32 else in_8_bits(plane)
+def _levels(plane: np.ndarray, file: object) -> tuple[np.ndarray, tuple[str, ...]]:
+    """A plane of any type in 0 .. 255, and a note where its greatest value says that its white is not its
+    type's: programs save 0 and 1, and 0 .. 255, in all of them. What is negative or no number is 0.
+    """
+    floats = plane.dtype.kind == "f"
+    full = 1 if floats else int(np.iinfo(plane.dtype).max)
+    whites = (1, 255, 65535) if floats else (*(white for white in (1, 255, 65535) if white < full), full)
+    greatest = np.fmax.reduce(plane, axis=None).item()  # NaN only where there is nothing else
+    slack = 1.99 if floats else 1  # interpolation goes beyond white
+    white = next((white for white in whites if greatest <= white * slack), 0)
+    told = f"its brightest value is {greatest:.6g} of {full:,}"
+    if not white or (greatest < white / 510 and plane.any()):
+        raise ValueError(f"{file}: {told}, as no mask has it; save it with 8 bits a sample")
+    notes = (f"{file}: {told}; taken as a mask of 0 {'and' if white == 1 else 'to'} {white}",)
+    if greatest <= 0 or (white == full and greatest <= 1.001 * full):
+        notes = ()
+    if white == 255 and plane.dtype == np.uint8:
+        return plane, notes
+    return np.nan_to_num(plane * np.float32(255 / white)).clip(0, 255).round().astype(np.uint8), notes
 
 
 def _of_colours(rgb: np.ndarray, alpha: np.ndarray | None, file: object) -> MaskFile:
     if alpha is not None:
         painted = rgb[alpha >= WHITE]
         if len(painted) and alpha.min() < WHITE and np.ptp(painted, axis=0).max() <= 16:
-            return MaskFile(1 - mask_from_alpha(alpha), int(alpha.max()), int(alpha.min()))
+            return MaskFile(1 - _transparent(alpha), int(alpha.max()), int(alpha.min()))
         rgb = (rgb * (alpha[..., None] / np.float32(255))).round().astype(np.uint8)
     grey = (rgb @ np.array(BT601, np.float32)).round().astype(np.uint8)
     notes: tuple[str, ...] = ()
-    brightest, darkest = int(grey.max()), int(grey.min())
-    if brightest == 1:
-        notes = (f"{file}: its brightest value is 1 of 255; taken as a mask of 0 and 1",)
-        grey = grey * 255
-    elif looks_like_a_photograph(rgb):
+    brightest, darkest = max(int(grey.max()), int(rgb.any())), int(grey.min())  # dark blue is not 0
+    if looks_like_a_photograph(rgb):
         count = int((grey >= WHITE).sum())
         way_out = "" if alpha is None else "; to take its transparency as the mask, give --mask-from-alpha"
         raise ValueError(

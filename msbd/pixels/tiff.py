@@ -202,14 +202,13 @@ _NO_WHITE = (
 def _of_full_range(
     samples: np.ndarray, colours: int, tags: Tags, floats: bool
 ) -> tuple[np.ndarray, Model, np.ndarray | None]:
-    """Samples (H, W, C) split into colours and alpha; floats clamped to [0, 1], where they are taken at
-    all.
+    """Samples (H, W, C) split into colours and alpha; those without an agreed white stay as they are, where
+    they are taken at all.
     """
-    if samples.dtype.kind == "f" and floats:
-        samples = np.nan_to_num(samples.astype(np.float32)).clip(0, 1)
-    elif samples.dtype == np.uint32 and floats:
-        samples = (samples / (2**32 - 1)).astype(np.float32)
-    elif samples.dtype not in (np.dtype(np.uint8), np.dtype(np.uint16)):
+    taken = "u" if tags.photometric == 0 else "iuf"  # libvips turns what is unsigned, where white is zero
+    if samples.dtype not in (np.uint8, np.uint16) and not (
+        floats and colours < 4 and samples.dtype.kind in taken
+    ):
         raise ValueError(_NO_WHITE)
     colour, alpha = samples[..., 0] if colours == 1 else samples[..., :colours], None
     place, _ = _alpha_place(tags, colours)
@@ -251,8 +250,9 @@ def _that_vips_refuses(
 
 
 def _by_tifffile(bare: bytes, pages: int, tags: Tags, metadata: Metadata, floats: bool) -> Decoded:
-    """Grey or RGB with 1 to 16 bits a sample, packed, together or in planes."""
-    if tags.get(339, 1) != 1 or not 1 <= tags.bits <= 16:
+    """Grey or RGB with 1 to 16 bits a sample, packed, together or in planes; with `floats` of 64 bits too."""
+    wide = floats and tags.bits == 64 and tags.photometric != 0 and 1 not in tags.numbers(338)
+    if not wide and (tags.get(339, 1) != 1 or not 1 <= tags.bits <= 16):
         raise ValueError(_NO_WHITE)
     try:
         import imagecodecs  # noqa: F401  # what tifffile unpacks with
@@ -275,7 +275,8 @@ def _by_tifffile(bare: bytes, pages: int, tags: Tags, metadata: Metadata, floats
     place, multiplied = _alpha_place(tags, colours)
     if multiplied and place < read.shape[-1]:
         read[..., :colours] = unmultiplied(read[..., :colours], read[..., place], most)
-    colour, model, alpha = _of_full_range(stretched(read, tags.bits), colours, tags, floats)
+    read = read if wide else stretched(read, tags.bits)
+    colour, model, alpha = _of_full_range(read, colours, tags, floats)
     return made_upright(colour, model, alpha, tags.raw(ICC), (), metadata, pages, tags.orientation)
 
 

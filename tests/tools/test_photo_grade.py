@@ -254,7 +254,8 @@ def test_case_20_an_empty_mask_says_what_is_in_it(
     source = save(photo(), tmp_path / "in.png")
     mask = save(np.full(SIZE, level, np.uint8), tmp_path / "mask.png")
     assert run_edit(bundle, source, tmp_path / "out.png", mask=mask) == 1
-    assert told in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert told in error and "--invert-mask" not in error
 
 
 def test_case_20_a_mask_of_0_and_1(
@@ -264,6 +265,18 @@ def test_case_20_a_mask_of_0_and_1(
     assert run_edit(bundle, source, tmp_path / "out.png", mask=mask) == 0
     assert "brightest value is 1 of 255; taken as a mask of 0 and 1" in capsys.readouterr().err
     assert np.array_equal((levels(tmp_path / "out.png") != photo()).any(-1), area())
+
+
+def test_an_inverted_mask_without_white_never_repaints_everything(
+    bundle: Path, editor: FillEditor, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, mask = (
+        save(photo(), tmp_path / "in.png"),
+        save((~area() * 2).astype(np.uint8), tmp_path / "mask.png"),
+    )
+    assert run_edit(bundle, source, tmp_path / "out.png", "--invert-mask", mask=mask) == 1
+    error = capsys.readouterr().err
+    assert "its brightest value is 2 of 255" in error and error.count("\n") == 1 and not editor.seen
 
 
 # ---- metadata ----------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image, ImageDraw, ImageFilter
 
 from msbd.pixels.mask_files import load_mask, looks_like_a_photograph, read_mask
@@ -54,6 +55,91 @@ def test_masks_as_people_make_them(name: str) -> None:
     inverted = load_mask(io.BytesIO(MASKS[name]), invert=True)
     assert np.array_equal(inverted[0, 0].numpy() > 0, ~AREA)
     assert bool(read.notes) == (name == "0 and 1")
+
+
+def saved(samples: np.ndarray) -> bytes:
+    """As numpy's users save what they have."""
+    file = io.BytesIO()
+    photometric = "minisblack" if samples.ndim == 2 else "rgb"
+    tifffile.imwrite(file, samples, photometric=photometric, metadata=None)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("white", [1, 255, 65535])
+@pytest.mark.parametrize(
+    "kind", ["int8", "uint16", "int16", "int32", "uint32", "int64", "uint64", "float32", "float64"]
+)
+def test_the_greatest_value_says_what_is_white(kind: str, white: int) -> None:
+    full = 1 if kind.startswith("float") else np.iinfo(kind).max
+    if full < white and not kind.startswith("float"):
+        pytest.skip("more than the type holds")
+    soft = np.array(Image.fromarray(GREY).filter(ImageFilter.GaussianBlur(2))) / 255
+    values = (AREA if white == 1 < full else soft) * white
+    for drawn in (values, np.dstack([values] * 3)):
+        read = read_mask(io.BytesIO(saved(drawn.astype(kind))))
+        assert np.array_equal(read.mask[0, 0].numpy() > 0, values >= white / 2)
+        said = [
+            note
+            for note in read.notes
+            if f"taken as a mask of 0 {'and' if white == 1 else 'to'} {white}" in note
+        ]
+        assert len(said) == (white != full)
+
+
+def test_a_16_bit_png_of_0_and_1() -> None:
+    file = draw.png(AREA, 16, draw.GREY)
+    for invert in (False, True):
+        read = read_mask(io.BytesIO(file), invert=invert)
+        assert np.array_equal(read.mask[0, 0].numpy() > 0, invert != AREA)
+        assert "brightest value is 1 of 65,535; taken as a mask of 0 and 1" in read.notes[0]
+
+
+def test_what_is_no_number_negative_or_a_little_beyond_white_is_clamped() -> None:
+    values = np.where(AREA, 1.0, -1.0)
+    values[0, 0], values[12, 22] = np.nan, 1.2
+    read = read_mask(io.BytesIO(saved(values.astype(np.float32))))
+    assert np.array_equal(read.mask[0, 0].numpy() > 0, AREA)
+    assert "brightest value is 1.2 of 1; taken as a mask of 0 and 1" in read.notes[0]
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        AREA * np.float32(1e6),
+        np.where(AREA, np.float32(np.inf), 0),
+        np.where(AREA, np.float32(np.nan), np.nan),
+        np.where(AREA, np.int8(-1), 0),  # 255, cast
+        AREA * np.int32(70_000),
+    ],
+    ids=["more than 65535", "infinite", "no number", "negative", "nearly black"],
+)
+def test_samples_of_no_known_white_are_refused(values: np.ndarray) -> None:
+    for invert in (False, True):
+        with pytest.raises(
+            ValueError, match="its brightest value is .*, as no mask has it; save it with 8 bits"
+        ):
+            read_mask(io.BytesIO(saved(values)), invert=invert)
+
+
+@pytest.mark.parametrize("kind", ["int16", "int32", "float32", "float64"])
+def test_white_as_zero_is_not_taken_of_signed_samples(kind: str) -> None:
+    file = io.BytesIO()
+    tifffile.imwrite(file, AREA.astype(kind), photometric="miniswhite")
+    file.seek(0)
+    with pytest.raises(ValueError, match="no agreed white"):
+        read_mask(file)
+
+
+def test_an_inverted_mask_without_white_is_refused() -> None:
+    for labels, bits in ((AREA * 3, 16), (AREA * 2, 8), (AREA * 1000, 16)):
+        with pytest.raises(
+            ValueError, match=r"would edit all of it: its brightest value is \d+ of 255; 128 and more"
+        ):
+            read_mask(io.BytesIO(draw.png(labels, bits, draw.GREY)), invert=True)
+    blue = np.where(AREA[..., None], np.array([0, 0, 2]), 0).astype(np.uint8)
+    with pytest.raises(ValueError, match="its brightest value is 1 of 255"):
+        load_mask(io.BytesIO(coded(Image.fromarray(blue))), invert=True)
+    assert load_mask(io.BytesIO(draw.png(AREA * 0, 8, draw.GREY)), invert=True).all()
 
 
 def test_what_was_not_read_of_a_mask_is_said() -> None:
