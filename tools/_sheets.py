@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from msbd.pixels.encode import LONGEST
 from msbd.pixels.files import Photo, save_image
 from msbd.pixels.masks import dilate, resize_mask
 from msbd.pixels.samples import to_pixels
@@ -80,6 +81,13 @@ def stacked(sheets: Sequence[np.ndarray]) -> np.ndarray:
         np.pad(sheet, ((0, 0), (0, width - sheet.shape[1]), (0, 0)), constant_values=255) for sheet in sheets
     ]
     return np.concatenate(wide)
+
+
+def fitting(sheet: np.ndarray, path: Path) -> np.ndarray:
+    """A sheet, made smaller where the format of `path` does not hold it."""
+    height, width = sheet.shape[:2]
+    scale = LONGEST.get(path.suffix.lower(), max(height, width)) / max(height, width)
+    return sheet if scale >= 1 else _shrunk(sheet, (max(1, int(height * scale)), max(1, int(width * scale))))
 
 
 def labelled_row(pictures: Mapping[str, np.ndarray]) -> np.ndarray:

@@ -423,7 +423,7 @@ def run(args: argparse.Namespace, job: EditJob) -> None:
     from msbd.pixels.metadata import Metadata
     from msbd.pixels.xmp import EDITED
 
-    from ._sheets import StagePictures, comparison, shown, stacked
+    from ._sheets import StagePictures, comparison, fitting, shown, stacked
 
     pipeline = load_edit_pipeline(
         job.model, device=job.device, dtype=job.dtype, loras=job.loras, seam_decoder=job.seam_decoder
@@ -463,7 +463,12 @@ def run(args: argparse.Namespace, job: EditJob) -> None:
     if args.compare:
         save_image(comparison(shown(job.photo), shown(edited), job.mask), args.compare)
     if args.candidates:
-        save_image(stacked(sheets), args.candidates)
+        sheet = stacked(sheets)
+        fitted = fitting(sheet, args.candidates)
+        save_image(fitted, args.candidates)
+        if fitted.shape != sheet.shape:
+            size, held = wide(sheet.shape[:2]), wide(fitted.shape[:2])
+            notes.append(f"{args.candidates}: {held} pixels in place of {size}; a .png holds all of them")
     if not args.quiet:
         print_notes(notes, quiet=False)
         written = {

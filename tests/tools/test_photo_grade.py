@@ -244,6 +244,31 @@ def test_case_17_two_far_spots_have_two_crops(
     assert np.array_equal(changed, spots > 0)
 
 
+@pytest.mark.parametrize("suffix, longest", [("webp", 16383), ("jpg", 65500), ("png", None)])
+def test_a_sheet_of_candidates_is_made_smaller_where_its_format_does_not_hold_it(
+    suffix: str,
+    longest: int | None,
+    bundle: Path,
+    editor: FillEditor,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(edit, "candidates_of", lambda result: np.zeros((33000, 20, 3), np.uint8))
+    spots = np.zeros((900, 900), np.uint8)
+    spots[20:60, 20:60] = spots[820:860, 820:860] = 255
+    source, mask = save(photo(size=(900, 900)), tmp_path / "in.png"), save(spots, tmp_path / "mask.png")
+    sheet = tmp_path / f"sheet.{suffix}"
+    assert run_edit(bundle, source, tmp_path / "out.png", "--candidates", sheet, mask=mask) == 0
+    assert len(levels(sheet)) == (longest or 66000)
+    told = (
+        f"sheet.{suffix}: {20 * longest // 66000} x {longest} pixels in place of 20 x 66000"
+        if longest
+        else ""
+    )
+    assert told in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "name, level, told",
     [("grey", 100, "brightest value is 100 of 255"), ("black", 0, "brightest value is 0 of 255")],
