@@ -19,6 +19,7 @@ from .luma import BT601
 
 WHITE = 128  # of 255: from here on a pixel is edited
 _PAINTS = 16  # colours that a drawn mask may have
+_RUN = 12  # pixels of one colour that make a flat part of a row; more than the side of a JPEG's block
 _MANY = 1_000_000  # pixels that are looked at to tell a photograph from a mask
 
 
@@ -123,8 +124,8 @@ def _of_colours(rgb: np.ndarray, alpha: np.ndarray | None, file: object) -> Mask
 def looks_like_a_photograph(rgb: np.ndarray) -> bool:
     """Whether (H, W, 3) uint8 has more colours, or more texture in its greys, than masks have.
 
-    Soft edges and gradients are smooth, and flat paint has few colours, also after JPEG; photographs are
-    neither.
+    Soft edges and gradients are smooth, and flat paint has few colours, also after JPEG; maps of many colours
+    are flat, and scans of a mask have two levels; photographs are nothing of it.
     """
     step = max(1, rgb.shape[0] * rgb.shape[1] // _MANY)
     part = rgb[::step]  # whole rows: texture is looked for along them
@@ -133,11 +134,39 @@ def looks_like_a_photograph(rgb: np.ndarray) -> bool:
     if len(coloured) > 0.02 * spread.size:
         bins = np.bincount(coloured @ np.array([64, 8, 1]), minlength=512)
         if np.sort(bins)[:-_PAINTS].sum() > 0.1 * len(coloured):
-            return True
+            return not _is_flat(part)
     grey = part.mean(-1)
     if len(np.unique(grey.round())) <= _PAINTS:
         return False
     middle = (grey > 20) & (grey < 235)
     inside = middle[:, 2:] & middle[:, 1:-1] & middle[:, :-2]  # not the soft edge of a letter
     bend = np.abs(grey[:, 2:] - 2 * grey[:, 1:-1] + grey[:, :-2])[inside]
-    return bool(len(bend) > 0.35 * grey.size and bend.mean() > 2)
+    textured = len(bend) > 0.35 * grey.size and bend.mean() > 2
+    scanned = len(coloured) <= 0.02 * spread.size and _has_two_levels(grey)
+    return bool(textured and not scanned and not _is_flat(part))
+
+
+def _is_flat(rgb: np.ndarray) -> bool:
+    """Whether few colours fill long parts of the rows, also beside black, white and the commonest colour,
+    which may be the background of a photograph. The squares of a pixelated one stand in a grid.
+    """
+    colour = rgb.astype(np.int32) @ np.array([1 << 16, 1 << 8, 1], np.int32)
+    changes = np.ones(colour.shape, bool)
+    changes[:, 1:] = colour[:, 1:] != colour[:, :-1]
+    edges = int(changes[:, 1:].any(0).sum())  # columns in which a colour begins
+    values, counts = np.unique(colour, return_counts=True)
+    if np.sort(counts)[-256:].sum() < 0.97 * colour.size or 8 <= edges < 0.2 * colour.shape[1]:
+        return False
+    runs = np.cumsum(changes.ravel()) - 1
+    flat = (np.bincount(runs) >= _RUN)[runs].reshape(colour.shape)
+    inside = ~np.isin(colour, [0, 0xFFFFFF, values[counts.argmax()]])
+    return bool(flat[inside].mean() > 0.97) if inside.any() else True
+
+
+def _has_two_levels(grey: np.ndarray) -> bool:
+    """Whether grey is dark and bright alone, each with little noise, and far apart."""
+    dark, bright = grey[grey < WHITE], grey[grey >= WHITE]
+    if min(len(dark), len(bright)) < 0.01 * grey.size:
+        return False
+    (low, below), (above, high) = np.percentile(dark, [1, 99]), np.percentile(bright, [1, 99])
+    return bool(max(below - low, high - above) <= 18 and above - below >= 96)

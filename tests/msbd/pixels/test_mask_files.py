@@ -210,6 +210,66 @@ def test_soft_edges_gradients_letters_labels_and_noise_are_masks() -> None:
             assert not looks_like_a_photograph(np.array(picture))
 
 
+def areas(count: int) -> np.ndarray:
+    """A map of `count` areas, (300, 400), each nearest to one of as many points."""
+    rows, columns = np.indices((300, 400))
+    points = np.random.default_rng(0).uniform(0, 1, (count, 2)) * (300, 400)
+    return ((rows[..., None] - points[:, 0]) ** 2 + (columns[..., None] - points[:, 1]) ** 2).argmin(-1)
+
+
+@pytest.mark.parametrize("count", [20, 40, 60])
+def test_maps_of_many_flat_colours_are_masks(count: int) -> None:
+    palette = np.random.default_rng(1).integers(0, 256, (count, 3))
+    assert not looks_like_a_photograph(palette[areas(count)].astype(np.uint8))
+    instances = (areas(count) * (240 // count) + 10).astype(np.uint8)
+    assert not looks_like_a_photograph(np.repeat(instances[..., None], 3, axis=-1))
+    # The map's edges are smooth at a usual size.
+    large = Image.fromarray(palette[areas(count)].astype(np.uint8)).resize(
+        (3200, 2400), Image.Resampling.NEAREST
+    )
+    if count == 20:
+        assert not looks_like_a_photograph(np.array(large.resize((1600, 1200), Image.Resampling.BOX)))
+
+
+def test_a_scan_of_a_mask_is_one() -> None:
+    noise = np.random.default_rng(0).normal(0, 3, (300, 400))
+    scan = (np.where(areas(2) == 1, 200, 40) + noise).round().clip(0, 255).astype(np.uint8)
+    read = read_mask(io.BytesIO(coded(Image.fromarray(scan))))
+    assert np.array_equal(read.mask[0, 0].numpy() > 0, areas(2) == 1)
+
+
+@pytest.mark.parametrize("mode, qualities", [("RGB", (5, 10, 40, 75, 95)), ("L", (10, 40, 75, 95))])
+@pytest.mark.parametrize("name", ["coffee.jpg", "chelsea.jpg"])
+def test_a_photograph_stays_one_as_jpeg(name: str, mode: str, qualities: tuple[int, ...]) -> None:
+    with Image.open(ROOT / "examples" / name) as picture:
+        shown = picture.convert(mode)
+    for quality in qualities:
+        with Image.open(io.BytesIO(coded(shown, "JPEG", quality=quality))) as again:
+            assert looks_like_a_photograph(np.array(again.convert("RGB")))
+
+
+def test_a_photograph_stays_one_pixelated_in_few_colours_and_on_white() -> None:
+    with Image.open(ROOT / "examples" / "coffee.jpg") as picture:
+        shown = picture.convert("RGB")
+    white = Image.new("RGB", (2 * shown.width, 2 * shown.height), "white")
+    white.paste(shown)
+    pixelated = shown.resize((30, 20)).resize((600, 400), Image.Resampling.NEAREST)
+    for made in (white, pixelated, shown.quantize(64, dither=Image.Dither.NONE).convert("RGB")):
+        assert looks_like_a_photograph(np.array(made))
+
+
+def test_noise_stays_a_photograph() -> None:
+    rng = np.random.default_rng(0)
+    for sigma in (3, 8, 25):
+        ramp = np.linspace(40, 220, 400)[None, :, None] + rng.normal(0, sigma, (300, 400, 3))
+        grey = np.repeat(ramp[..., :1], 3, axis=-1)
+        for drawn in (ramp, grey):
+            picture = Image.fromarray(drawn.round().clip(0, 255).astype(np.uint8))
+            assert looks_like_a_photograph(np.array(picture))
+            with Image.open(io.BytesIO(coded(picture, "JPEG", quality=95))) as again:
+                assert looks_like_a_photograph(np.array(again))
+
+
 def test_a_soft_mask_is_cut_at_one_half_and_that_is_said(tmp_path: Path) -> None:
     soft = Image.fromarray(GREY).filter(ImageFilter.GaussianBlur(6))
     soft.save(tmp_path / "a.png")
