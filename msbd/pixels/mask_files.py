@@ -48,7 +48,9 @@ def read_mask(file: str | Path | BinaryIO, *, invert: bool = False, from_alpha: 
     grey of which nothing is white.
     """
     decoded = decoded_file(file, floats=True)
-    alpha, more = (None, ()) if decoded.alpha is None else _levels(decoded.alpha, file)
+    alpha, more = None, ()
+    if decoded.alpha is not None:
+        alpha, more = _levels(decoded.alpha, f"{file}: the greatest value of its alpha")
     if from_alpha:
         if alpha is None:
             raise ValueError(f"{file}: a picture without transparency; a mask from alpha needs some")
@@ -58,7 +60,7 @@ def read_mask(file: str | Path | BinaryIO, *, invert: bool = False, from_alpha: 
         samples = decoded.samples
         if decoded.model == "cmyk":
             samples = colours.to_srgb(samples, "cmyk", None)
-        samples, of_samples = _levels(samples, file)
+        samples, of_samples = _levels(samples, f"{file}: its brightest value")
         more += of_samples
         rgb = samples if samples.ndim == 3 else np.broadcast_to(samples[..., None], (*samples.shape, 3))
         read = _of_colours(rgb, alpha, file)
@@ -67,9 +69,8 @@ def read_mask(file: str | Path | BinaryIO, *, invert: bool = False, from_alpha: 
                 f"{file}: --invert-mask would edit all of it: its brightest value is {read.brightest} of 255; {WHITE} and "
                 "more is kept"
             )
-    notes = [*(f"{file}: {note}" for note in decoded.notes), *more, *read.notes]
-    mask = 1 - read.mask if invert else read.mask
-    return replace(read, mask=mask, notes=tuple(dict.fromkeys(notes)))  # of colours and alpha the same
+    notes = (*(f"{file}: {note}" for note in decoded.notes), *more, *read.notes)
+    return replace(read, mask=1 - read.mask if invert else read.mask, notes=notes)
 
 
 def _transparent(alpha: np.ndarray) -> Tensor:
@@ -77,7 +78,7 @@ def _transparent(alpha: np.ndarray) -> Tensor:
     return torch.from_numpy(alpha < WHITE).float()[None, None]
 
 
-def _levels(plane: np.ndarray, file: object) -> tuple[np.ndarray, tuple[str, ...]]:
+def _levels(plane: np.ndarray, what: str) -> tuple[np.ndarray, tuple[str, ...]]:
     """A plane of any type in 0 .. 255, and a note where its greatest value says that its white is not its
     type's: programs save 0 and 1, and 0 .. 255, in all of them. What is negative or no number is 0.
     """
@@ -87,10 +88,10 @@ def _levels(plane: np.ndarray, file: object) -> tuple[np.ndarray, tuple[str, ...
     greatest = np.fmax.reduce(plane, axis=None).item()  # NaN only where there is nothing else
     slack = 1.99 if floats else 1  # interpolation goes beyond white
     white = next((white for white in whites if greatest <= white * slack), 0)
-    told = f"its brightest value is {greatest:.6g} of {full:,}"
+    told = f"{what} is {greatest:.6g} of {full:,}"
     if not white or (greatest < white / 510 and plane.any()):
-        raise ValueError(f"{file}: {told}, as no mask has it; save it with 8 bits a sample")
-    notes = (f"{file}: {told}; taken as a mask of 0 {'and' if white == 1 else 'to'} {white}",)
+        raise ValueError(f"{told}, as no mask has it; save it with 8 bits a sample")
+    notes = (f"{told}; taken as a mask of 0 {'and' if white == 1 else 'to'} {white}",)
     if greatest <= 0 or (white == full and greatest <= 1.001 * full):
         notes = ()
     if white == 255 and plane.dtype == np.uint8:
@@ -125,7 +126,7 @@ def looks_like_a_photograph(rgb: np.ndarray) -> bool:
     """Whether (H, W, 3) uint8 has more colours, or more texture in its greys, than masks have.
 
     Soft edges and gradients are smooth, and flat paint has few colours, also after JPEG; maps of many colours
-    are flat, and scans of a mask have two levels; photographs are nothing of it.
+    are flat, and scans of a mask have two levels; photographs are none of these.
     """
     step = max(1, rgb.shape[0] * rgb.shape[1] // _MANY)
     part = rgb[::step]  # whole rows: texture is looked for along them

@@ -94,6 +94,14 @@ def test_a_16_bit_png_of_0_and_1() -> None:
         assert "brightest value is 1 of 65,535; taken as a mask of 0 and 1" in read.notes[0]
 
 
+@pytest.mark.parametrize("white", [1, 255, 65535])
+def test_an_alpha_is_read_by_its_greatest_value_too(white: int) -> None:
+    file = draw.png(np.dstack([AREA * 0, ~AREA * white]), 16, draw.GREY_ALPHA)
+    read = read_mask(io.BytesIO(file), from_alpha=True)
+    assert np.array_equal(read.mask[0, 0].numpy() > 0, AREA)
+    assert ("the greatest value of its alpha is" in "".join(read.notes)) == (white < 65535)
+
+
 def test_what_is_no_number_negative_or_a_little_beyond_white_is_clamped() -> None:
     values = np.where(AREA, 1.0, -1.0)
     values[0, 0], values[12, 22] = np.nan, 1.2
