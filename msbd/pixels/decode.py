@@ -40,7 +40,7 @@ from .decoded import (
 )
 from .formats import HEAD, READ, format_of
 from .icc import ADOBE_RGB, made_profile, power_curve
-from .metadata import chunk_places, png_chunks, read_metadata
+from .metadata import chunk_places, png_chunks, read_metadata, unfolded
 from .tags import Tags
 from .tiff import read_tiff
 from .vips import vips
@@ -189,30 +189,28 @@ def _bmp(source: BinaryIO, head: bytes, floats: bool) -> Decoded:
 def _png(source: BinaryIO, head: bytes, floats: bool) -> Decoded:
     data = source.read()
     bare = _bare_png(data)
-    chunks = list(png_chunks(source))
-    source.seek(0)
-    depth, colour = head[24], head[25]
+    width, height, depth, colour = struct.unpack(">IIBB", head[16:26])
     channels = {2: 3, 4: 2, 6: 4}.get(colour, 1)
-    with opened_by_pillow(source) as picture:
-        check_claim(picture.width, picture.height, len(bare), depth * channels, DEFLATE, small=0)
-        frames, profile = frames_of(picture), picture.info.get("icc_profile")
-        with contextlib.suppress(Exception):  # of pixels, which are read from `bare`
-            picture.load()
-        tags, metadata = read_metadata(picture, chunks)
+    check_size(width, height)
+    check_claim(width, height, len(bare), depth * channels, DEFLATE, small=0)
+    chunks = list(png_chunks(data))
+    first = dict(reversed(chunks))
+    frames = int.from_bytes(first.get(b"acTL", b"\0\0\0\1")[:4], "big")
+    tags, metadata = read_metadata(None, chunks)
+    pixels = next((at for at, _, name in chunk_places(data) if name == b"IDAT"), len(data))
+    before = list(png_chunks(data[:pixels]))  # what stands behind the pixels says nothing of their colours
+    colours = tuple(one for one in before if one[0] in (b"cICP", b"sRGB", b"gAMA", b"cHRM"))
+    profile = unfolded(dict(reversed(before)).get(b"iCCP", b"").partition(b"\0")[2][1:])
     # Pillow cuts 16-bit colours off at 8, and loses tRNS of grey samples that have not 8 bits.
-    if depth == 16 or (colour in (0, 2) and any(name == b"tRNS" for name, _ in chunks)):
+    if depth == 16 or (colour in (0, 2) and b"tRNS" in first):
         image = vips().Image.pngload_buffer(bare, fail_on="truncated", unlimited=True)
         samples, alpha = split_alpha(samples_of(image), 1 if colour in (0, 4) else 3)
         model: Model = "grey" if samples.ndim == 2 else "rgb"
-        decoded = made_upright(samples, model, alpha, profile, (), metadata, frames, tags.orientation)
+        decoded = made_upright(samples, model, alpha, None, (), metadata, frames, tags.orientation)
     else:
         with opened_by_pillow(io.BytesIO(bare)) as picture:
             picture.load()
             decoded = of_pillow(picture, tags, metadata, frames)
-    pixels = next(at for at, _, name in chunk_places(data) if name == b"IDAT")
-    colours = tuple(  # behind the pixels they say nothing
-        one for one in png_chunks(io.BytesIO(data[:pixels])) if one[0] in (b"cICP", b"sRGB", b"gAMA", b"cHRM")
-    )
     return replace(decoded, profile=profile or None, colour_chunks=colours)
 
 

@@ -23,6 +23,7 @@ from .metadata import (
     chunk_places,
     foreign_comment,
     iptc_text,
+    is_ours,
     parameters_text,
     photoshop_of_iptc,
     png_chunk,
@@ -285,12 +286,23 @@ def _exif(output: Output, *, ours: Mapping[str, Any] | None = None, resolution: 
             tags.exif[number] = tags.value(LONG, side)
     if metadata.dpi is not None and (resolution or X_RESOLUTION in tags.main):
         _set_resolution(tags, metadata.dpi)
+    former = tags.exif.get(USER_COMMENT, Value(UNDEFINED, b"")).data
+    source = foreign_comment(former, tags.order)
     if ours is not None:
-        former = tags.exif.get(USER_COMMENT, Value(UNDEFINED, b""))
-        source = foreign_comment(former.data, tags.order)
         comment = user_comment({**ours, "source_comment": source} if source else ours)
         tags.exif[USER_COMMENT] = Value(UNDEFINED, comment)
+    elif is_ours(former):  # of an earlier run
+        del tags.exif[USER_COMMENT]
+        if source:
+            tags.exif[USER_COMMENT] = Value(UNDEFINED, b"UNICODE\0" + source.encode(_UTF16[tags.order]))
+    if output.profile is None and tags.interop.get(1, _SRGB).data[:3] == b"R03":  # Adobe RGB, by EXIF alone
+        tags.interop[1] = _SRGB
     return tags.to_bytes() if tags else None
+
+
+_UTF16 = {"<": "utf-16-le", ">": "utf-16-be"}
+_SRGB = Value(ASCII, b"R98\0")  # InteroperabilityIndex, by DCF 2.0
+_LONG = 4096  # bytes of a value that is left out before the whole EXIF is
 
 
 def _set_resolution(tags: Tags, dpi: tuple[float, float]) -> None:
@@ -311,6 +323,17 @@ def _shortened(output: Output, room: int, notes: list[str]) -> bytes | None:
             (light, _cut(output.ours, letters), [*lost, "long texts of what made the picture were cut"])
         )
     ways.append((light, None, [*lost, "what made the picture was left out"]))
+    for directory in (tags.main, tags.exif, tags.gps):
+        for number in [number for number, value in directory.items() if len(value.data) > _LONG]:
+            del directory[number]
+    short = replace(output, metadata=replace(output.metadata, exif=tags.to_bytes() if tags else None))
+    ways.append(
+        (
+            short,
+            _cut(output.ours, 20),
+            [f"what of the source's EXIF is longer than {_LONG} bytes was left out"],
+        )
+    )
     bare = replace(output, metadata=replace(output.metadata, exif=None))
     ways.append((bare, _cut(output.ours, 20), ["the source's EXIF was left out"]))
     for way, ours, what in ways:

@@ -44,8 +44,8 @@ def read_mask(file: str | Path | BinaryIO, *, invert: bool = False, from_alpha: 
     `from_alpha`: transparent is edit. Otherwise grey counts. Of one colour on transparency, the painted part
     is edit, whatever the colour; in other pictures transparent is black. A mask of nothing but 0 and 1 is one
     of black and white. `invert` swaps the two at the end. ValueError as `load_image`; if `from_alpha` finds
-    no transparency; for samples of no known white; for what looks like a photograph; and, with `invert`, for
-    grey of which nothing is white.
+    no transparency, or none of it is opaque; for samples of no known white; for what looks like a photograph;
+    and, with `invert`, for grey of which nothing is white.
     """
     decoded = decoded_file(file, floats=True)
     alpha, more = None, ()
@@ -54,6 +54,11 @@ def read_mask(file: str | Path | BinaryIO, *, invert: bool = False, from_alpha: 
     if from_alpha:
         if alpha is None:
             raise ValueError(f"{file}: a picture without transparency; a mask from alpha needs some")
+        if 0 < alpha.max() < WHITE and not invert:
+            raise ValueError(
+                f"{file}: --mask-from-alpha would edit all of it: the greatest value of its alpha is {alpha.max()} of 255; "
+                f"{WHITE} and more is kept"
+            )
         read = MaskFile(_transparent(alpha), int(255 - alpha.min()), int(255 - alpha.max()))
     else:
         # As drawn, without any profile: a mask is not for looking at.
@@ -139,12 +144,24 @@ def looks_like_a_photograph(rgb: np.ndarray) -> bool:
     grey = part.mean(-1)
     if len(np.unique(grey.round())) <= _PAINTS:
         return False
-    middle = (grey > 20) & (grey < 235)
-    inside = middle[:, 2:] & middle[:, 1:-1] & middle[:, :-2]  # not the soft edge of a letter
-    bend = np.abs(grey[:, 2:] - 2 * grey[:, 1:-1] + grey[:, :-2])[inside]
-    textured = len(bend) > 0.35 * grey.size and bend.mean() > 2
+    near, deep = _bends(grey, 3), _bends(grey, 9)
+    textured = len(near) > 0.35 * grey.size and near.mean() > 2
+    if len(deep) > 0.1 * grey.size:  # a small picture on white; the rings of a small JPEG are few
+        textured |= deep.mean() > 2 and np.median(deep) > 1
     scanned = len(coloured) <= 0.02 * spread.size and _has_two_levels(grey)
     return bool(textured and not scanned and not _is_flat(part))
+
+
+def _bends(grey: np.ndarray, run: int) -> np.ndarray:
+    """Second differences along rows, in the middle of `run` pixels that are neither dark nor bright: none of
+    the soft edge of a letter.
+    """
+    if grey.shape[1] < run:
+        return np.empty(0)
+    middle = (grey > 20) & (grey < 235)
+    inside = np.asarray(np.lib.stride_tricks.sliding_window_view(middle, run, axis=1).all(-1))
+    bends = np.abs(grey[:, 2:] - 2 * grey[:, 1:-1] + grey[:, :-2])
+    return bends[:, run // 2 - 1 :][:, : inside.shape[1]][inside]
 
 
 def _is_flat(rgb: np.ndarray) -> bool:
@@ -169,5 +186,5 @@ def _has_two_levels(grey: np.ndarray) -> bool:
     dark, bright = grey[grey < WHITE], grey[grey >= WHITE]
     if min(len(dark), len(bright)) < 0.01 * grey.size:
         return False
-    (low, below), (above, high) = np.percentile(dark, [1, 99]), np.percentile(bright, [1, 99])
+    (low, below), (above, high) = np.percentile(dark, [2, 90]), np.percentile(bright, [10, 98])
     return bool(max(below - low, high - above) <= 18 and above - below >= 96)

@@ -12,14 +12,14 @@ import struct
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, BinaryIO
+from typing import Any
 
 from PIL import Image
 
 from .tags import IPTC, ORIENTATION, SHORT, XMP, Tags
 from .xmp import kept_xmp, orientation_of
 
-_LONGEST_TEXT = 1 << 24  # bytes that a compressed text may unfold to
+_LONGEST = 1 << 24  # bytes that a compressed text or profile may unfold to
 _XMP_KEY = b"XML:com.adobe.xmp"
 _XMP_MARK = b"http://ns.adobe.com/xap/1.0/\0"
 _PHOTOSHOP_MARK = b"Photoshop 3.0\0"
@@ -87,14 +87,14 @@ def read_metadata(
     records = profiles.get("iptc")
     iptc = iptc_of_photoshop(photoshop or records or profiles.get("8bim", b"")) or tags.raw(IPTC) or records
     comments = [data for name, data in segments if name == "COM"] or [info.get("comment")]
-    comment = "\n".join(_text(one) for one in comments if isinstance(one, bytes) and one)
+    comment = "\n".join(_text(one).rstrip("\0") for one in comments if isinstance(one, bytes) and one)
     is_jpeg = picture is not None and picture.format in ("JPEG", "MPO")
     kept = tags.kept()
     return tags, Metadata(
         exif=kept.to_bytes() if kept else None,
         xmp=kept_xmp(xmp) if xmp else None,
         iptc=iptc,
-        dpi=_dpi({} if is_jpeg and "jfif" not in info else info) or tags.dpi,
+        dpi=_dpi_of_png(chunks) or _dpi({} if is_jpeg and "jfif" not in info else info) or tags.dpi,
         comment=comment or None,
         texts=_foreign(texts, profiles),
     )
@@ -119,6 +119,14 @@ def _dpi(info: Mapping[Any, Any]) -> tuple[float, float] | None:
     return None
 
 
+def _dpi_of_png(chunks: Iterable[Chunk]) -> tuple[float, float] | None:
+    data = next((data for name, data in chunks if name == b"pHYs"), b"")
+    if len(data) == 9 and data[8] == 1:  # a metre
+        across, down = (side * 0.0254 for side in struct.unpack(">II", data[:8]))
+        return _dpi({"dpi": (across, down)})
+    return None
+
+
 def _as_bytes(value: Any) -> bytes | None:
     if isinstance(value, str):
         return value.encode("utf-8", errors="replace")
@@ -128,21 +136,15 @@ def _as_bytes(value: Any) -> bytes | None:
 # ---- chunks of PNG -----------------------------------------------------------------------------------------
 
 
-def png_chunks(file: BinaryIO) -> Iterator[tuple[bytes, bytes]]:
-    """Name and data of a PNG's chunks, those of pixels without their data; up to the end, or to damage."""
-    file.seek(8)
-    while len(head := file.read(8)) == 8:
-        length, name = struct.unpack(">I4s", head)
-        if name == b"IEND" or length > 2**31 - 1:
+def png_chunks(data: bytes) -> Iterator[Chunk]:
+    """Name and data of a PNG's chunks up to its end, but those of pixels and those with a wrong checksum."""
+    for at, end, name in chunk_places(data):
+        if name == b"IEND":
             return
-        if name in (b"IDAT", b"fdAT"):
-            file.seek(length + 4, 1)
-            continue
-        data = file.read(length)
-        if len(data) < length:
-            return
-        file.seek(4, 1)
-        yield name, data
+        if name not in (b"IDAT", b"fdAT") and data[end - 4 : end] == struct.pack(
+            ">I", zlib.crc32(data[at + 4 : end - 4])
+        ):
+            yield name, data[at + 8 : end - 4]
 
 
 def chunk_places(data: bytes) -> Iterator[tuple[int, int, bytes]]:
@@ -163,15 +165,19 @@ def png_text(chunk: Chunk) -> tuple[str, str]:
     """Keyword and text of a text chunk (11.3.3); the text is empty where it is damaged."""
     name, data = chunk
     key, _, rest = data.partition(b"\0")
-    with contextlib.suppress(zlib.error, ValueError):
-        packed = name == b"zTXt"
-        if name == b"iTXt":
-            packed, rest = rest[:1] == b"\1", rest[2:].split(b"\0", 2)[2]
-        elif packed:
-            rest = rest[1:]
-        text = zlib.decompressobj().decompress(rest, _LONGEST_TEXT) if packed else rest
-        return _text(key), _text(text)
-    return _text(key), ""
+    packed = name == b"zTXt"
+    if name == b"iTXt":
+        packed, rest = rest[:1] == b"\1", b"\0".join(rest[2:].split(b"\0", 2)[2:])
+    elif packed:
+        rest = rest[1:]
+    return _text(key), _text(unfolded(rest) if packed else rest)
+
+
+def unfolded(data: bytes) -> bytes:
+    """What a compressed text or profile holds, up to 16 MB of it; nothing where it is damaged."""
+    with contextlib.suppress(zlib.error):
+        return zlib.decompressobj().decompress(data, _LONGEST)
+    return b""
 
 
 def text_chunk(keyword: str, text: str) -> Chunk:
@@ -216,7 +222,7 @@ def _raw_profiles(texts: Iterable[Chunk]) -> dict[str, bytes]:
 
 def iptc_of_photoshop(blocks: bytes) -> bytes | None:
     """The IPTC records (0x0404) among Photoshop's resource blocks, of several blocks all."""
-    at, found = 0, b""
+    at, found = 0, []
     while at + 12 <= len(blocks):
         at -= blocks[at - 1 : at + 3] == b"8BIM"  # behind a block of odd length that was not padded
         if blocks[at : at + 4] != b"8BIM":
@@ -225,9 +231,9 @@ def iptc_of_photoshop(blocks: bytes) -> bytes | None:
         at += 6 + (name + 2 & ~1)
         (length,) = struct.unpack(">I", blocks[at : at + 4].ljust(4, b"\0"))
         if number == 0x0404:
-            found += blocks[at + 4 : at + 4 + length]
+            found.append(blocks[at + 4 : at + 4 + length])
         at += 4 + (length + 1 & ~1)
-    return found or None
+    return b"".join(found) or None
 
 
 def photoshop_of_iptc(iptc: bytes) -> bytes:
@@ -266,6 +272,14 @@ def user_comment(ours: Mapping[str, Any]) -> bytes:
     return b"ASCII\0\0\0" + json.dumps(dict(ours)).encode("ascii")
 
 
+def is_ours(comment: bytes) -> bool:
+    """Whether an EXIF user comment is one that `user_comment` made."""
+    with contextlib.suppress(ValueError):
+        former = json.loads(_text(comment[8:]))
+        return isinstance(former, dict) and "msbd" in former
+    return False
+
+
 def foreign_comment(comment: bytes, order: str) -> str | None:
     """The text of an EXIF user comment, unless it is blank or ours; `order` of its file's bytes."""
     mark, body = comment[:8], comment[8:]
@@ -283,8 +297,4 @@ def foreign_comment(comment: bytes, order: str) -> str | None:
     text = text.strip("\0 ")
     if not text:
         return None
-    with contextlib.suppress(ValueError):
-        former = json.loads(text)
-        if isinstance(former, dict) and "msbd" in former:
-            return former.get("source_comment")
-    return text
+    return json.loads(text).get("source_comment") if is_ours(comment) else text

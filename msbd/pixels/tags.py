@@ -30,8 +30,9 @@ _BIG_TYPES = (16, 17, 18)  # of BigTIFF alone
 _STRUCTURE = {
     *range(254, 260), 262, 263, 264, 265, 266, 273, 277, 278, 279, 280, 281, 284, 288, 289, 290, 291, 292, 293, 297,
     301, 317, 318, 319, 320, 321, 322, 323, 324, 325, 326, 327, 328, 330, 332, 333, 334, 336, 337, 338, 339, 340,
-    341, 342, 347, *range(512, 522), 529, 530, 531, 532, 34675, 33723, 34377, 700, 50706, 50707, 50708,
+    341, 342, 347, *range(512, 522), 529, 530, 531, 532, 34675, 33723, 34377, 700, 37724, 50706, 50707, 50708, 50838, 50839,
 }  # fmt: skip
+_OF_PIXELS = b"ImageJ=", b'{"shape"', b"<OME "  # descriptions of the stack that a file was
 _FARTHEST_NOTE = 1 << 16  # bytes into a file at which a maker's note keeps its place
 
 
@@ -67,11 +68,12 @@ class Tags:
             return Tags()
         reader = _Reader(data, order, big=mark == b"+")
         main = reader.directory(reader.number(8, 8) if reader.big else reader.number(4, 4))
+        reader.places.clear()
         exif = reader.below(main, EXIF_POINTER)
         note_at = reader.places.get(MAKER_NOTE, 0)
         return Tags(
             order, main, exif, reader.below(main, GPS_POINTER), reader.below(exif, INTEROP_POINTER),
-            note_at if note_at < _FARTHEST_NOTE else 0,
+            note_at if 8 <= note_at < _FARTHEST_NOTE else 0,
         )  # fmt: skip
 
     def kept(self) -> "Tags":
@@ -87,6 +89,8 @@ class Tags:
             }
 
         main = of(self.main, {*_STRUCTURE})
+        if any(mark in main.get(DESCRIPTION, Value(ASCII, b"")).data for mark in _OF_PIXELS):
+            del main[DESCRIPTION]
         if ORIENTATION in main:
             main[ORIENTATION] = self.value(SHORT, 1)
         exif, gps, interop = (of(one, set()) for one in (self.exif, self.gps, self.interop))

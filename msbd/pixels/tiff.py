@@ -9,6 +9,7 @@ Copying  needs pixels/decoded.py, pixels/icc.py, pixels/metadata.py, pixels/tags
 import contextlib
 import io
 import math
+from dataclasses import replace
 from typing import Any, BinaryIO, Literal
 
 import numpy as np
@@ -45,6 +46,14 @@ def read_tiff(source: BinaryIO, head: bytes, floats: bool) -> Decoded:
     """The first page of a TIFF that is no thumbnail; errors as `decode`."""
     data = _past_thumbnails(source.read())
     tags, metadata = read_metadata(None, tags=Tags.of(data))
+    decoded = _read(data, tags, metadata, floats)
+    remarks = ["Lab, which becomes sRGB"] if tags.photometric in _LAB else []
+    if tags.raw(37724):  # ImageSourceData
+        remarks.append("its layers are not read, and not kept")
+    return replace(decoded, remarks=(*decoded.remarks, *remarks))
+
+
+def _read(data: bytes, tags: Tags, metadata: Metadata, floats: bool) -> Decoded:
     if tags.main:  # before libvips, which complains of some sizes on the terminal
         width, height = tags.integer(WIDTH, 0), tags.integer(HEIGHT, 0)
         check_size(width, height)
@@ -167,6 +176,8 @@ def _check_kind(tags: Tags) -> None:
         found = f"samples with {', '.join(map(str, bits))} bits"
     elif kind == 5 and (tags.get(332, 1) != 1 or tags.samples < 4):
         found = "inks other than CMYK"
+    elif {1, 2} <= set(tags.numbers(338)):
+        found = "two kinds of transparency"
     elif kind == 3 and tags.planar and tags.samples > 1:
         found = "a palette with more samples, in planes"
     elif kind in _LAB and (tags.samples < 3 or tags.bits not in (8, 16)):

@@ -40,7 +40,7 @@ def orientation_of(xmp: bytes) -> int:
     """1 to 8; 1 where it does not say."""
     xmp = _in_utf8(xmp)
     for name in _names(xmp, "tiff:Orientation"):
-        if found := re.search(name + rb"(?:\s*=\s*[\"']|>\s*)([1-8])\s*[\"'<]", xmp):
+        if found := re.search(rb"(?<![\w.-])" + name + rb"(?:\s*=\s*[\"']|>\s*)([1-8])\s*[\"'<]", xmp):
             return int(found[1])
     return 1
 
@@ -85,7 +85,9 @@ def with_source_type(xmp: bytes | None, word: str) -> bytes | None:
 def with_value(xmp: bytes, name: str, value: str) -> bytes:
     """With another value of a property that is one number, where it is there."""
     for said in _names(xmp, name):
-        xmp = re.sub(said + rb"(\s*=\s*[\"']|>\s*)[\d/]+", said + rb"\g<1>" + value.encode(), xmp)
+        xmp = re.sub(
+            rb"(?<![\w.-])" + said + rb"(\s*=\s*[\"']|>\s*)[\d./]+", said + rb"\g<1>" + value.encode(), xmp
+        )
     return xmp
 
 
@@ -93,15 +95,16 @@ def _without(xmp: bytes, name: str) -> bytes:
     """Without a property, be it an attribute or an element; one that does not end stays."""
     for said in _names(xmp, name):
         xmp = re.sub(said + rb"\s*=\s*(\"[^\"]{0,300}\"|'[^']{0,300}')", b"", xmp)
-        kept, *parts = re.split(rb"<%s(?=[\s/>])" % said, xmp)
+        first, *parts = re.split(rb"<%s(?=[\s/>])" % said, xmp)
+        kept = [first]
         for part in parts:
             head = part[: part.find(b">", 0, 1000) + 1]
             if head.endswith(b"/>"):
-                kept += part[len(head) :]
+                kept.append(part[len(head) :])
                 continue
             _, ended, after = part.partition(b"</%s" % said)
-            kept += after[after.find(b">") + 1 :] if head and ended else b"<" + said + part
-        xmp = kept
+            kept.append(after[after.find(b">") + 1 :] if head and ended else b"<" + said + part)
+        xmp = b"".join(kept)
     return xmp
 
 
@@ -115,7 +118,8 @@ def _names(xmp: bytes, name: str) -> list[bytes]:
 
 def _in_utf8(xmp: bytes) -> bytes:
     """Of UTF-16 and UTF-32, which XMP allows outside JPEG."""
-    for encoding in ("utf-32-be", "utf-32-le", "utf-16-be", "utf-16-le"):
-        if "<?xpacket".encode(encoding) in xmp[:64] or "<x:".encode(encoding) in xmp[:64]:
+    for encoding, step in (("utf-32-be", 4), ("utf-32-le", 4), ("utf-16-be", 2), ("utf-16-le", 2)):
+        places = (xmp.find(start.encode(encoding), 0, 64) for start in ("<?xpacket", "<x:"))
+        if any(at >= 0 and at % step == 0 for at in places):
             return xmp.decode(encoding, errors="replace").removeprefix("\ufeff").encode()
     return xmp

@@ -239,11 +239,18 @@ def test_maps_of_many_flat_colours_are_masks(count: int) -> None:
         assert not looks_like_a_photograph(np.array(large.resize((1600, 1200), Image.Resampling.BOX)))
 
 
-def test_a_scan_of_a_mask_is_one() -> None:
+@pytest.mark.parametrize("blur", [0, 0.7])
+def test_a_scan_of_a_mask_is_one(blur: float) -> None:
     noise = np.random.default_rng(0).normal(0, 3, (300, 400))
-    scan = (np.where(areas(2) == 1, 200, 40) + noise).round().clip(0, 255).astype(np.uint8)
+    levels = Image.fromarray(np.where(areas(2) == 1, 200, 40).astype(np.uint8))
+    scan = (
+        (np.array(levels.filter(ImageFilter.GaussianBlur(blur))) + noise)
+        .round()
+        .clip(0, 255)
+        .astype(np.uint8)
+    )
     read = read_mask(io.BytesIO(coded(Image.fromarray(scan))))
-    assert np.array_equal(read.mask[0, 0].numpy() > 0, areas(2) == 1)
+    assert np.array_equal(read.mask[0, 0].numpy() > 0, scan >= 128)
 
 
 @pytest.mark.parametrize("mode, qualities", [("RGB", (5, 10, 40, 75, 95)), ("L", (10, 40, 75, 95))])
@@ -264,6 +271,29 @@ def test_a_photograph_stays_one_pixelated_in_few_colours_and_on_white() -> None:
     pixelated = shown.resize((30, 20)).resize((600, 400), Image.Resampling.NEAREST)
     for made in (white, pixelated, shown.quantize(64, dither=Image.Dither.NONE).convert("RGB")):
         assert looks_like_a_photograph(np.array(made))
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+@pytest.mark.parametrize("name", ["coffee.jpg", "chelsea.jpg"])
+def test_a_small_photograph_on_white_stays_one(name: str, mode: str) -> None:
+    with Image.open(ROOT / "examples" / name) as picture:
+        shown = picture.convert(mode).convert("RGB")
+    white = Image.new("RGB", (round(2.2 * shown.width), round(2.2 * shown.height)), "white")
+    white.paste(shown, (shown.width // 2, shown.height // 2))
+    assert looks_like_a_photograph(np.array(white))
+
+
+@pytest.mark.parametrize("most", [120, 4095])
+def test_an_alpha_that_is_never_opaque_does_not_select_everything(most: int) -> None:
+    """As of 12 bits in 16."""
+    alpha = np.where(AREA, 0, most).astype(np.uint16 if most > 255 else np.uint8)
+    colours = np.full((*AREA.shape, 3), 90, alpha.dtype)
+    file = io.BytesIO()
+    tifffile.imwrite(file, np.dstack([colours, alpha]), photometric="rgb", extrasamples=["unassalpha"])
+    with pytest.raises(
+        ValueError, match="--mask-from-alpha would edit all of it: the greatest value of its alpha"
+    ):
+        read_mask(io.BytesIO(file.getvalue()), from_alpha=True)
 
 
 def test_noise_stays_a_photograph() -> None:
