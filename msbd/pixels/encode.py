@@ -109,7 +109,7 @@ def _png(output: Output, notes: list[str]) -> bytes:
     elif output.profile is not None:
         chunks.append((b"iCCP", b"icc\0\0" + zlib.compress(output.profile)))
     if metadata.dpi is not None:
-        across, down = (max(1, round(side / 0.0254)) for side in metadata.dpi)
+        across, down = (min(max(1, round(side / 0.0254)), 2**31 - 1) for side in metadata.dpi)
         chunks.append((b"pHYs", struct.pack(">IIB", across, down, 1)))
     if (exif := _exif(output)) is not None:
         chunks.append((b"eXIf", exif))
@@ -294,7 +294,8 @@ def _exif(output: Output, *, ours: Mapping[str, Any] | None = None, resolution: 
     elif is_ours(former):  # of an earlier run
         del tags.exif[USER_COMMENT]
         if source:
-            tags.exif[USER_COMMENT] = Value(UNDEFINED, b"UNICODE\0" + source.encode(_UTF16[tags.order]))
+            text = source.encode(_UTF16[tags.order], errors="replace")
+            tags.exif[USER_COMMENT] = Value(UNDEFINED, b"UNICODE\0" + text)
     if output.profile is None and tags.interop.get(1, _SRGB).data[:3] == b"R03":  # Adobe RGB, by EXIF alone
         tags.interop[1] = _SRGB
     return tags.to_bytes() if tags else None
@@ -327,13 +328,8 @@ def _shortened(output: Output, room: int, notes: list[str]) -> bytes | None:
         for number in [number for number, value in directory.items() if len(value.data) > _LONG]:
             del directory[number]
     short = replace(output, metadata=replace(output.metadata, exif=tags.to_bytes() if tags else None))
-    ways.append(
-        (
-            short,
-            _cut(output.ours, 20),
-            [f"what of the source's EXIF is longer than {_LONG} bytes was left out"],
-        )
-    )
+    lost = [f"what of the source's EXIF is longer than {_LONG} bytes was left out"]
+    ways.append((short, _cut(output.ours, 20), lost))
     bare = replace(output, metadata=replace(output.metadata, exif=None))
     ways.append((bare, _cut(output.ours, 20), ["the source's EXIF was left out"]))
     for way, ours, what in ways:

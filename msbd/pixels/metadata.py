@@ -297,4 +297,6 @@ def foreign_comment(comment: bytes, order: str) -> str | None:
     text = text.strip("\0 ")
     if not text:
         return None
-    return json.loads(text).get("source_comment") if is_ours(comment) else text
+    if is_ours(comment):
+        text = json.loads(text).get("source_comment")
+    return text if isinstance(text, str) else None

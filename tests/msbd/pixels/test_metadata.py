@@ -408,6 +408,18 @@ def test_a_png_does_not_say_what_an_earlier_run_of_ours_did(tmp_path: Path) -> N
     assert tags.exif[USER_COMMENT].data == b"UNICODE\0" + "a barn".encode("utf-16-le")
 
 
+@pytest.mark.parametrize("source", [7, {"a": 1}, "\ud800 alone", ""])
+@pytest.mark.parametrize("into", ["png", "jpg"])
+def test_no_earlier_comment_costs_the_picture(source: object, into: str, tmp_path: Path) -> None:
+    tags = Tags()
+    tags.exif[USER_COMMENT] = Value(
+        7, b"ASCII\0\0\0" + json.dumps({"msbd": "0", "source_comment": source}).encode()
+    )
+    photo = Photo(PIXELS, metadata=Metadata(exif=tags.to_bytes(), dpi=(9e7, 9e7)))
+    save_photo(photo, tmp_path / f"a.{into}", ours=OURS)
+    assert load_image(tmp_path / f"a.{into}").size == photo.size
+
+
 def test_adobe_rgb_is_said_by_exif_only_where_it_is(tmp_path: Path) -> None:
     tags = Tags()
     tags.interop[1] = Value(2, b"R03\0")
