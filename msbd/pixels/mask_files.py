@@ -101,7 +101,9 @@ def _levels(plane: np.ndarray, what: str) -> tuple[np.ndarray, tuple[str, ...]]:
         notes = ()
     if white == 255 and plane.dtype == np.uint8:
         return plane, notes
-    return np.nan_to_num(plane * np.float32(255 / white)).clip(0, 255).round().astype(np.uint8), notes
+    with np.errstate(over="ignore", invalid="ignore"):  # of what is no number, or none that a mask has
+        levels = np.nan_to_num(plane * np.float32(255 / white))
+    return levels.clip(0, 255).round().astype(np.uint8), notes
 
 
 def _of_colours(rgb: np.ndarray, alpha: np.ndarray | None, file: object) -> MaskFile:

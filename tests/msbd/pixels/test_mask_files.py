@@ -102,9 +102,10 @@ def test_an_alpha_is_read_by_its_greatest_value_too(white: int) -> None:
     assert ("the greatest value of its alpha is" in "".join(read.notes)) == (white < 65535)
 
 
+@pytest.mark.filterwarnings("error")
 def test_what_is_no_number_negative_or_a_little_beyond_white_is_clamped() -> None:
     values = np.where(AREA, 1.0, -1.0)
-    values[0, 0], values[12, 22] = np.nan, 1.2
+    values[0, 0], values[1, 1], values[12, 22] = np.nan, -3e38, 1.2
     read = read_mask(io.BytesIO(saved(values.astype(np.float32))))
     assert np.array_equal(read.mask[0, 0].numpy() > 0, AREA)
     assert "brightest value is 1.2 of 1; taken as a mask of 0 and 1" in read.notes[0]
