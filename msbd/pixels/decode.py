@@ -9,6 +9,7 @@ Why two libraries: docs/log.md, "Which library reads 16 bits".
 
 import contextlib
 import io
+import itertools
 import re
 import struct
 import sys
@@ -24,6 +25,7 @@ from PIL import Image
 
 from .decoded import (
     DEFLATE,
+    WAY_OUT,
     Decoded,
     Model,
     blob_of,
@@ -64,10 +66,10 @@ def decode(file: Path | BinaryIO, *, floats: bool = False) -> Decoded:
             return decoded
         if kind is None:
             raise ValueError(
-                f"not a readable picture: of no known format, or damaged at its start; {_WAY_OUT}"
+                f"not a readable picture: of no known format, or damaged at its start; {WAY_OUT}"
             )
         if kind not in READ:
-            raise ValueError(f"{kind}, which is not read; {_WAY_OUT}")
+            raise ValueError(f"{kind}, which is not read; {WAY_OUT}")
         stack.enter_context(_quiet())
         try:
             return _readers()[kind](source, head, floats)
@@ -94,9 +96,6 @@ def decoded_file(file: str | Path | BinaryIO, *, floats: bool = False) -> Decode
         if path is None:
             raise
         raise type(error)(f"{path}: {error}") from error
-
-
-_WAY_OUT = "save it as JPEG or PNG"
 
 
 def reason_of(error: Exception) -> str:
@@ -197,8 +196,8 @@ def _png(source: BinaryIO, head: bytes, floats: bool) -> Decoded:
     first = dict(reversed(chunks))
     frames = int.from_bytes(first.get(b"acTL", b"\0\0\0\1")[:4], "big")
     tags, metadata = read_metadata(None, chunks)
-    pixels = next((at for at, _, name in chunk_places(data) if name == b"IDAT"), len(data))
-    before = list(png_chunks(data[:pixels]))  # what stands behind the pixels says nothing of their colours
+    # What stands behind the pixels says nothing of their colours.
+    before = list(itertools.takewhile(lambda one: one[0] != b"IDAT", chunks))
     colours = tuple(one for one in before if one[0] in (b"cICP", b"sRGB", b"gAMA", b"cHRM"))
     profile = unfolded(dict(reversed(before)).get(b"iCCP", b"").partition(b"\0")[2][1:])
     # Pillow cuts 16-bit colours off at 8, and loses tRNS of grey samples that have not 8 bits.

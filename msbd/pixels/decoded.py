@@ -20,6 +20,8 @@ from .tags import Tags
 BYTES_A_PIXEL = 16  # that working on a picture takes: its samples, and in floats the three channels
 MAX_PIXELS = "MSBD_MAX_PIXELS"  # the environment variable that takes the place of the limit by memory
 
+WAY_OUT = "save it as JPEG or PNG"
+
 Model = Literal["grey", "rgb", "cmyk"]
 
 

@@ -315,9 +315,14 @@ def _shortened(output: Output, room: int, notes: list[str]) -> bytes | None:
     """The EXIF in `room` bytes: without the maker's note, with the long texts of `ours` cut, without `ours`,
     without the source's, as much of it as must be.
     """
+
+    def with_exif(tags: Tags) -> Output:
+        exif = tags.to_bytes() if tags else None
+        return replace(output, metadata=replace(output.metadata, exif=exif))
+
     tags = Tags.of(output.metadata.exif or b"")
     lost = ["the maker's note was left out"] if tags.exif.pop(MAKER_NOTE, None) else []
-    light = replace(output, metadata=replace(output.metadata, exif=tags.to_bytes() if tags else None))
+    light = with_exif(tags)
     ways = [(light, output.ours, lost)]
     for letters in (2000, 200, 20):
         ways.append(
@@ -327,11 +332,9 @@ def _shortened(output: Output, room: int, notes: list[str]) -> bytes | None:
     for directory in (tags.main, tags.exif, tags.gps):
         for number in [number for number, value in directory.items() if len(value.data) > _LONG]:
             del directory[number]
-    short = replace(output, metadata=replace(output.metadata, exif=tags.to_bytes() if tags else None))
     lost = [f"what of the source's EXIF is longer than {_LONG} bytes was left out"]
-    ways.append((short, _cut(output.ours, 20), lost))
-    bare = replace(output, metadata=replace(output.metadata, exif=None))
-    ways.append((bare, _cut(output.ours, 20), ["the source's EXIF was left out"]))
+    ways.append((with_exif(tags), _cut(output.ours, 20), lost))
+    ways.append((with_exif(Tags()), _cut(output.ours, 20), ["the source's EXIF was left out"]))
     for way, ours, what in ways:
         exif = _exif(way, ours=ours)
         if exif is None or len(exif) <= room:

@@ -17,7 +17,7 @@ from typing import Any
 from PIL import Image
 
 from .tags import IPTC, ORIENTATION, SHORT, XMP, Tags
-from .xmp import kept_xmp, orientation_of
+from .xmp import in_utf8, kept_xmp, orientation_of
 
 _LONGEST = 1 << 24  # bytes that a compressed text or profile may unfold to
 _XMP_KEY = b"XML:com.adobe.xmp"
@@ -77,6 +77,7 @@ def read_metadata(
         xmp = png_text(in_text)[1].encode()
     elif xmp is None and app1.startswith(_XMP_MARK):
         xmp = app1.removeprefix(_XMP_MARK)
+    xmp = in_utf8(xmp) if xmp else None
     if turned_by_xmp and xmp and ORIENTATION not in tags.main and (turned := orientation_of(xmp)) > 1:
         tags.main[ORIENTATION] = tags.value(SHORT, turned)
     photoshop = b"".join(
@@ -137,14 +138,16 @@ def _as_bytes(value: Any) -> bytes | None:
 
 
 def png_chunks(data: bytes) -> Iterator[Chunk]:
-    """Name and data of a PNG's chunks up to its end, but those of pixels and those with a wrong checksum."""
+    """Name and data of a PNG's chunks up to its end, those of pixels without their data; none with a wrong
+    checksum.
+    """
     for at, end, name in chunk_places(data):
         if name == b"IEND":
             return
-        if name not in (b"IDAT", b"fdAT") and data[end - 4 : end] == struct.pack(
-            ">I", zlib.crc32(data[at + 4 : end - 4])
-        ):
-            yield name, data[at + 8 : end - 4]
+        if name in (b"IDAT", b"fdAT"):
+            yield name, b""
+        elif data[at:end] == png_chunk(name, body := data[at + 8 : end - 4]):
+            yield name, body
 
 
 def chunk_places(data: bytes) -> Iterator[tuple[int, int, bytes]]:

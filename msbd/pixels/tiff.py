@@ -18,6 +18,7 @@ from .decoded import (
     DEFLATE,
     JPEG,
     LZW,
+    WAY_OUT,
     ZSTD,
     Decoded,
     Model,
@@ -159,7 +160,7 @@ def _past_thumbnails(data: bytes) -> bytes:
     return data
 
 
-_UNREAD = "which is not read; save it as JPEG or PNG"
+_UNREAD = f"which is not read; {WAY_OUT}"
 _LAB = (8, 9)  # photometric interpretations: CIE L*a*b*, and with a and b as ICC has them
 _YCBCR = (0.299, 0.587, 0.114, 0, 255, 128, 255, 128, 255)  # its coefficients and range, where none are said
 

@@ -27,10 +27,10 @@ _MOST_PREFIXES = 4  # that a text may choose for one name space
 
 
 def kept_xmp(xmp: bytes) -> bytes:
-    """In UTF-8, of an upright picture, without thumbnails of the former one, and without the names of what is
+    """Of an upright picture, without thumbnails of the former one, and without the names of what is
     not kept: an extended packet, and a gain map.
     """
-    xmp = with_value(_in_utf8(xmp), "tiff:Orientation", "1")
+    xmp = with_value(xmp, "tiff:Orientation", "1")
     for name in ("xmp:Thumbnails", "xmpNote:HasExtendedXMP", "hdrgm:Version"):
         xmp = _without(xmp, name)
     return xmp
@@ -38,7 +38,6 @@ def kept_xmp(xmp: bytes) -> bytes:
 
 def orientation_of(xmp: bytes) -> int:
     """1 to 8; 1 where it does not say."""
-    xmp = _in_utf8(xmp)
     for name in _names(xmp, "tiff:Orientation"):
         if found := re.search(rb"(?<![\w.-])" + name + rb"(?:\s*=\s*[\"']|>\s*)([1-8])\s*[\"'<]", xmp):
             return int(found[1])
@@ -116,8 +115,8 @@ def _names(xmp: bytes, name: str) -> list[bytes]:
     return [one + b":" + local.encode() for one in list(chosen)[:_MOST_PREFIXES]]
 
 
-def _in_utf8(xmp: bytes) -> bytes:
-    """Of UTF-16 and UTF-32, which XMP allows outside JPEG."""
+def in_utf8(xmp: bytes) -> bytes:
+    """A text in UTF-16 or UTF-32, which XMP allows outside JPEG, in UTF-8, as the functions here want it."""
     for encoding, step in (("utf-32-be", 4), ("utf-32-le", 4), ("utf-16-be", 2), ("utf-16-le", 2)):
         places = (xmp.find(start.encode(encoding), 0, 64) for start in ("<?xpacket", "<x:"))
         if any(at >= 0 and at % step == 0 for at in places):

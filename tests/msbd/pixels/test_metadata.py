@@ -55,8 +55,7 @@ def source(kind: str, folder: Path) -> Path:
     if kind == "jpg":
         picture.save(file, "JPEG", quality=95, exif=exif, xmp=XMP, dpi=(300, 200), comment=b"a comment")
         block = b"Photoshop 3.0\0" + photoshop_of_iptc(IPTC)
-        data = file.getvalue()
-        data = data[:20] + b"\xff\xed" + struct.pack(">H", len(block) + 2) + block + data[20:]
+        data = with_segments(file.getvalue(), (0xED, block))
     elif kind == "png":
         chunks = [
             (b"eXIf", exif.tobytes().removeprefix(b"Exif\0\0")),
@@ -361,9 +360,7 @@ def test_extended_xmp_is_left_out_with_a_note(tmp_path: Path) -> None:
     file = io.BytesIO()
     Image.fromarray(PIXELS).save(file, "JPEG", xmp=XMP.replace(b"dc:creator=", named))
     extended = b"http://ns.adobe.com/xmp/extension/\0" + guid + struct.pack(">II", 5, 0) + b"depth"
-    data = file.getvalue()
-    data = data[:20] + b"\xff\xe1" + struct.pack(">H", len(extended) + 2) + extended + data[20:]
-    photo = load_image(io.BytesIO(data))
+    photo = load_image(io.BytesIO(with_segments(file.getvalue(), (0xE1, extended))))
     assert photo.metadata.xmp is not None and b"HasExtended" not in photo.metadata.xmp
     assert [note for note in photo.notes if "extended XMP" in note]
     file.seek(0)
