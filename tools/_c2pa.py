@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ._pictures import FileBytes
+
 MIME = {
     ".png": "image/png",
     ".webp": "image/webp",
@@ -31,7 +33,7 @@ class Credentials:
     key: bytes
     algorithm: str
 
-    def sign(self, data: bytes, suffix: str, *, source: Path, source_type: str, version: str) -> bytes:
+    def sign(self, data: bytes, suffix: str, *, source: FileBytes, source_type: str, version: str) -> bytes:
         """`data`, a picture with that `suffix`, with a manifest: opened `source`, edited it as `source_type`
         (IPTC's word) says.
 
@@ -50,9 +52,9 @@ class Credentials:
         try:
             with self._signer() as signer, c2pa.Builder(json.dumps(manifest)) as builder:
                 builder.set_intent(c2pa.C2paBuilderIntent.EDIT)
-                with source.open("rb") as file:
-                    ingredient = json.dumps({"title": source.name, "relationship": "parentOf"})
-                    builder.add_ingredient(ingredient, _mime(source), file)
+                ingredient = json.dumps({"title": Path(source.name).name, "relationship": "parentOf"})
+                read = source.getvalue()
+                builder.add_ingredient(ingredient, _mime(read), io.BytesIO(read))
                 builder.sign(signer, MIME[suffix], io.BytesIO(data), signed)
         except c2pa.C2paError as error:
             raise ValueError(
@@ -69,7 +71,7 @@ class Credentials:
 
 
 def signing(
-    credentials: Credentials | None, source: Path, source_type: str
+    credentials: Credentials | None, source: FileBytes, source_type: str
 ) -> Callable[[bytes, str], bytes] | None:
     """What `save_photo` signs with: the bytes of a file and its suffix, as an edit of `source`."""
     if credentials is None:
@@ -126,8 +128,7 @@ def _algorithm(key: Any, path: Path) -> str:
     )
 
 
-def _mime(path: Path) -> str:
+def _mime(data: bytes) -> str:
     from msbd.pixels.formats import HEAD, format_of
 
-    with path.open("rb") as file:
-        return _READ.get(format_of(file.read(HEAD)) or "", "application/octet-stream")
+    return _READ.get(format_of(data[:HEAD]) or "", "application/octet-stream")

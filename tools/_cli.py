@@ -5,10 +5,12 @@ Nothing here imports torch when it is itself imported, so that `--help` answers 
 
 import argparse
 import importlib.util
+import io
 import math
 import os
 import re
 import shutil
+import signal
 import sys
 import tomllib
 import warnings
@@ -17,6 +19,7 @@ from contextlib import contextmanager
 from dataclasses import Field, dataclass, field, fields
 from itertools import combinations
 from pathlib import Path
+from threading import current_thread, main_thread
 from types import NoneType
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
@@ -51,6 +54,7 @@ class CommandParser(argparse.ArgumentParser):
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:  # type: ignore[override]
         """As argparse's, after the earlier names in `args` were replaced by those of today."""
+        prepare_console()
         words = sys.argv[1:] if args is None else list(args)
         return super().parse_known_args(self._in_new_names(words), namespace)
 
@@ -238,6 +242,40 @@ def add_result_options(common: argparse._ArgumentGroup, add: Callable[..., Any])
     )
 
 
+def add_folder_options(parser: argparse.ArgumentParser, columns: str) -> None:
+    """The options of many pictures; `columns` are those of --jobs."""
+    add = parser.add_argument_group("folders").add_argument
+    add(
+        "--jobs",
+        type=Path,
+        metavar="FILE",
+        help=f"a list of pictures, CSV or JSON lines, with the columns {columns}; image alone must be there. Names are "
+        "relative to --image, or else to the list's folder",
+    )
+    add("--recursive", action="store_true", help="read the folders below too; results keep the tree")
+    add(
+        "--format",
+        choices=("png", "webp", "tif", "jpg", "same"),
+        default="png",
+        help="of the results of a folder; same: each as its source, where that format is written (default: png)",
+    )
+    add(
+        "--resume",
+        action="store_true",
+        help="leave out what the manifest, msbd.jsonl among the results, knows as done by these settings",
+    )
+    add("--skip-existing", action="store_true", help="leave out pictures whose result is there, however made")
+    add("--shard", type=shard, metavar="I/N", help="make every N-th picture only, from the I-th on")
+    add("--workers", type=count, default=1, metavar="N", help="processes beside each other (default: 1)")
+    add("--ray", action="store_true", help="let Ray share the pictures among machines (extra ray)")
+    add(
+        "--threads",
+        type=count,
+        metavar="N",
+        help="of the CPU, in each process; results are the same to the last bit for the same number (default: all)",
+    )
+
+
 def version() -> str:
     """The project's version, from pyproject.toml: it runs from a checkout, installed nowhere."""
     return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
@@ -404,10 +442,27 @@ def picture_size(text: str) -> tuple[int, int]:
     return int(found[2]), int(found[1])
 
 
+def count(text: str) -> int:
+    """A whole number from 1 for argparse."""
+    if (value := int(text)) < 1:
+        raise ValueError
+    return value
+
+
+def shard(text: str) -> tuple[int, int]:
+    """I/N for argparse: the I-th of N parts, from 1."""
+    part, parts = (count(word) for word in text.split("/"))
+    if part > parts:
+        raise ValueError
+    return part, parts
+
+
 # What argparse says of a word that is none: "invalid number value: 'nan'".
 finite.__name__ = "number"
 weighted_file.__name__ = "FILE:WEIGHT"
 picture_size.__name__ = "WxH"
+count.__name__ = "number (from 1)"
+shard.__name__ = "part (I/N, I from 1 to N)"
 
 
 def wide(size: tuple[int, int]) -> str:
@@ -457,6 +512,11 @@ def lora_names(loras: Iterable[tuple[str, float]]) -> list[str] | None:
     ] or None
 
 
+def without_machine(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """What a result's file says, but for `machine_facts`."""
+    return {name: value for name, value in facts.items() if name not in ("device", "dtype", "msbd", "torch")}
+
+
 def machine_facts(device: "torch.device", dtype: "torch.dtype") -> dict[str, str]:
     """What a result's file says of the run itself: device, precision and versions."""
     import torch
@@ -477,10 +537,14 @@ def same_file(one: Path, other: Path) -> bool:
 # ---- device ------------------------------------------------------------------------------------------------
 
 
-def choose_device(device: str, dtype: str) -> "tuple[torch.device, torch.dtype]":
-    """What the words of --device and --dtype mean on this machine. ValueError for what it does not have."""
+def choose_device(device: str, dtype: str, threads: int | None = None) -> "tuple[torch.device, torch.dtype]":
+    """What the words of --device and --dtype mean on this machine; `threads` are set. ValueError for what it
+    does not have.
+    """
     import torch
 
+    if threads is not None:
+        torch.set_num_threads(threads)
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if device == "auto":
         device = next(name for name, available in there.items() if available)
@@ -499,14 +563,14 @@ def choose_device(device: str, dtype: str) -> "tuple[torch.device, torch.dtype]"
 class Progress:
     """One line per task of a stage, with the time left; silent where stderr is not a terminal."""
 
-    def __init__(self, *, quiet: bool) -> None:
+    def __init__(self, *, quiet: bool, part: str = "") -> None:
         from tqdm import tqdm
 
         self._open = tqdm
         self._disable = True if quiet else None  # None: ask the terminal
         self._bar: Any = None
         self._title = ""
-        self.part = ""  # in front of the title: which part of the work this is
+        self.part = part  # in front of the title: which part of the work this is
 
     def __enter__(self) -> "Progress":
         return self
@@ -526,16 +590,27 @@ class Progress:
         self._bar.update(at.step - self._bar.n)
 
 
-def warn_of_long_prompts(tokenizer: Any, prompts: Iterable[str]) -> None:
-    """Say on stderr where the end of a prompt is not read; `tokenizer` is a pipeline's."""
+def long_prompts(tokenizer: Any, prompts: Iterable[str]) -> list[str]:
+    """A note for each prompt whose end is not read; `tokenizer` is a pipeline's."""
     from weights.tokenizer import CONTEXT, PromptTokenizer
 
-    for prompt in prompts:
-        if isinstance(tokenizer, PromptTokenizer) and (length := tokenizer.length(prompt)) > CONTEXT:
-            print(
-                f"note: a prompt has {length} tokens, the last {length - CONTEXT} are cut off",
-                file=sys.stderr,
-            )
+    if not isinstance(tokenizer, PromptTokenizer):
+        return []
+    lengths = [tokenizer.length(prompt) for prompt in prompts]
+    return [
+        f"a prompt has {length} tokens, the last {length - CONTEXT} are cut off"
+        for length in lengths
+        if length > CONTEXT
+    ]
+
+
+def check_prompt(flag: str, prompt: str | None) -> None:
+    """ValueError for a prompt with bytes that are no letters in the terminal's encoding."""
+    if found := re.search(r"[\ud800-\udfff]+", prompt or ""):
+        raise ValueError(
+            f"{flag}: holds {found[0]!a} where letters are expected: bytes that are not {sys.getfilesystemencoding()}; "
+            "type it in a terminal of that encoding, or give it in --jobs"
+        )
 
 
 # Constructs of other programs' prompts, how each is found, and what is said of it; {0} is what was found.
@@ -590,9 +665,40 @@ class Transfer:
 
 @dataclass
 class Outcome:
-    """How a run ended: `exit_code` 0, 1 for an expected failure, 130 when interrupted."""
+    """How a run ended: `exit_code` 0, 1 for an expected failure, 130 and 143 when it was ended."""
 
     exit_code: int = 0
+
+
+class Ended(KeyboardInterrupt):
+    """The process was asked to end, by signal number `args[0]`: what cleans up after Ctrl-C does so here."""
+
+
+@contextmanager
+def ending_cleanly() -> Iterator[None]:
+    """Let SIGTERM, of a scheduler or Docker, and SIGHUP raise `Ended` where they would end the process."""
+
+    def end(number: int, _: object) -> None:
+        signal.signal(number, signal.SIG_IGN)  # once is enough
+        raise Ended(number)
+
+    names = [name for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    numbers = [getattr(signal, name) for name in names] if current_thread() is main_thread() else []
+    taken = [number for number in numbers if signal.getsignal(number) == signal.SIG_DFL]  # nohup ignores one
+    for number in taken:
+        signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number in taken:
+            signal.signal(number, signal.SIG_DFL)
+
+
+def prepare_console() -> None:
+    """Have every line shown at once, in a file or a pipe too, and escape what the console cannot show."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace", line_buffering=True)
 
 
 EDIT_MEMORY = "take fewer candidates, smaller tiles (--tile, --tile-batch 1), --no-decoder-optimization, or --device cpu"
@@ -605,9 +711,15 @@ def report_errors(*, debug: bool = False, memory: str = EDIT_MEMORY) -> Iterator
     `memory` is the way out when there is not enough of it.
     """
     outcome, before = Outcome(), warnings.formatwarning
-    warnings.formatwarning = lambda message, *_: f"warning: {as_typed(str(message))}\n"  # in one line too
+    # In one line too.
+    warnings.formatwarning = lambda message, *_: f"warning: {as_typed(' '.join(str(message).split()))}\n"
+    prepare_console()
     try:
-        yield outcome
+        with ending_cleanly():
+            yield outcome
+    except Ended as end:
+        outcome.exit_code = 128 + end.args[0]
+        print("ended from outside", file=sys.stderr)
     except KeyboardInterrupt as interrupt:
         if debug:
             raise

@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from msbd.files import whole_file
 from msbd.pixels.files import save_image, to_pixels
 from msbd.pixels.metrics import bootstrap_interval, wilson_interval
-from weights.files import whole_file
 
 from ._cli import ROOT, version
 

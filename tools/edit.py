@@ -11,6 +11,7 @@ import argparse
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,9 +20,11 @@ from msbd.edit.config import DEFAULT, FAST, EditConfig
 
 from ._c2pa import Credentials, read_credentials, signing
 from ._cli import (
+    EDIT_MEMORY,
     CommandParser,
     Progress,
     add_config_options,
+    add_folder_options,
     add_lora,
     add_model_and_preset,
     add_options,
@@ -30,31 +33,36 @@ from ._cli import (
     add_shared_options,
     check_not_shadowed,
     check_outputs,
+    check_prompt,
     check_transparency,
     choose_device,
     config_options,
     errors_by_flag,
     given_options,
+    long_prompts,
     lora_names,
     machine_facts,
     part_name,
     picture_parser,
-    print_notes,
     prompt_notes,
     report_errors,
     same_file,
     sampling_notes,
     sampling_of,
-    warn_of_long_prompts,
     wide,
+    without_machine,
 )
+from ._pictures import FileBytes, check_result, read_mask, read_photo
+from .folders.run import carry_out, check_usage
+from .folders.tasks import Task
+from .folders.tool import Made, Opening, Planned, Tell
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
     from msbd.edit.parts import Part
-    from msbd.edit.pipeline import EditResult
+    from msbd.edit.pipeline import EditPipeline, EditResult
     from msbd.edit.plan import EditPlan
     from msbd.load import PlanFacts
     from msbd.pixels.box import Box
@@ -96,23 +104,31 @@ GROUPS: dict[str, tuple[str, ...]] = {
 def build_parser() -> CommandParser:
     """The command line; torch is not needed for it."""
     parser, common = picture_parser(
-        "edit", "-i IMAGE (-m MASK | --mask-from-alpha) -p PROMPT -o OUTPUT [options]", __doc__
+        "edit", "-i PATH (-m PATH | --mask-from-alpha) -p PROMPT -o PATH [options]", __doc__
     )
     add = common.add_argument
-    add("-i", "--image", type=Path, required=True, help="the picture to edit")
-    add("-m", "--mask", type=Path, help="a picture of the same size, white where to edit")
+    add("-i", "--image", type=Path, metavar="PATH", help="the picture to edit, or a folder of them")
+    add(
+        "-m",
+        "--mask",
+        type=Path,
+        metavar="PATH",
+        help="a picture of the same size, white where to edit; for a folder one for all, or a folder of masks that are "
+        "called as their pictures",
+    )
     add(
         "--mask-from-alpha",
         action="store_true",
         help="edit where the mask is transparent, or without one the picture, whose result is opaque then",
     )
-    add("-p", "--prompt", required=True, help="what to paint")
+    add("-p", "--prompt", help="what to paint")
     add(
         "-o",
         "--output",
         type=Path,
         required=True,
-        help="the result: .png, .tif, .webp (lossless, all three) or .jpg",
+        metavar="PATH",
+        help="the result: .png, .tif, .webp (lossless, all three) or .jpg; for a folder a folder",
     )
     add_model_and_preset(
         common,
@@ -121,7 +137,7 @@ def build_parser() -> CommandParser:
         default="default",
     )
     add_options(common, OPTIONS, ("num_steps",))
-    add("--compare", type=Path, metavar="FILE", help="before, the mask's outline and after, side by side")
+    add("--compare", type=Path, metavar="PATH", help="before, the mask's outline and after, side by side")
     add = parser.add_argument_group("model and mask").add_argument
     add_lora(add, "the model")
     add_parts(add, "the net that enlarges one stage's result for the next")
@@ -140,6 +156,7 @@ def build_parser() -> CommandParser:
     )
     add_config_options(parser, OPTIONS, GROUPS)
     parser.add_renamed("--mode", "--method")
+    add_folder_options(parser, "image, mask, prompt, seed, margin, output")
     add = parser.add_argument_group("what else to write").add_argument
     add(
         "--candidates",
@@ -154,31 +171,27 @@ def build_parser() -> CommandParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one edit; exit code 0, 1 for an expected failure, 2 for wrong usage."""
+    """Edit what is asked for; exit code 0, 1 for an expected failure, 2 for wrong usage."""
     parser = build_parser()
     args = parser.parse_args(argv)
-    if args.mask is None and not args.mask_from_alpha:
+    check_usage(parser, args)
+    if args.mask is None and not args.mask_from_alpha and args.jobs is None:
         parser.error("one of the arguments -m/--mask --mask-from-alpha is required")
+    if args.prompt is None and args.jobs is None:
+        parser.error("the following arguments are required: -p/--prompt")
     with report_errors(debug=args.debug) as outcome:
         check_not_shadowed()
-        job = prepare(args)
-        print_notes(job.notes, quiet=args.quiet)
-        if args.dry_run:
-            print("\n".join(describe(job)))
-        else:
-            run(args, job)
+        carry_out(Opening("tools.edit", "Editor", args), Editor)
     return outcome.exit_code
 
 
 @dataclass(frozen=True)
 class EditJob:
-    """A checked command: nothing that the command line or its files can be blamed for is left."""
+    """A checked command: nothing that the command line can be blamed for is left, but for its pictures."""
 
-    photo: "Photo"
-    mask: "Tensor"  # (1, 1, H, W)
-    config: "EditConfig"
-    parts: "list[tuple[Part, EditPlan]]"  # of the mask, edited one after the other
     model: "Located"
+    facts: "PlanFacts"
+    config: EditConfig
     seam_decoder: str | None  # where the seam is asymmetric
     loras: "list[tuple[Lora, float]]"
     device: "torch.device"
@@ -186,26 +199,37 @@ class EditJob:
     notes: list[str]
     credentials: Credentials | None = None
 
+
+@dataclass(frozen=True)
+class EditTask:
+    """A picture that was read and checked, with all that is to be done to it."""
+
+    args: argparse.Namespace  # the command line, for this picture
+    source: FileBytes
+    mask_source: FileBytes | None
+    photo: "Photo"
+    mask: "Tensor"  # (1, 1, H, W)
+    parts: "list[tuple[Part, EditPlan]]"  # of the mask, edited one after the other
+    notes: list[str]
+
     @property
-    def plan(self) -> "EditPlan":
-        """That of the first part, whose settings all have."""
-        return self.parts[0][1]
+    def config(self) -> EditConfig:
+        """The settings that all parts have."""
+        return self.parts[0][1].config
 
 
 def prepare(args: argparse.Namespace) -> EditJob:
-    """Read and check everything but the model's weights, and write nothing.
-
-    ValueError or OSError, in one line.
-    """
+    """Check everything but weights and pictures, and write nothing. ValueError or OSError, in one line."""
     from msbd.load import locate_editor, plan_facts
     from msbd.loading.choose import choose_editor
     from msbd.loading.nets import read_lora_file
     from msbd.loading.seam import choose_seam_decoder, find_seam_decoder
 
-    check_paths(args)
-    device, dtype = choose_device(args.device, args.dtype)
+    device, dtype = choose_device(args.device, args.dtype, args.threads)
     with errors_by_flag(OPTIONS):
         config = edit_config(args)
+    check_prompt("--prompt", args.prompt)
+    check_prompt("--negative-prompt", config.negative_prompt)
     name, notes = args.model, []
     if name == "auto":
         choice = choose_editor()
@@ -214,21 +238,217 @@ def prepare(args: argparse.Namespace) -> EditJob:
     facts = plan_facts(model)
     loras = [(read_lora_file(path), weight) for path, weight in args.lora]  # refused now, not after minutes
     with errors_by_flag(OPTIONS):
-        config.for_model(facts.spec)  # refuses unsuitable sizes before pictures are read
-    photo, mask, read_notes = read_pictures(args)
-    parts = plan_parts(args, mask, config, facts)
-    plan = parts[0][1]
+        seam = config.for_model(facts.spec).seam  # and refuses unsuitable sizes before pictures are read
     decoder = None
-    if plan.config.seam == "asymmetric":
+    if seam == "asymmetric":
         decoder = args.seam_decoder or choose_seam_decoder(model)
         find_seam_decoder(decoder)
-    notes += (
-        read_notes
-        + unused(args, [plan for _, plan in parts])
-        + prompt_notes(args.prompt, config.negative_prompt)
+    elif args.seam_decoder:
+        notes.append(f"--seam-decoder: not used with --seam {seam}")
+    notes += sampling_notes(
+        {name: few_steps(sampling) for name, sampling in sampling_of(args.lora).items()}, OPTIONS
     )
     credentials = read_credentials(*args.c2pa) if args.c2pa else None
-    return EditJob(photo, mask, config, parts, model, decoder, loras, device, dtype, notes, credentials)
+    return EditJob(model, facts, config, decoder, loras, device, dtype, notes, credentials)
+
+
+class Editor:
+    """The command that was checked, and its nets once the first picture was read."""
+
+    memory = EDIT_MEMORY
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        """ValueError or OSError."""
+        self.args, self.job = args, prepare(args)
+        self.notes, self.part = self.job.notes, ""
+        self._pipeline: EditPipeline | None = None
+
+    @cached_property
+    def _facts(self) -> dict[str, Any]:
+        return metadata(self.args, self.job)
+
+    @staticmethod
+    def one_task(args: argparse.Namespace) -> Task:
+        """The picture of a command that names one, and where its result goes."""
+        check_paths(args)
+        return Task(args.image.name, args.image, args.output, args.compare, args.mask)
+
+    def settings(self, task: Task) -> dict[str, Any]:
+        """All that changes the result of one picture, but for what its files hold, and the machine."""
+        args = task.of(self.args)
+        named = (
+            "prompt",
+            "mask_from_alpha",
+            "invert_mask",
+            "resize_mask",
+            "parts",
+            "upscaler",
+            "no_metadata",
+        )
+        settings = without_machine(self._facts) | asdict(edit_config(args))
+        settings |= {name: getattr(args, name) for name in (*named, "strip_metadata", "dtype")}
+        return settings | {"signed": args.c2pa is not None}
+
+    def plan(self, task: Task) -> Planned:
+        """What would be done to one picture. ValueError or OSError."""
+        edit = self.read(task)
+        evaluations = sum(plan.evaluations for _, plan in edit.parts)
+        line = f"{task.name}: {edit_text(edit)}, {evaluations:,} evaluations"
+        return Planned(line, tuple(describe(edit)), evaluations, tuple(edit.notes))
+
+    def summary(self, evaluations: int) -> str:
+        """How the pictures would be edited, all of them."""
+        guided = self.job.config.for_model(self.job.facts.spec).guidance_scale != 1
+        how = "each for the prompt and for the negative one" if guided else "without guidance"
+        return f"in all       {evaluations:,} evaluations, {how}"
+
+    def make(self, task: Task, tell: Tell) -> Made:
+        """Read, edit and write one picture. ValueError or OSError."""
+        edit = self.read(task)
+        tell(edit.notes)
+        tell(long_prompts(self._nets.tokenizer, (edit.args.prompt, edit.config.negative_prompt)))
+        lines = self._edit(edit, tell)
+        mask = edit.mask_source
+        return Made(
+            f"{task.output}: {edit_text(edit)}",
+            edit.source.digest,
+            edit.source.seen,
+            mask and mask.digest,
+            mask and mask.seen,
+            lines=tuple(lines),
+        )
+
+    def read(self, task: Task) -> EditTask:
+        """The picture and its mask, of one size, with something to edit, once it is certain that the result
+        can be written. ValueError or OSError.
+        """
+        from msbd.pixels.masks import resize_mask
+
+        args = task.of(self.args)
+        if args.mask is None and not args.mask_from_alpha:
+            raise ValueError(f"{task.image}: no mask; give one, or --mask-from-alpha")
+        if not args.prompt:
+            raise ValueError(f"{task.image}: no prompt; give one, or --prompt for all")
+        check_prompt(f"{task.image}: its prompt", args.prompt)
+        source = FileBytes(task.image)
+        photo = read_photo(source)
+        check_result(args.output, photo.size, like=photo)
+        if not becomes_opaque(args):
+            check_transparency(photo, args.image, args.output)
+        mask_source = FileBytes(args.mask) if args.mask else None
+        file = mask_source or source
+        file.seek(0)
+        read = read_mask(file, invert=args.invert_mask, from_alpha=args.mask_from_alpha)
+        mask = resize_mask(read.mask, photo.size) if args.resize_mask else read.mask
+        check_mask(
+            replace(read, mask=mask),
+            args.mask or args.image,
+            photo,
+            args.image,
+            invert=args.invert_mask,
+            from_alpha=args.mask_from_alpha,
+        )
+        with errors_by_flag(OPTIONS):
+            parts = plan_parts(args, mask, edit_config(args), self.job.facts)
+        notes = [f"{args.image}: {note}" for note in photo.notes] + list(read.notes)
+        notes = list(dict.fromkeys(notes))  # of one file both say the same
+        notes += not_upscaled(args, [plan for _, plan in parts])
+        notes += prompt_notes(args.prompt, parts[0][1].config.negative_prompt)
+        return EditTask(args, source, mask_source, photo, mask, parts, notes)
+
+    @property
+    def _nets(self) -> "EditPipeline":
+        """The pipeline, which is read when it is first asked for."""
+        from msbd.load import load_edit_pipeline
+
+        if self._pipeline is None:
+            job = self.job
+            self._pipeline = load_edit_pipeline(
+                job.model, device=job.device, dtype=job.dtype, loras=job.loras, seam_decoder=job.seam_decoder
+            )
+        return self._pipeline
+
+    def _edit(self, edit: EditTask, tell: Tell) -> list[str]:
+        """Edit and write a picture; what was done, line by line."""
+        import torch
+
+        from ._sheets import StagePictures
+
+        args, image, sheets, lines, notes = edit.args, edit.photo.image, [], [], []
+        weight = torch.zeros_like(edit.mask)
+        stages = StagePictures(args.stages) if args.stages else None
+        with Progress(quiet=args.quiet) as progress:
+            for number, (cells, plan) in enumerate(edit.parts, 1):
+                part = f"part {number} of {len(edit.parts)}, " if len(edit.parts) > 1 else ""
+                progress.part = self.part + part
+                if stages:
+                    stages.part = part
+                result = self._nets(
+                    image, cells.of(edit.mask), args.prompt, plan=plan, on_step=progress, on_picture=stages
+                )
+                image, weight = result.image, torch.maximum(weight, result.weight)
+                notes += [part + note for note in result.notes]
+                lines += [part + line for line in timings(result)]
+                if args.candidates:
+                    sheets.append(candidates_of(result))
+        # The source's samples wherever they were kept.
+        tell(notes + self._write(edit, edit.photo.painted(image, weight), sheets, notes))
+        written = {
+            "result": args.output,
+            "comparison": args.compare,
+            "candidates": args.candidates,
+            "stages": args.stages,
+        }
+        return [*lines, *(f"{what:12} {path}" for what, path in written.items() if path)]
+
+    def _write(self, edit: EditTask, edited: "Photo", sheets: list[Any], made: list[str]) -> list[str]:
+        """Write the result, which keeps the notes `made`, and the pictures about it; further notes."""
+        from msbd.pixels.files import save_image, save_photo
+        from msbd.pixels.metadata import Metadata
+        from msbd.pixels.xmp import EDITED
+
+        from ._sheets import comparison, fitting, shown, stacked
+
+        args = edit.args
+        silent = args.no_metadata or args.strip_metadata
+        if becomes_opaque(args):
+            edited = replace(edited, alpha=None)
+        if args.strip_metadata:
+            edited = replace(edited, metadata=Metadata())
+        notes = save_photo(
+            edited,
+            args.output,
+            ours=None if silent else self._written(edit) | {"notes": "; ".join(made) or None},
+            source_type=None if silent else EDITED,
+            sign=signing(self.job.credentials, edit.source, EDITED),
+        )
+        if args.compare:
+            save_image(comparison(shown(edit.photo), shown(edited), edit.mask), args.compare)
+        if args.candidates:
+            sheet = stacked(sheets)
+            fitted = fitting(sheet, args.candidates)
+            save_image(fitted, args.candidates)
+            if fitted.shape != sheet.shape:
+                size, held = wide(sheet.shape[:2]), wide(fitted.shape[:2])
+                notes.append(f"{args.candidates}: {held} pixels in place of {size}; a .png holds all of them")
+        return notes
+
+    def _written(self, edit: EditTask) -> dict[str, Any]:
+        """What the file says of how it was made."""
+        args, mask = edit.args, edit.mask_source
+        own = {
+            "prompt": args.prompt,
+            "image_hash": edit.source.digest[:10],
+            "mask_hash": mask and mask.digest[:10],
+            "mask_from_alpha": args.mask_from_alpha,
+            "invert_mask": args.invert_mask,
+            "resize_mask": args.resize_mask,
+            "parts": len(edit.parts),
+        }
+        facts = self._facts
+        if not upscales(args, [plan for _, plan in edit.parts]):
+            facts = facts | {"upscaler": None}
+        return own | facts | asdict(edit.config) | machine_facts(self.job.device, self.job.dtype)
 
 
 def plan_parts(
@@ -258,18 +478,13 @@ def plan_parts(
     return [(part, plan(number, part)) for number, part in enumerate(parts)]
 
 
-def unused(args: argparse.Namespace, plans: "Sequence[EditPlan]") -> list[str]:
-    """A note for each thing that was asked for and does not apply."""
-    config = plans[0].config
-    made_for = {name: few_steps(sampling) for name, sampling in sampling_of(args.lora).items()}
-    notes = sampling_notes(made_for, OPTIONS)
-    if args.seam_decoder and config.seam != "asymmetric":
-        notes.append(f"--seam-decoder: not used with --seam {config.seam}")
-    if args.upscaler and not upscales(args, plans):
-        mode = config.upscaling_mode
-        why = f"with --upscaling-mode {mode}" if mode != "rrdb" else "in this edit, no stage of which grows"
-        notes.append(f"--upscaler: not used {why}")
-    return notes
+def not_upscaled(args: argparse.Namespace, plans: "Sequence[EditPlan]") -> list[str]:
+    """A note where --upscaler was given and is not used."""
+    if not args.upscaler or upscales(args, plans):
+        return []
+    mode = plans[0].config.upscaling_mode
+    why = f"with --upscaling-mode {mode}" if mode != "rrdb" else "in this edit, no stage of which grows"
+    return [f"--upscaler: not used {why}"]
 
 
 def upscales(args: argparse.Namespace, plans: "Sequence[EditPlan]") -> bool:
@@ -333,31 +548,6 @@ def check_paths(args: argparse.Namespace) -> None:
             raise ValueError(f"{path}: --stages could overwrite what {flag} names; take another folder")
 
 
-def read_pictures(args: argparse.Namespace) -> "tuple[Photo, Tensor, list[str]]":
-    """Picture and mask, of one size, with something to edit, and what is to be said of them."""
-    from msbd.pixels.files import check_output_path, load_image
-    from msbd.pixels.mask_files import read_mask
-    from msbd.pixels.masks import resize_mask
-
-    photo = load_image(args.image)
-    check_output_path(args.output, photo.size)
-    if not becomes_opaque(args):
-        check_transparency(photo, args.image, args.output)
-    source = args.mask or args.image
-    read = read_mask(source, invert=args.invert_mask, from_alpha=args.mask_from_alpha)
-    mask = resize_mask(read.mask, photo.size) if args.resize_mask else read.mask
-    check_mask(
-        replace(read, mask=mask),
-        source,
-        photo,
-        args.image,
-        invert=args.invert_mask,
-        from_alpha=args.mask_from_alpha,
-    )
-    notes = [f"{args.image}: {note}" for note in photo.notes] + list(read.notes)
-    return photo, mask, list(dict.fromkeys(notes))  # of one file both say the same
-
-
 def becomes_opaque(args: argparse.Namespace) -> bool:
     """Whether the result has no transparency: where the picture's own was the mask."""
     return args.mask_from_alpha and args.mask is None
@@ -394,10 +584,16 @@ def check_mask(
     raise ValueError(f"{source}: the mask is empty: no pixel is to be edited; {why}")
 
 
-def describe(job: EditJob) -> list[str]:
+def edit_text(edit: EditTask) -> str:
+    """A picture and its mask in words."""
+    parts = f" in {len(edit.parts)} parts" if len(edit.parts) > 1 else ""
+    return f"{wide(edit.photo.size)}, {int(edit.mask.sum()):,} pixels masked{parts}"
+
+
+def describe(edit: EditTask) -> list[str]:
     """What an edit would do, line by line."""
-    lines = [f"picture      {wide(job.photo.size)} pixels, {int(job.mask.sum()):,} of them masked"]
-    for _, plan in job.parts:
+    lines = [f"picture      {wide(edit.photo.size)} pixels, {int(edit.mask.sum()):,} of them masked"]
+    for _, plan in edit.parts:
         crop = plan.crop
         lines.append(f"crop         {wide(crop.size)} at ({crop.left}, {crop.top})")
         for stage in plan.stages:
@@ -406,78 +602,7 @@ def describe(job: EditJob) -> list[str]:
             lines.append(
                 f"{stage.name:12} {wide(stage.size)}, {tiles}{candidates}{stage.evaluations:,} evaluations of the U-Net"
             )
-    guided = (
-        "each for the prompt and for the negative one"
-        if job.plan.config.guidance_scale != 1
-        else "without guidance"
-    )
-    return [*lines, f"in all       {sum(plan.evaluations for _, plan in job.parts):,} evaluations, {guided}"]
-
-
-def run(args: argparse.Namespace, job: EditJob) -> None:
-    """Load the model, edit, write."""
-    import torch
-
-    from msbd.load import load_edit_pipeline
-    from msbd.pixels.files import save_image, save_photo
-    from msbd.pixels.metadata import Metadata
-    from msbd.pixels.xmp import EDITED
-
-    from ._sheets import StagePictures, comparison, fitting, shown, stacked
-
-    pipeline = load_edit_pipeline(
-        job.model, device=job.device, dtype=job.dtype, loras=job.loras, seam_decoder=job.seam_decoder
-    )
-    if not args.quiet:
-        warn_of_long_prompts(pipeline.tokenizer, (args.prompt, job.config.negative_prompt))
-    silent = args.no_metadata or args.strip_metadata
-    facts = None if silent else metadata(args, job)
-    image, sheets, lines, notes = job.photo.image, [], [], []
-    weight = torch.zeros_like(job.mask)
-    stages = StagePictures(args.stages) if args.stages else None
-    with Progress(quiet=args.quiet) as progress:
-        for number, (cells, plan) in enumerate(job.parts, 1):
-            mask = cells.of(job.mask)
-            part = f"part {number} of {len(job.parts)}, " if len(job.parts) > 1 else ""
-            progress.part = part
-            if stages:
-                stages.part = part
-            result = pipeline(image, mask, args.prompt, plan=plan, on_step=progress, on_picture=stages)
-            image, weight = result.image, torch.maximum(weight, result.weight)
-            notes += [part + note for note in result.notes]
-            lines += [part + line for line in timings(result)]
-            if args.candidates:
-                sheets.append(candidates_of(result))
-    edited = job.photo.painted(image, weight)  # the source's samples wherever they were kept
-    if becomes_opaque(args):
-        edited = replace(edited, alpha=None)
-    if args.strip_metadata:
-        edited = replace(edited, metadata=Metadata())
-    notes += save_photo(
-        edited,
-        args.output,
-        ours=facts and facts | {"notes": "; ".join(notes) or None},
-        source_type=None if silent else EDITED,
-        sign=signing(job.credentials, args.image, EDITED),
-    )
-    if args.compare:
-        save_image(comparison(shown(job.photo), shown(edited), job.mask), args.compare)
-    if args.candidates:
-        sheet = stacked(sheets)
-        fitted = fitting(sheet, args.candidates)
-        save_image(fitted, args.candidates)
-        if fitted.shape != sheet.shape:
-            size, held = wide(sheet.shape[:2]), wide(fitted.shape[:2])
-            notes.append(f"{args.candidates}: {held} pixels in place of {size}; a .png holds all of them")
-    if not args.quiet:
-        print_notes(notes, quiet=False)
-        written = {
-            "result": args.output,
-            "comparison": args.compare,
-            "candidates": args.candidates,
-            "stages": args.stages,
-        }
-        print("\n".join([*lines, *(f"{what:12} {path}" for what, path in written.items() if path)]))
+    return lines
 
 
 def candidates_of(result: "EditResult") -> Any:
@@ -491,31 +616,19 @@ def candidates_of(result: "EditResult") -> Any:
 
 
 def metadata(args: argparse.Namespace, job: EditJob) -> dict[str, Any]:
-    """What is needed to make the picture again; asked before the edit, as the model's files may change."""
+    """What a result's file says of the model; asked once, as the model's files may change."""
     from msbd.load import model_hash
     from msbd.loading.seam import find_seam_decoder
-    from weights.files import sha256
 
+    decoder = job.seam_decoder
     return {
-        "prompt": args.prompt,
-        "image_hash": sha256(args.image)[:10],
-        "mask_hash": sha256(args.mask)[:10] if args.mask else None,
-        "mask_from_alpha": args.mask_from_alpha,
-        "invert_mask": args.invert_mask,
-        "resize_mask": args.resize_mask,
-        "parts": len(job.parts),
         "model": Path(job.model.name).name,  # of a folder no more than its own name
         "vae": part_name(args.vae, job.model.net("vae").path) if args.vae else None,
-        "upscaler": part_name(args.upscaler, job.model.net("rrdb").path)
-        if upscales(args, [plan for _, plan in job.parts])
-        else None,
-        "seam_decoder": job.seam_decoder
-        and part_name(job.seam_decoder, find_seam_decoder(job.seam_decoder).path),
+        "upscaler": part_name(args.upscaler, job.model.net("rrdb").path) if args.upscaler else None,
+        "seam_decoder": decoder and part_name(decoder, find_seam_decoder(decoder).path),
         "model_hash": model_hash(job.model),
         "loras": lora_names(args.lora),
         "preset": args.preset,
-        **asdict(job.plan.config),
-        **machine_facts(job.device, job.dtype),
     }
 
 

@@ -12,9 +12,10 @@ import hashlib
 import json
 import mmap
 import os
+import time
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from .pickles import PickleError, read_pickle
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 # What a header of safetensors may say: SDXL's single file has 2,500 tensors, and 300,000 bytes that say what
 # and where they are.
@@ -117,22 +123,19 @@ def write_safetensors(
     # Wide dtypes first keeps every tensor aligned to its item size.
     ordered = sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0]))
     header = _make_header(ordered, {"format": "pt", **(metadata or {})})
-    with whole_file(path) as unfinished, open(unfinished, "xb") as file:
-        file.write(len(header).to_bytes(8, "little") + header)
-        for _, tensor in ordered:
-            file.write(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-@contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` to write to; it takes `path`'s place at the end, so that a failure
-    leaves the old file.
-    """
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    path = Path(os.path.realpath(path))  # of a link, what it leads to
+    unfinished = path.with_name(f".msbd-{os.getpid()}-{time.monotonic_ns()}.tmp")
     try:
-        yield unfinished
+        with open(unfinished, "xb") as file:
+            # Without a lock msbd.files.remove_leftovers takes it for one that a killed process left.
+            if fcntl is not None:
+                with suppress(OSError):
+                    fcntl.flock(file, fcntl.LOCK_EX)
+            file.write(len(header).to_bytes(8, "little") + header)
+            for _, tensor in ordered:
+                file.write(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(unfinished, path)
     finally:
         unfinished.unlink(missing_ok=True)  # gone already when all went well

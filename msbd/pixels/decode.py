@@ -84,7 +84,7 @@ def decode(file: Path | BinaryIO, *, floats: bool = False) -> Decoded:
 
 
 def decoded_file(file: str | Path | BinaryIO, *, floats: bool = False) -> Decoded:
-    """The file's samples as they are; errors as `load_image`, with the file's name."""
+    """The file's samples as they are; errors as `load_image`, with the file's name where it has one."""
     path = Path(file) if isinstance(file, str | Path) else None
     if path is not None and not path.exists():
         raise FileNotFoundError(f"{path}: there is no such file")
@@ -93,9 +93,15 @@ def decoded_file(file: str | Path | BinaryIO, *, floats: bool = False) -> Decode
     try:
         return decode(path or file, floats=floats)  # type: ignore[arg-type]
     except (ValueError, ImportError) as error:
-        if path is None:
+        if not (name := name_of(file)):
             raise
-        raise type(error)(f"{path}: {error}") from error
+        raise type(error)(f"{name}: {error}") from error
+
+
+def name_of(file: str | Path | BinaryIO) -> str:
+    """What messages call a file: its path, which an open one has in `name`; "" for bytes without one."""
+    name = str(file) if isinstance(file, str | Path) else getattr(file, "name", "")
+    return name if isinstance(name, str) else ""
 
 
 def reason_of(error: Exception) -> str:

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..files import whole_file
+from ..files import check_name, whole_file
 from . import colours
 from .decode import decoded_file
 from .encode import JPEG_SUFFIXES, LONGEST, SUFFIXES, Output, encode
@@ -228,6 +228,7 @@ def check_output_path(path: str | Path, size: tuple[int, int] = (1, 1)) -> str:
         )
     if not path.parent.is_dir():
         raise ValueError(f"{path}: the folder {path.parent} does not exist")
+    check_name(path)
     if max(size) > (longest := LONGEST.get(suffix, max(size))):
         raise ValueError(
             f"{path}: {suffix} holds at most {longest} pixels a side, not {max(size)}; write a .png"

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from . import colours
-from .decode import decoded_file
+from .decode import decoded_file, name_of
 from .luma import BT601
 
 WHITE = 128  # of 255: from here on a pixel is edited
@@ -48,6 +48,7 @@ def read_mask(file: str | Path | BinaryIO, *, invert: bool = False, from_alpha: 
     and, with `invert`, for grey of which nothing is white.
     """
     decoded = decoded_file(file, floats=True)
+    file = name_of(file) or "the mask"
     alpha, more = None, ()
     if decoded.alpha is not None:
         alpha, more = _levels(decoded.alpha, f"{file}: the greatest value of its alpha")

@@ -282,7 +282,7 @@ def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ("-i", "{folder}/none.png", "there is no such file"),
         ("-i", "{folder}/text.png", "not a readable picture"),
-        ("-i", "{folder}", "not a readable picture"),
+        ("-i", "{folder}", "--output takes a folder, as there are many pictures"),
         ("-m", "{folder}/none.png", "there is no such file"),
         ("-m", "{folder}/small.png", "--resize-mask"),
         ("-m", "{folder}/black.png", "the mask is empty"),

@@ -14,7 +14,7 @@ from msbd.loading import choose
 from nets.vae import AutoencoderKL
 from tests.helpers.tiny_bundle import VAE, write_part, write_tiny_bundle
 from tools import _cli
-from tools.edit import build_parser, main, prepare, preset_options
+from tools.edit import Editor, build_parser, main, preset_options
 from weights.files import WeightsError
 from weights.registry import MODELS, check_kind
 
@@ -115,19 +115,26 @@ def test_another_upscaler_and_autoencoder_change_the_result_and_stand_in_it(
         assert re.fullmatch(rf"{name}\.safetensors \([0-9a-f]{{10}}\)", str(facts[part]))
 
 
+def notes(*words: str) -> list[str]:
+    """What is noted of an edit before it begins."""
+    args = build_parser().parse_args(words)
+    editor = Editor(args)
+    return [*editor.notes, *editor.read(Editor.one_task(args)).notes]
+
+
 def test_what_does_not_apply_is_noted(job: list[str], bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     upscaler = ["--model", str(bundle), "--upscaler", str(bundle / "rrdb.safetensors")]
-    assert prepare(build_parser().parse_args([*job, *upscaler])).notes == []
-    (note,) = prepare(build_parser().parse_args([*job, *upscaler, "--upscaling-mode", "bilinear"])).notes
+    assert notes(*job, *upscaler) == []
+    (note,) = notes(*job, *upscaler, "--upscaling-mode", "bilinear")
     assert note == "--upscaler: not used with --upscaling-mode bilinear"
     monkeypatch.setattr("msbd.loading.nets.read_lora_file", lambda path: None)
     args = build_parser().parse_args([*job, "--model", str(bundle), "--lora", "lcm-lora"])
-    few = prepare(args)
+    few = Editor(args).job
     assert few.config.sampler == "lcm" and few.config.num_steps == 2  # as `job` says
     said = "--sampler lcm --steps 4 --guidance-scale 1.0, as it was made for; your own flags come first"
     assert few.notes == [f"lcm-lora: {said}"]
     both = ["--lora", "lcm-lora", "--lora", "hyper-sd15-8step"]
-    (note,) = prepare(build_parser().parse_args([*job, "--model", str(bundle), *both])).notes
+    (note,) = notes(*job, "--model", str(bundle), *both)
     assert note == (
         "lcm-lora, hyper-sd15-8step: made for different samplings, none is set; give --sampler and --steps"
     )
@@ -245,5 +252,4 @@ def test_without_a_decoder_for_it_the_seam_is_refused_before_the_work(
 
 def test_a_decoder_that_is_not_used_is_noted(job: list[str], bundle: Path) -> None:
     decoder = ["--model", str(bundle), "--seam-decoder", "mini-asymmetric"]
-    args = build_parser().parse_args([*seamed(job), *decoder])
-    assert prepare(args).notes == ["--seam-decoder: not used with --seam membrane"]
+    assert notes(*seamed(job), *decoder) == ["--seam-decoder: not used with --seam membrane"]

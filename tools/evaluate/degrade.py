@@ -22,11 +22,11 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
+from msbd.files import whole_file
 from msbd.pixels.files import save_image
 from msbd.train.data import PAIR, degrade_pair, random_crop, seeded, to_unit
 from msbd.train.degrade import PASD, REAL_ESRGAN, Degradation
 from msbd.train.pictures import PictureFolder, Pictures
-from weights.files import whole_file
 
 from .._report import table
 from ..scenes.data import RenderedScenes

@@ -10,13 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from msbd.files import whole_file
 from msbd.train.degrade import apply
 from nets.clip import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig
 from nets.rrdb import RRDBConfig, RRDBNet
 from nets.unet import UNet, UNetConfig
 from nets.vae import AutoencoderKL, VAEConfig
 from samplers.schedule import make_alphas_cumprod, make_betas, q_sample
-from weights.files import whole_file
 from weights.tokenizer import PromptTokenizer, train_tokenizer
 
 from ..scenes.data import (

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from weights.files import whole_file
+from msbd.files import whole_file
 
 from ..scenes.data import runs_folder
 

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from msbd.files import whole_file
 from msbd.loading.nets import fit_net, read_lora_file
 from msbd.loading.parts import BASE, ModelParts
-from weights.files import WeightsError, read_metadata, whole_file, write_safetensors
+from weights.files import WeightsError, read_metadata, write_safetensors
 from weights.ldm import to_ldm
 from weights.locate import PARTS, locate
 from weights.lora import read_lora

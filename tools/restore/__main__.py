@@ -10,10 +10,10 @@ Without --model the best one here is taken: PASD, for enlarging alone else an up
 """
 
 import argparse
-import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,47 +25,46 @@ from .._cli import (
     CommandParser,
     Progress,
     add_config_options,
+    add_folder_options,
     add_lora,
     add_model_and_preset,
     add_options,
     add_parts,
     add_result_options,
     add_shared_options,
-    as_typed,
     check_not_shadowed,
+    check_outputs,
+    check_prompt,
+    check_transparency,
     choose_device,
     config_options,
     errors_by_flag,
-    expected_failure,
     finite,
     given_options,
+    long_prompts,
     lora_names,
     machine_facts,
     part_name,
     picture_parser,
     picture_size,
-    print_notes,
     prompt_notes,
     report_errors,
     sampling_notes,
     sampling_of,
-    warn_of_long_prompts,
     wide,
+    without_machine,
 )
-from .tasks import (
-    RestoreTask,
-    asked_size,
-    find_tasks,
-    premultiplied,
-    read_picture,
-    resampled_alpha,
-    straight,
-)
+from .._pictures import FileBytes, check_result, read_photo
+from ..folders.run import carry_out, check_usage
+from ..folders.tasks import Task
+from ..folders.tool import Made, Opening, Planned, Tell
+from .sizes import asked_size, check_memory, memory_needed, premultiplied, resampled_alpha, straight
 
 if TYPE_CHECKING:
     import torch
 
     from msbd.load import RestoreFacts, RestoreModel
+    from msbd.pixels.files import Photo
     from msbd.restore.captions import Kind
     from msbd.restore.pipeline import RestorePipeline
     from msbd.restore.plan import RestorePlan, RestoreResult
@@ -108,7 +107,7 @@ def build_parser() -> CommandParser:
     """The command line; torch is not needed for it."""
     parser, common = picture_parser("restore", "-i FILE_OR_FOLDER -o FILE_OR_FOLDER [options]", __doc__)
     add = common.add_argument
-    add("-i", "--image", type=Path, required=True, metavar="PATH", help="a picture, or a folder of them")
+    add("-i", "--image", type=Path, metavar="PATH", help="a picture, or a folder of them")
     add(
         "-o",
         "--output",
@@ -159,8 +158,8 @@ def build_parser() -> CommandParser:
         ("--decoder-tiled-size", "--vae-decoder-tile", CELL),
     ):
         parser.add_renamed(old, new, times=times)
+    add_folder_options(parser, "image, prompt, seed, output")
     add = parser.add_argument_group("what else to write").add_argument
-    add("--skip-existing", action="store_true", help="leave out pictures whose result is there already")
     add_result_options(common, add)
     add_shared_options(parser, common=common)
     return parser
@@ -179,14 +178,12 @@ kinds_of.__name__ = f"list (of {', '.join(KINDS)}, or none)"
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Restore what is asked for; exit code 0, 1 for an expected failure, 2 for wrong usage."""
-    args = build_parser().parse_args(argv)
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    check_usage(parser, args)
     with report_errors(debug=args.debug, memory=MEMORY) as outcome:
         check_not_shadowed()
-        job = prepare(args)
-        print_notes(job.notes, quiet=args.quiet)
-        failed = describe(args, job) if args.dry_run else run(args, job)
-        if failed:
-            raise ValueError(f"{failed} of {len(job.tasks)} pictures failed; see above")
+        carry_out(Opening("tools.restore.__main__", "Restorer", args), Restorer)
     return outcome.exit_code
 
 
@@ -195,9 +192,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 @dataclass(frozen=True)
 class RestoreJob:
-    """A checked command: nothing that the command line can be blamed for is left."""
+    """A checked command: nothing that the command line can be blamed for is left, but for its pictures."""
 
-    tasks: list[RestoreTask]
     config: RestoreConfig
     model: "RestoreModel"
     loras: "list[tuple[Lora, float]]"
@@ -210,16 +206,12 @@ class RestoreJob:
 
 
 def prepare(args: argparse.Namespace) -> RestoreJob:
-    """Check everything but weights and the pictures of a folder, and write nothing.
-
-    ValueError or OSError, in one line.
-    """
+    """Check everything but weights and pictures, and write nothing. ValueError or OSError, in one line."""
     from msbd.load import restore_facts
     from msbd.loading.nets import read_lora_file
     from msbd.restore.plan import plan_restore
 
-    tasks = find_tasks(args)
-    device, dtype = choose_device(args.device, args.dtype)
+    device, dtype = choose_device(args.device, args.dtype, args.threads)
     if args.scale is not None and not 0 < args.scale <= 64:
         raise ValueError(f"--scale is {args.scale}; expected above 0, and 64 at most")
     if not 0 <= args.base_weight <= 1:
@@ -228,6 +220,9 @@ def prepare(args: argparse.Namespace) -> RestoreJob:
         raise ValueError(f"--base-weight is {args.base_weight}, but of no --base; give one")
     with errors_by_flag(OPTIONS):
         config = restore_config(args)
+    check_prompt("--prompt", args.prompt)
+    check_prompt("--negative-prompt", config.negative_prompt)
+    check_prompt("--added-prompt", config.added_prompt)
     model, notes = find_model(args)
     config = replace(config, method=model.method)
     facts = restore_facts(model)
@@ -241,12 +236,7 @@ def prepare(args: argparse.Namespace) -> RestoreJob:
         loras = [(read_lora_file(path), weight) for path, weight in args.lora]
         kinds = kinds_to_recognise(args, facts)
     credentials = read_credentials(*args.c2pa) if args.c2pa else None
-    job = RestoreJob(tasks, config, model, loras, facts, kinds, device, dtype, notes, credentials)
-    if not args.image.is_dir():
-        plan_picture(args, job, tasks[0])
-    if args.skip_existing:
-        job = replace(job, tasks=[task for task in tasks if not task.output.exists()])
-    return job
+    return RestoreJob(config, model, loras, facts, kinds, device, dtype, notes, credentials)
 
 
 def find_model(args: argparse.Namespace) -> "tuple[RestoreModel, list[str]]":
@@ -342,56 +332,6 @@ def restore_config(args: argparse.Namespace) -> RestoreConfig:
     return RestoreConfig(**{**preset, **given})
 
 
-def describe(args: argparse.Namespace, job: RestoreJob) -> int:
-    """Print what would be done, line by line; the number of pictures that cannot be restored."""
-    total = 0
-
-    def plan_one(head: str, task: RestoreTask) -> None:
-        nonlocal total
-        plan = plan_picture(args, job, task)
-        total += plan.evaluations
-        print(f"{head}{task.image.name}: {plan_text(plan)}")
-
-    failed = for_each(args, job, plan_one)
-    if job.config.method in NET_FREE:
-        print(f"by {what_enlarges(job.model)}, without diffusion")
-        return failed
-    unguided = job.config.for_model(job.facts.spec).guidance_scale == 1
-    print(f"in all {total:,} evaluations, {'without guidance' if unguided else 'each for both prompts'}")
-    return failed
-
-
-def plan_picture(args: argparse.Namespace, job: RestoreJob, task: RestoreTask) -> "RestorePlan":
-    """What restoring one picture would do. ValueError or OSError for one that cannot be."""
-    from msbd.pixels.files import check_output_path
-    from msbd.restore.plan import plan_restore
-
-    size = read_picture(task).size
-    if not args.image.is_dir():  # into a folder go PNGs, which hold any size
-        check_output_path(task.output, asked_size(args, size))
-    return plan_restore(size, asked_size(args, size), job.config, **vars(job.facts))
-
-
-def for_each(args: argparse.Namespace, job: RestoreJob, work: Callable[[str, RestoreTask], None]) -> int:
-    """`work(head, task)` for every picture; how many failed, each told in a line.
-
-    The failure of a single one is raised.
-    """
-    failed = 0
-    for number, task in enumerate(job.tasks, 1):
-        head = f"{number}/{len(job.tasks)} " if len(job.tasks) > 1 else ""
-        try:
-            work(head, task)
-        except Exception as error:
-            message = expected_failure(error, MEMORY)
-            if message is None or args.debug or len(job.tasks) == 1:
-                raise
-            failed += 1
-            about = "" if task.image.name in message else f"{task.image}: "
-            print(f"{head}error: {about}{as_typed(' '.join(message.split()))}", file=sys.stderr)
-    return failed
-
-
 def plan_text(plan: "RestorePlan") -> str:
     """Sizes, tiles and evaluations in words."""
     tiles = f", {len(plan.tiles)} tiles" if len(plan.tiles) > 1 else ""
@@ -406,90 +346,159 @@ def plan_text(plan: "RestorePlan") -> str:
 # ---- running -----------------------------------------------------------------------------------------------
 
 
-def run(args: argparse.Namespace, job: RestoreJob) -> int:
-    """Load the model, restore, write; the number of pictures that failed."""
-    from msbd.load import load_restore_pipeline
-    from msbd.loading.captions import load_captioners
+class Restorer:
+    """The command that was checked, and its nets once the first picture was read."""
 
-    if not job.tasks:
-        return 0
-    pipeline = load_restore_pipeline(
-        job.model, base_weight=args.base_weight if job.model.base else 1.0,
-        loras=job.loras, device=job.device, dtype=job.dtype,
-    )  # fmt: skip
-    models = load_captioners(job.kinds, job.device) if job.kinds else {}
-    facts = None if args.no_metadata or args.strip_metadata else metadata(args, job)
-    if args.image.is_dir():
-        for folder in filter(None, (args.output, args.compare)):
-            folder.mkdir(parents=True, exist_ok=True)
+    memory = MEMORY
 
-    def restore_and_tell(head: str, task: RestoreTask) -> None:
-        start = time.perf_counter()
-        result = restore_one(args, job, task, pipeline, models, facts)
-        if args.quiet:
-            return
-        print_notes(result.notes, quiet=False)
-        print(f"{head}{task.output}: {plan_text(result.plan)}, {time.perf_counter() - start:.1f} s")
+    def __init__(self, args: argparse.Namespace) -> None:
+        """ValueError or OSError."""
+        self.args, self.job = args, prepare(args)
+        self.notes, self.part = self.job.notes, ""
+        self._pipeline: RestorePipeline | None = None
+        self._captioners: Any = {}
 
-    return for_each(args, job, restore_and_tell)
+    @cached_property
+    def _facts(self) -> dict[str, Any]:
+        return metadata(self.args, self.job)
 
+    @staticmethod
+    def one_task(args: argparse.Namespace) -> Task:
+        """The picture of a command that names one, and where its result goes."""
+        from msbd.pixels.files import check_output_path
 
-def restore_one(
-    args: argparse.Namespace, job: RestoreJob, task: RestoreTask, pipeline: "RestorePipeline", models: Any,
-    facts: dict[str, Any] | None
-) -> "RestoreResult":  # fmt: skip
-    """Read, restore and write one picture."""
-    from msbd.pixels.files import save_image, save_photo
-    from msbd.pixels.metadata import Metadata
-    from msbd.pixels.xmp import EDITED, ENHANCED
-    from msbd.restore.captions import describe as recognise
-    from msbd.restore.color import is_gray
-    from weights.files import sha256
+        output = args.output / f"{args.image.stem}.png" if args.output.is_dir() else args.output
+        outputs = {"--output": output} | ({"--compare": args.compare} if args.compare else {})
+        check_outputs(outputs, {"--image": args.image})
+        for path in outputs.values():
+            check_output_path(path)
+        return Task(args.image.name, args.image, output, args.compare)
 
-    from .._sheets import before_and_after, shown
+    def settings(self, task: Task) -> dict[str, Any]:
+        """All that changes the result of one picture, but for what its files hold, and the machine."""
+        args = task.of(self.args)
+        named = ("prompt", "scale", "size", "no_metadata", "strip_metadata", "dtype")
+        settings = without_machine(self._facts) | asdict(self._config(task))
+        settings |= {name: getattr(args, name) for name in named}
+        return settings | {"kinds": self.job.kinds, "signed": args.c2pa is not None}
 
-    photo = read_picture(task)
-    size = asked_size(args, photo.size)
-    image = photo.image
-    information = recognise(image.to(job.device), job.kinds, models) if job.kinds else []
-    interpolated = job.config.method == "bicubic" and photo.alpha is not None and size != photo.size
-    with Progress(quiet=args.quiet) as progress:
-        result = pipeline(
-            premultiplied(image, photo) if interpolated else image, args.prompt, output_size=size, information=information, config=job.config,
-            on_step=progress
-        )  # fmt: skip
-    if not args.quiet:
-        warn_of_long_prompts(pipeline.tokenizer, (result.prompt, result.negative_prompt))
-    made = straight(result.image, photo) if interpolated else result.image
-    coloured = job.config.mode in ("stylize", "colorize") and not is_gray(made)
-    restored = photo.remade(made, resampled_alpha(photo, size), before=image, coloured=coloured)
-    if args.strip_metadata:
-        restored = replace(restored, metadata=Metadata())
-    written = None
-    if facts is not None:
-        settings = asdict(result.plan.config) | {"size": wide(size), "notes": "; ".join(result.notes) or None}
-        settings["image_hash"] = sha256(task.image)[:10]
-        if job.config.method in NET_FREE:  # whose other settings do nothing
-            written = facts | {
-                name: settings[name] for name in ("mode", "method", "size", "notes", "image_hash")
-            }
-        else:
-            prompts = {"prompt": result.prompt, "negative_prompt": result.negative_prompt}
-            prompts |= {"user_prompt": args.prompt, "information": ", ".join(information) or None}
-            written = prompts | facts | {name: v for name, v in settings.items() if name not in prompts}
-    source_type = ENHANCED if job.config.method in NET_FREE else EDITED
-    notes = [f"{task.image}: {note}" for note in photo.notes]
-    notes += save_photo(
-        restored,
-        task.output,
-        ours=written,
-        source_type=None if written is None else source_type,
-        sign=signing(job.credentials, task.image, source_type),
-    )
-    print_notes(notes, quiet=args.quiet)
-    if task.compare:
-        save_image(before_and_after(shown(photo), shown(restored)), task.compare)
-    return result
+    def plan(self, task: Task) -> Planned:
+        """What would be made of one picture. ValueError or OSError."""
+        plan = self._read(task, FileBytes(task.image))[1]
+        needed = memory_needed(plan.output_size) / 1e9
+        told = f", {needed:,.0f} GB of memory without nets" if needed >= 1 else ""
+        return Planned(f"{task.image.name}: {plan_text(plan)}{told}", evaluations=plan.evaluations)
+
+    def summary(self, evaluations: int) -> str:
+        """How the pictures would be made, all of them."""
+        if self.job.config.method in NET_FREE:
+            return f"by {what_enlarges(self.job.model)}, without diffusion"
+        unguided = self.job.config.for_model(self.job.facts.spec).guidance_scale == 1
+        return f"in all {evaluations:,} evaluations, {'without guidance' if unguided else 'each for both prompts'}"
+
+    def make(self, task: Task, tell: Tell) -> Made:
+        """Read, restore and write one picture. ValueError or OSError."""
+        from msbd.pixels.files import save_image, save_photo
+        from msbd.pixels.xmp import EDITED, ENHANCED
+
+        from .._sheets import before_and_after, shown
+
+        start, source = time.perf_counter(), FileBytes(task.image)
+        photo, plan = self._read(task, source)
+        tell([f"{task.image}: {note}" for note in photo.notes])
+        restored, result, information = self._restored(task, photo, plan.output_size)
+        written = self._written(task, source, result, information)
+        source_type = ENHANCED if self.job.config.method in NET_FREE else EDITED
+        tell([*result.notes, *long_prompts(self._nets.tokenizer, (result.prompt, result.negative_prompt))])
+        notes = save_photo(
+            restored,
+            task.output,
+            ours=written,
+            source_type=None if written is None else source_type,
+            sign=signing(self.job.credentials, source, source_type),
+        )
+        tell(notes)
+        if task.compare:
+            save_image(before_and_after(shown(photo), shown(restored)), task.compare)
+        line = f"{task.output}: {plan_text(result.plan)}"
+        told = (f"{line}, {time.perf_counter() - start:.1f} s",)
+        return Made(line, source.digest, source.seen, lines=told)
+
+    @property
+    def _nets(self) -> "RestorePipeline":
+        """The pipeline, which is read when it is first asked for."""
+        from msbd.load import load_restore_pipeline
+        from msbd.loading.captions import load_captioners
+
+        if self._pipeline is None:
+            job = self.job
+            self._pipeline = load_restore_pipeline(
+                job.model, base_weight=self.args.base_weight if job.model.base else 1.0,
+                loras=job.loras, device=job.device, dtype=job.dtype,
+            )  # fmt: skip
+            self._captioners = load_captioners(job.kinds, job.device) if job.kinds else {}
+        return self._pipeline
+
+    def _config(self, task: Task) -> RestoreConfig:
+        return self.job.config if task.seed is None else replace(self.job.config, seed=task.seed)
+
+    def _read(self, task: Task, source: FileBytes) -> "tuple[Photo, RestorePlan]":
+        """The picture, and what is to be done, once it is certain that the result can be written."""
+        from msbd.restore.plan import plan_restore
+
+        photo = read_photo(source)
+        check_transparency(photo, task.image, task.output)
+        size = asked_size(self.args, photo.size)
+        plan = plan_restore(photo.size, size, self._config(task), **vars(self.job.facts))
+        check_memory(size)
+        check_result(task.output, size, like=photo)
+        return photo, plan
+
+    def _restored(
+        self, task: Task, photo: "Photo", size: tuple[int, int]
+    ) -> "tuple[Photo, RestoreResult, list[str]]":
+        """The photo as it is to be written, what the nets gave, and what was recognised in it."""
+        from msbd.pixels.metadata import Metadata
+        from msbd.restore.captions import describe as recognise
+        from msbd.restore.color import is_gray
+
+        job, pipeline, image = self.job, self._nets, photo.image
+        information = recognise(image.to(job.device), job.kinds, self._captioners) if job.kinds else []
+        interpolated = job.config.method == "bicubic" and photo.alpha is not None and size != photo.size
+        with Progress(quiet=self.args.quiet, part=self.part) as progress:
+            result = pipeline(
+                premultiplied(image, photo) if interpolated else image, task.of(self.args).prompt, output_size=size,
+                information=information, config=self._config(task), on_step=progress
+            )  # fmt: skip
+        made = straight(result.image, photo) if interpolated else result.image
+        coloured = job.config.mode in ("stylize", "colorize") and not is_gray(made)
+        restored = photo.remade(made, resampled_alpha(photo, size), before=image, coloured=coloured)
+        if self.args.strip_metadata:
+            restored = replace(restored, metadata=Metadata())
+        return restored, result, information
+
+    def _written(
+        self, task: Task, source: FileBytes, result: "RestoreResult", information: list[str]
+    ) -> dict[str, Any] | None:
+        """What the file says of how it was made; None where it is to say nothing."""
+        if self.args.no_metadata or self.args.strip_metadata:
+            return None
+        plan = result.plan
+        settings = asdict(plan.config) | {
+            "size": wide(plan.output_size),
+            "notes": "; ".join(result.notes) or None,
+            "image_hash": source.digest[:10],
+        }
+        if self.job.config.method in NET_FREE:  # whose other settings do nothing
+            kept = ("mode", "method", "size", "notes", "image_hash")
+            return self._facts | {name: settings[name] for name in kept}
+        prompts = {
+            "prompt": result.prompt,
+            "negative_prompt": result.negative_prompt,
+            "user_prompt": task.of(self.args).prompt,
+            "information": ", ".join(information) or None,
+        }
+        return prompts | self._facts | {name: v for name, v in settings.items() if name not in prompts}
 
 
 def metadata(args: argparse.Namespace, job: RestoreJob) -> dict[str, Any]:

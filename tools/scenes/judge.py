@@ -24,8 +24,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from msbd.files import whole_file
 from msbd.pixels.resize import resize
-from weights.files import whole_file
 
 from .data import runs_folder
 from .scenes import COLOURS, lit_palette, random_scene, render

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from msbd.files import whole_file
 from msbd.latents import decode
 from msbd.load import load_training_parts
 from msbd.loading.nets import start_pasd_nets
@@ -31,7 +32,7 @@ from msbd.train.validate import kept_weights, restore_pictures, validation_draws
 from nets.unet import ResnetBlock, Transformer
 from samplers.ddim import ddim_sample
 from samplers.schedule import trailing_timesteps, v_prediction
-from weights.files import read_metadata, whole_file, write_safetensors
+from weights.files import read_metadata, write_safetensors
 from weights.merge import PASD_KEYS, narrow, pack_delta
 
 from .._report import write_sheet

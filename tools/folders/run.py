@@ -1,0 +1,163 @@
+"""One picture after the other: each is made, recorded and told of; a bad one does not stop the rest."""
+
+import argparse
+import sys
+import time
+from collections.abc import Generator, Sequence
+from contextlib import closing
+
+from msbd.files import remove_leftovers
+
+from .._cli import as_typed, expected_failure, print_notes
+from .manifest import Manifest, Record, settings_hash, still_holds
+from .tasks import Task, find_tasks
+from .tool import Opening, Tool, attempt, error_line
+
+
+def check_usage(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Exit with 2 where the options for many pictures contradict each other."""
+    if args.image is None and args.jobs is None:
+        parser.error("one of the arguments -i/--image --jobs is required")
+    if args.ray and args.workers > 1:
+        parser.error("argument --ray: not allowed with argument --workers; Ray has its own number of them")
+
+
+def carry_out(opening: Opening, kind: type[Tool]) -> None:
+    """Do what a command line asks for, with one picture or with many.
+
+    ValueError or OSError, also where only some of many pictures failed.
+    """
+    args = opening.args
+    many = args.jobs is not None or args.image.is_dir()
+    tasks, notes = find_tasks(args) if many else ([kind.one_task(args)], [])
+    tool = kind(args)
+    print_notes([*notes, *tool.notes], quiet=args.quiet)
+    if args.dry_run:
+        failed = _describe(args, tool, tasks, many=many)
+    elif many:
+        failed = make_all(opening, tool, tasks)
+    else:
+        failed = 0
+        if not (args.skip_existing and tasks[0].output.exists()):
+            remove_leftovers([tasks[0].output.parent])
+            made = tool.make(tasks[0], lambda notes: print_notes(notes, quiet=args.quiet))
+            if not args.quiet:
+                print("\n".join(made.lines))
+    if failed:
+        raise ValueError(f"{failed:,} of {len(tasks):,} pictures failed; see above")
+
+
+def _describe(args: argparse.Namespace, tool: Tool, tasks: Sequence[Task], *, many: bool) -> int:
+    """Print what would be done; the number of pictures that cannot be made."""
+    if args.skip_existing:
+        tasks = [task for task in tasks if not task.output.exists()]
+    evaluations, failed = 0, 0
+    for number, task in enumerate(tasks, 1):
+        try:
+            if task.error:
+                raise ValueError(task.error)
+            planned = tool.plan(task)
+        except Exception as error:
+            message = expected_failure(error, tool.memory)
+            if message is None or args.debug or not many:
+                raise
+            failed += 1
+            line = as_typed(error_line(error, task, tool.memory))
+            print(f"{number}/{len(tasks)} error: {line}", file=sys.stderr)
+            continue
+        evaluations += planned.evaluations
+        print_notes(planned.notes, quiet=args.quiet)
+        print(f"{number}/{len(tasks)} {planned.line}" if many else "\n".join(planned.lines or [planned.line]))
+    print(tool.summary(evaluations))
+    return failed
+
+
+def make_all(opening: Opening, tool: Tool, tasks: Sequence[Task]) -> int:
+    """Make the pictures of a folder, as `opening.args` say; how many failed. OSError for the manifest's.
+
+    What --resume or --skip-existing finds done is left.
+    """
+    args = opening.args
+    args.output.mkdir(parents=True, exist_ok=True)
+    manifest = Manifest(args.output, args.shard)
+    waiting = _waiting(args, tool, tasks, manifest)
+    folders = dict.fromkeys(path.parent for task in waiting for path in (task.output, task.compare) if path)
+    if removed := remove_leftovers(dict.fromkeys([args.output, *folders])):
+        print_notes(
+            [f"{args.output}: {removed} unfinished files of a run that was ended removed"], quiet=args.quiet
+        )
+    if not args.quiet and len(waiting) < len(tasks):
+        print(f"{len(tasks) - len(waiting):,} of {len(tasks):,} pictures are there already")
+    failed: list[Record] = []
+    started, done = time.perf_counter(), 0
+    try:
+        with closing(_records(opening, tool, waiting)) as records:
+            for record in records:
+                manifest.add(record)
+                done += 1
+                failed += [] if record.done else [record]
+                left = (time.perf_counter() - started) / done * (len(waiting) - done)
+                _tell(record, f"{done}/{len(waiting)}", left, quiet=args.quiet)
+    except KeyboardInterrupt:
+        print(f"{done:,} of {len(waiting):,} pictures tried; --resume goes on from there", file=sys.stderr)
+        raise
+    finally:
+        for record in failed:
+            print(f"error: {as_typed(record.error or '')}", file=sys.stderr)
+    return len(failed)
+
+
+def _waiting(args: argparse.Namespace, tool: Tool, tasks: Sequence[Task], manifest: Manifest) -> list[Task]:
+    """The tasks that are not done yet, as far as the command line lets that count."""
+    if args.skip_existing:
+        tasks = [task for task in tasks if not task.output.exists()]
+    if not args.resume:
+        return list(tasks)
+    records = manifest.read()
+    if manifest.damaged:
+        note = f"{manifest.folder}: {manifest.damaged} lines of the manifest were cut off; their pictures are made again"
+        print_notes([note], quiet=args.quiet)
+
+    def holds(task: Task) -> bool:
+        record = records.get(task.name)
+        if record is None or not record.done or task.error:
+            return False
+        return still_holds(record, task, settings_hash(tool.settings(task)), args.output)
+
+    return [task for task in tasks if not holds(task)]
+
+
+def _records(opening: Opening, tool: Tool, tasks: Sequence[Task]) -> Generator[Record]:
+    """What becomes of each task, in whatever order they are finished."""
+    args = opening.args
+    if args.ray and tasks:
+        from .on_ray import records
+
+        yield from records(opening, tasks)
+    elif args.workers > 1 and len(tasks) > 1:
+        from .workers import records
+
+        yield from records(opening, tasks, min(args.workers, len(tasks)))
+    else:
+        for number, task in enumerate(tasks, 1):
+            tool.part = f"{number}/{len(tasks)} "
+            yield attempt(tool, task, args)
+
+
+def _tell(record: Record, number: str, left: float, *, quiet: bool) -> None:
+    """A line of what became of a picture, and how long the others will take."""
+    if quiet:
+        return
+    print_notes(record.notes, quiet=False)
+    more = f"; {_duration(left)} left" if left else ""
+    told = record.made if record.done else f"failed: {as_typed(record.error or '')}"
+    print(f"{number} {told}, {record.seconds:.1f} s{more}")
+
+
+def _duration(seconds: float) -> str:
+    """A time in words, not more exact than it is."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"

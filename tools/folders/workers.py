@@ -1,0 +1,160 @@
+"""Pictures beside each other: processes of one machine, each with the nets in its memory.
+
+Every picture is made by the same code with as many threads as in one process, so that it has the same bytes.
+A process that dies, short of memory say, is replaced and its picture tried once more.
+"""
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Generator, Sequence
+from contextlib import suppress
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
+from typing import TYPE_CHECKING
+
+from .._cli import Ended, ending_cleanly
+from .manifest import Record
+from .tasks import Task
+
+if TYPE_CHECKING:
+    from .tool import Opening
+
+TRIES = 2  # of a picture whose process dies
+PATIENCE = 5  # seconds that a process gets to end by itself
+
+
+def records(opening: "Opening", tasks: Sequence[Task], count: int) -> Generator[Record]:
+    """What becomes of each task, by `count` processes, in the order in which they are finished."""
+    waiting, workers = (
+        deque((task, 1) for task in tasks),
+        [_Worker(opening, number) for number in range(count)],
+    )
+    try:
+        while waiting or any(worker.task for worker in workers):
+            for worker in workers:
+                if waiting and worker.task is None:
+                    worker.start(*waiting.popleft())
+            for ready in wait([worker.connection for worker in workers if worker.task]):
+                worker = next(worker for worker in workers if worker.connection is ready)
+                task, tries = worker.task, worker.tries
+                assert task is not None
+                try:
+                    record = worker.result()
+                except EOFError:
+                    how = worker.restart()
+                    if tries < TRIES:
+                        waiting.appendleft((task, tries + 1))
+                        continue
+                    record = _lost(opening, task, how)
+                yield record
+    finally:
+        for worker in workers:
+            worker.process.terminate()
+        for worker in workers:
+            worker.end()
+
+
+class _Worker:
+    """A process, and the task that it works on."""
+
+    def __init__(self, opening: "Opening", number: int) -> None:
+        self._opening, self._number = opening, number
+        self.task: Task | None = None
+        self.tries = 0
+        self.process, self.connection = self._new()
+
+    def _new(self) -> tuple[SpawnProcess, Connection]:
+        context = multiprocessing.get_context("spawn")  # a fork of threads and of CUDA does not work
+        ours, its = context.Pipe()
+        process = context.Process(target=_work, args=(self._opening, self._number, its), daemon=True)
+        # More threads than cores would wait for each other in a loop that keeps the cores from working.
+        before = os.environ.get("OMP_WAIT_POLICY")
+        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+        try:
+            process.start()
+        finally:
+            if before is None:
+                del os.environ["OMP_WAIT_POLICY"]
+            else:
+                os.environ["OMP_WAIT_POLICY"] = before
+        its.close()  # so that its end is seen here
+        return process, ours
+
+    def start(self, task: Task, tries: int) -> None:
+        self.task, self.tries = task, tries
+        with suppress(OSError):  # it has died: `result` tells
+            self.connection.send(task)
+
+    def result(self) -> Record:
+        """What became of the task. EOFError where the process has died; any error that it raised."""
+        try:
+            answer = self.connection.recv()
+        except OSError as error:
+            raise EOFError from error
+        self.task = None
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def restart(self) -> str:
+        """Take another process in place of one that has died; how that ended."""
+        self.end()
+        code = self.process.exitcode or 0
+        self.task = None
+        self.process, self.connection = self._new()
+        return f"signal {-code}" if code < 0 else f"exit code {code}"
+
+    def end(self) -> None:
+        self.process.join(PATIENCE)
+        if self.process.is_alive():
+            self.process.kill()
+            self.process.join()
+        self.connection.close()
+
+
+def _lost(opening: "Opening", task: Task, how: str) -> Record:
+    output = task.output.relative_to(opening.args.output).as_posix()
+    why = f"{task.image}: the process that made it died {TRIES} times ({how}); is there enough memory?"
+    return Record(task.name, "failed", output, task.seed, error=why)
+
+
+def _work(opening: "Opening", number: int, connection: Connection) -> None:
+    """A worker process: makes what it is told to until nothing comes any more."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the first process ends the others
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    from .tool import attempt
+
+    opening.args.quiet = True  # bars of several would be mixed
+    with suppress(EOFError, OSError, Ended), ending_cleanly():
+        try:
+            _take_device(number)
+            tool = opening()
+        except Exception as error:
+            connection.send(error)
+            return
+        while True:
+            task = connection.recv()
+            try:
+                answer: Record | Exception = attempt(tool, task, opening.args)
+            except Exception as error:  # with --debug
+                answer = error
+            connection.send(answer)
+
+
+def _end_with_parent() -> None:
+    """A process whose parent was killed would write on."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+def _take_device(number: int) -> None:
+    """Have the GPUs of this machine taken in turn."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.set_device(number % torch.cuda.device_count())
