@@ -640,7 +640,7 @@ def _in_header(chance: random.Random, data: bytes) -> bytes:
         claimed = chance.choice(
             (0, 1, 8, length - 1, length + 1, 10_000_000, 10_000_001, 2**31, 2**63, 2**64 - 1)
         )
-        return claimed.to_bytes(8, "little") + data[8:]
+        return (claimed % 2**64).to_bytes(8, "little") + data[8:]
     new = _other_number(chance, header) if chance.random() < 0.3 else _in_json(chance, header)
     if chance.random() < 0.2:  # another dtype or shape of as many bytes
         for old, other in chance.choice((((b'"F16"', b'"BF16"'),), ((b'"F16"', b'"I16"'),), ((b'"F32"', b'"I32"'),),
@@ -799,6 +799,8 @@ def _in_archive(chance: random.Random, data: bytes) -> bytes:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             members = {name: archive.read(name) for name in archive.namelist()}
     except Exception:  # damaged before
+        members = {}
+    if not members:
         return bytes(chance.choice(_BYTE_DAMAGES)(chance, bytearray(data)))
     kind, name = chance.randrange(12), chance.choice(list(members))
     if kind < 6:
