@@ -95,19 +95,21 @@ def read_credentials(chain: Path, key: Path) -> Credentials:
             )
     try:
         import c2pa
+        from cryptography.exceptions import UnsupportedAlgorithm
         from cryptography.hazmat.primitives.serialization import load_pem_private_key
     except ImportError as error:
         raise ImportError(f"--c2pa needs the extra `c2pa`: pip install c2pa-python ({error})") from error
     try:
         loaded = load_pem_private_key(key.read_bytes(), None)
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{key}: not a private key in PEM without a password ({error})") from error
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+        why = " ".join(str(error).split())
+        raise ValueError(f"{key}: not a private key in PEM without a password ({why:.200})") from error
     credentials = Credentials(chain.read_bytes(), key.read_bytes(), _algorithm(loaded, key))
     try:
         credentials._signer().close()
     except c2pa.C2paError as error:
         raise ValueError(
-            f"{chain}: not a certificate chain that signs ({' '.join(str(error).split())})"
+            f"{chain}: not a certificate chain that signs ({' '.join(str(error).split()):.200})"
         ) from error
     return credentials
 

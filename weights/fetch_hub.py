@@ -44,12 +44,23 @@ def cached(file: ModelFile, repo: str) -> Iterator[Path]:
     A file that the hub named by another sha256 than the registered one is left out: it is another file.
     """
     for name in repo_names(repo):
-        known = [try_to_load_from_cache(name, file.file, revision=at) for at in (file.revision, None)]
-        paths = [Path(path) for path in known if isinstance(path, str)]  # else a file known not to exist
+        known = [_in_snapshot(name, file.file, at) for at in (file.revision, None)]
+        paths = [path for path in known if path is not None]
         snapshots = Path(constants.HF_HUB_CACHE, f"models--{name.replace('/', '--')}", "snapshots")
         folders = snapshots.iterdir() if snapshots.is_dir() else ()
         paths += [folder / file.file for folder in sorted(folders, key=_age)]
         yield from (path for path in paths if not _is_another(stated_sha256(path), file))
+
+
+def _in_snapshot(repo: str, name: str, revision: str | None) -> Path | None:
+    """Where the cache has a file of a revision, None for main; None if it has not, or what it says of the
+    revision is no commit.
+    """
+    try:
+        path = try_to_load_from_cache(repo, name, revision=revision)
+    except (OSError, ValueError):  # ValueError covers bytes that are no text
+        return None
+    return Path(path) if isinstance(path, str) else None  # else a file known not to exist
 
 
 def _is_another(stated: str | None, file: ModelFile) -> bool:

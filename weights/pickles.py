@@ -60,10 +60,11 @@ def read_pickle(path: Path, *, zipped: bool) -> dict[str, Tensor]:
     `zipped` says which of the two formats it is. Raises PickleError for a file that is no checkpoint, or
     without tensors; zipfile, pickle and torch raise whatever they like for a damaged one.
     """
-    names = _names_in_archive(path) if zipped else _names_in_pickles(path)
-    stand_ins: list[Any] = [(_stand_in(name), name) for name in names]
-    with warnings.catch_warnings(action="ignore"), torch.serialization.safe_globals(stand_ins):
-        tensors = _find_tensors(torch.load(path, map_location="cpu", weights_only=True, mmap=zipped))
+    with warnings.catch_warnings(action="ignore"):  # pickletools' and torch's, of what nobody here wrote
+        names = _names_in_archive(path) if zipped else _names_in_pickles(path)
+        stand_ins: list[Any] = [(_stand_in(name), name) for name in names]
+        with torch.serialization.safe_globals(stand_ins):
+            tensors = _find_tensors(torch.load(path, map_location="cpu", weights_only=True, mmap=zipped))
     if not tensors:
         raise PickleError(f"no weights: a pickle without tensors at its top or in {', '.join(WRAPPERS)}")
     for key, tensor in tensors.items():

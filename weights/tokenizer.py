@@ -103,7 +103,7 @@ def load_tokenizer(folder_or_file: str | Path) -> PromptTokenizer:
             f"{path}: not a JSON file ({error}); expected tokenizer.json or vocab.json"
         ) from None
     whole = isinstance(content, dict) and {"model", "normalizer"} <= content.keys()  # a tokenizer.json
-    return PromptTokenizer(_from_json(path) if whole else _from_vocab(path, content))
+    return PromptTokenizer(read_tokenizer(path) if whole else _from_vocab(path, content))
 
 
 def train_tokenizer(captions: Iterable[str], vocab_size: int) -> Tokenizer:
@@ -172,11 +172,18 @@ def _merge(word: tuple[str, ...], pair: tuple[str, str]) -> tuple[str, ...]:
     return tuple(joined)
 
 
-def _from_json(path: Path) -> Tokenizer:
+def read_tokenizer(path: Path) -> Tokenizer:
+    """The tokenizer of a tokenizer.json, of CLIP or not. Raises WeightsError for what is none, and for one
+    that would fail at a text with an unknown piece.
+    """
     try:
-        return Tokenizer.from_file(str(path))
+        tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises bare Exception for whatever it cannot read
         raise WeightsError(f"{path}: the tokenizers library cannot read it ({first_line(error)})") from None
+    unknown = getattr(tokenizer.model, "unk_token", None)
+    if unknown is not None and tokenizer.model.token_to_id(unknown) is None:
+        raise WeightsError(f"{path}: its token for unknown pieces, {unknown!r:.80}, is not in its vocabulary")
+    return tokenizer
 
 
 def _from_vocab(path: Path, vocab: object) -> Tokenizer:

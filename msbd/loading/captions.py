@@ -26,6 +26,7 @@ from weights.files import WeightsError, first_line, read_state_dict
 from weights.hub import read_json
 from weights.lora import is_finite
 from weights.registry import MODELS, ModelFile
+from weights.tokenizer import read_tokenizer
 
 from ..restore.captions import Captioner, Classifier, Detector, Kind
 
@@ -203,12 +204,11 @@ def _blip(path: Path, config: dict[str, Any]) -> Any:
 
 
 def _tokenizer(path: Path) -> Any:
-    from tokenizers import Tokenizer
-
+    """The tokenizer of a tokenizer.json. WeightsError where it is damaged."""
     try:
-        return Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises nothing narrower
-        raise WeightsError(f"{path}: no tokenizer ({first_line(error)}); fetch it again") from error
+        return read_tokenizer(path)
+    except WeightsError as error:
+        raise WeightsError(f"{error}; fetch it again") from None
 
 
 def _read(path: Path) -> dict[str, Tensor]:

@@ -277,7 +277,7 @@ def user_comment(ours: Mapping[str, Any]) -> bytes:
 
 def is_ours(comment: bytes) -> bool:
     """Whether an EXIF user comment is one that `user_comment` made."""
-    with contextlib.suppress(ValueError):
+    with contextlib.suppress(ValueError, RecursionError):
         former = json.loads(_text(comment[8:]))
         return isinstance(former, dict) and "msbd" in former
     return False
@@ -301,5 +301,5 @@ def foreign_comment(comment: bytes, order: str) -> str | None:
     if not text:
         return None
     if is_ours(comment):
-        text = json.loads(text).get("source_comment")
+        text = json.loads(_text(comment[8:])).get("source_comment")
     return text if isinstance(text, str) else None

@@ -11,7 +11,7 @@ and interruptions.
 import copy
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -32,6 +32,9 @@ from .state import Average, RunFolder
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 Figures = dict[str, float]
+# What a checkpoint has, as `Trainer.state` and `Average.state` make it.
+_STATE = {"step": int, "skipped": int, "weights": dict, "average": dict, "optimizer": dict, "scaler": dict}
+_AVERAGE = {"weights": dict, "updates": int}
 
 
 def trainable(module: nn.Module) -> dict[str, nn.Parameter]:
@@ -207,35 +210,68 @@ class Trainer:
             "scaler": self.scaler.state_dict(),
         }
 
+    def resume(self, folder: RunFolder, *, cut_log: bool = True) -> None:
+        """Go on from the folder's checkpoint, if it has one; `cut_log` as in `RunFolder.load`.
+
+        ValueError, which begins with the file, where that is damaged or another net's.
+        """
+        if state := folder.load(cut_log=cut_log):
+            try:
+                self.load_state(state)
+            except ValueError as error:
+                raise ValueError(f"{folder.checkpoint}: {error}") from error
+
     @torch.no_grad()
     def load_state(self, state: dict[str, Any]) -> None:
-        """Go on where `state` was taken. ValueError where it is another net's."""
-        shapes = {name: p.shape for name, p in self.parameters.items()}
-        found = {name: tensor.shape for name, tensor in state["weights"].items()}
-        if differing := [name for name in shapes | found if shapes.get(name) != found.get(name)]:
-            raise ValueError(
-                f"the checkpoint is of another net: {len(differing)} parameters differ, first "
-                f"{differing[0]}; expected the options that its run began with"
-            )
+        """Go on where `state` was taken. ValueError where it is another net's, or damaged."""
+        _check_kinds(state, _STATE)
+        self._check_shapes(state["weights"])
         for name, parameter in self.parameters.items():
             parameter.copy_(state["weights"][name])
         if self.average and state["average"]:
+            _check_kinds(state["average"], _AVERAGE)
+            self._check_shapes(state["average"]["weights"])
             self.average.load_state(state["average"])
         optimizer, fused = state["optimizer"], self.optimizer.param_groups[0].get("fused")
         if self.device.type == "cpu":  # where it would go on in the checkpoint's own, mapped memory
             optimizer = copy.deepcopy(optimizer)
-        for group in optimizer["param_groups"]:
-            group["fused"] = fused
-        self.optimizer.load_state_dict(optimizer)
-        if state["scaler"]:  # the run was in float16
-            self.scaler.load_state_dict(state["scaler"])
-        self.done, self.skipped = int(state["step"]), int(state["skipped"])
+        try:
+            for group in optimizer["param_groups"]:
+                group["fused"] = fused
+            self.optimizer.load_state_dict(optimizer)
+            if state["scaler"]:  # the run was in float16
+                self.scaler.load_state_dict(state["scaler"])
+        except (KeyError, TypeError, AttributeError) as error:  # torch checks the number of parameters only
+            raise ValueError(
+                f"the checkpoint is damaged: its optimizer is not one ({error!r:.80})"
+            ) from error
+        self.done, self.skipped = state["step"], state["skipped"]
+
+    def _check_shapes(self, found: dict[str, Any]) -> None:
+        """ValueError unless `found` has a tensor of the same name and shape for each parameter."""
+        shapes = {name: p.shape for name, p in self.parameters.items()}
+        differing = [
+            name
+            for name in shapes | found
+            if name not in shapes or getattr(found.get(name), "shape", None) != shapes[name]
+        ]
+        if differing:
+            raise ValueError(
+                f"the checkpoint is of another net: {len(differing)} parameters differ, first "
+                f"{differing[0]!s:.80}; expected the options that its run began with"
+            )
 
     def kept(self) -> dict[str, Tensor]:
         """The weights to keep: the averaged ones where there are, by the parameters' names."""
         if self.average:
             return self.average.weights
         return {name: parameter.detach() for name, parameter in self.parameters.items()}
+
+
+def _check_kinds(state: dict[str, Any], kinds: Mapping[str, type]) -> None:
+    """ValueError unless `state` has a value of its kind for each name in `kinds`."""
+    if wrong := [name for name, kind in kinds.items() if type(state.get(name)) is not kind]:
+        raise ValueError(f"the checkpoint is damaged: {wrong[0]} is missing, or of another kind")
 
 
 def learning_rate_factor(step: int, config: TrainConfig) -> float:

@@ -165,8 +165,10 @@ def _index_shard(file: Path) -> tuple[list[str], NDArray[np.int64]]:
                 raw.seek(tar.offset)
                 if raw.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
                     raise tarfile.ReadError("cut off, or damaged in the middle")
-    except tarfile.TarError as error:
-        raise ValueError(f"{file}: not a whole, uncompressed tar file ({error})") from error
+    # What tarfile makes of sizes that no file has, and of numbers that are none, is not always a TarError.
+    except (tarfile.TarError, ValueError, OverflowError, MemoryError) as error:
+        why = str(error) or "a header that says too much"
+        raise ValueError(f"{file}: not a whole, uncompressed tar file ({why})") from error
     names: list[str] = []
     places: list[tuple[int, int, int, int]] = []
     for members in samples.values():
@@ -192,7 +194,8 @@ def _decode(file: Path | BinaryIO, name: str) -> Image.Image:
     try:
         photo = load_image(file)
     except (ValueError, OSError) as error:
-        raise ValueError(f"{name}: {str(error).removeprefix(f'{file}: ')}") from error
+        shown = "".join(c if c.isprintable() else " " for c in name)  # that of a member says what it likes
+        raise ValueError(f"{shown}: {str(error).removeprefix(f'{file}: ')}") from error
     return Image.fromarray(photo.over(255))
 
 

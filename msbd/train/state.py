@@ -2,11 +2,14 @@
 
 Files    last.pt  (torch, weights only) everything an exact continuation needs, the frozen weights left out
          log.jsonl  a line per logged step
+         run.json  the options that the run began with
 Copying  needs files.py; torch only
 """
 
 import json
 import math
+import sys
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -54,6 +57,7 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.checkpoint, self.log_file = path / "last.pt", path / "log.jsonl"
+        self.options_file = path / "run.json"
 
     def save(self, state: dict[str, Any]) -> None:
         """Replace the checkpoint, at once and whole: a run that is killed while saving has its last one.
@@ -71,18 +75,21 @@ class RunFolder:
             ) from error
 
     def load(self, *, cut_log: bool = True) -> dict[str, Any] | None:
-        """The checkpoint, or None.
+        """The checkpoint, a table with the `step` it was saved after, or None. ValueError for a damaged one.
 
         With `cut_log` (one process of a run) the log loses what was written after it was saved.
         """
         state = None
         if self.checkpoint.exists():
+            damaged = f"{self.checkpoint}: damaged; put a copy back, or take another folder"
             try:
-                state = torch.load(self.checkpoint, map_location="cpu", weights_only=True, mmap=True)
-            except Exception as error:
-                raise ValueError(
-                    f"{self.checkpoint}: damaged; put a copy back, or take another folder"
-                ) from error
+                # torch warns of pickles that it does not write.
+                with warnings.catch_warnings(action="ignore"):
+                    state = torch.load(self.checkpoint, map_location="cpu", weights_only=True, mmap=True)
+            except Exception as error:  # a damaged pickle can raise anything at all
+                raise ValueError(damaged) from error
+            if not isinstance(state, dict) or type(state.get("step")) is not int:
+                raise ValueError(damaged)
         if cut_log and self.log_file.exists():
             step = state["step"] if state else 0
             lines = [json.dumps(line) + "\n" for line in self.read_log() if line["step"] <= step]
@@ -98,13 +105,34 @@ class RunFolder:
             file.write(json.dumps({"step": step, **sound}) + "\n")
 
     def read_log(self) -> list[dict[str, float]]:
-        """The logged lines; a last one that was cut off is left out."""
+        """The logged lines, up to the first that is damaged, as a last one is that was cut off."""
         if not self.log_file.exists():
             return []
         lines = []
-        for line in self.log_file.read_text().splitlines():
+        for text in self.log_file.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
-                lines.append(json.loads(line))
-            except json.JSONDecodeError:
+                line = json.loads(text)
+            except (ValueError, RecursionError):
                 break
+            if not _is_logged(line):
+                break
+            lines.append(line)
         return lines
+
+    def read_options(self) -> dict[str, Any]:
+        """What run.json says. FileNotFoundError without one, ValueError for a damaged one."""
+        try:
+            options = json.loads(self.options_file.read_text(encoding="utf-8"))
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{self.options_file}: damaged ({error}); take another folder") from error
+        if not isinstance(options, dict):
+            raise ValueError(f"{self.options_file}: damaged (no JSON table); take another folder")
+        return options
+
+
+def _is_logged(line: object) -> bool:
+    """Whether it is a table of a step and of numbers, null for those that were not finite."""
+    if not isinstance(line, dict) or type(line.get("step")) is not int:
+        return False
+    numbers = [value for value in line.values() if value is not None]
+    return all(type(value) in (int, float) and abs(value) <= sys.float_info.max for value in numbers)

@@ -8,18 +8,14 @@ or a gigabyte (for a picture that is read, more by its size); and the end of the
 """
 
 import argparse
-import contextlib
 import faulthandler
 import functools
 import io
 import json
 import os
 import random
-import re
-import select
 import signal
 import struct
-import subprocess
 import sys
 import tempfile
 import time
@@ -40,8 +36,9 @@ from msbd.pixels.files import Photo, load_image, save_photo
 from msbd.pixels.mask_files import read_mask
 from msbd.pixels.metadata import chunk_places, photoshop_of_iptc
 from tests.helpers import draw_files as draw
+from tests.helpers import fuzzing as damage
+from tests.helpers.fuzzing import DEADLINE, feed_process, limit_addresses, memory
 
-ROOT = Path(__file__).resolve().parents[2]
 HEIGHT, WIDTH = 23, 37  # of most seeds: two numbers that stand nowhere else in their files
 CHUNK = 20_000  # inputs that one process is fed
 MOST_SECONDS, MOST_MEMORY = 1.0, 2**30  # for one input, of the processor's time and of memory
@@ -50,8 +47,6 @@ MOST_SECONDS, MOST_MEMORY = 1.0, 2**30  # for one input, of the processor's time
 WEBP_SECONDS, WEBP_MEMORY = 4.0, 5 * 2**28
 PIXELS_A_SECOND, BYTES_A_PIXEL = 10_000_000, 32  # on top, for a picture that is read
 LARGE = 4_000_000  # pixels from which on a picture is read, but not written
-DEADLINE, SILENCE = 20, 300  # seconds of the processor, and on the wall, after which a process is stopped
-ADDRESSES = 8 * 2**30  # bytes that a process may ask for on top, so that none takes the machine's memory
 
 
 # ---- what is damaged ---------------------------------------------------------------------------------------
@@ -355,10 +350,6 @@ def _avifs() -> Iterator[Seed]:
 
 # ---- how it is damaged -------------------------------------------------------------------------------------
 
-_BYTES = (0, 1, 0x7F, 0x80, 0xFF)
-_NUMBERS = (0, 1, 2, 0x7F, 0xFF, 0x100, 0x7FFF, 0x8000, 0xFFFE, 0xFFFF)
-_LARGE_NUMBERS = (*_NUMBERS, 0x10000, 0xFFFFFF, 0x10000000, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFE, 0xFFFFFFFF)
-
 Damage = Callable[[random.Random, bytearray, Seed], bytearray]
 
 
@@ -375,71 +366,10 @@ def damaged(seed: int, number: int) -> tuple[Seed, bytes]:
     return source, bytes(data)
 
 
-def _place(chance: random.Random, data: bytearray) -> int:
-    """Anywhere, or among the first bytes, where headers are."""
-    return chance.randrange(min(len(data), 128) if chance.random() < 0.3 else len(data))
-
-
-def _slice(chance: random.Random, data: bytearray) -> tuple[int, int]:
-    start = _place(chance, data)
-    return start, min(len(data), start + chance.choice((1, 1, 2, 3, 4, 8, 16, 50, 200)))
-
-
-def _flip(chance: random.Random, data: bytearray, source: Seed) -> bytearray:
-    for _ in range(chance.choice((1, 1, 2, 8))):
-        data[_place(chance, data)] ^= 1 << chance.randrange(8)
-    return data
-
-
-def _substitute(chance: random.Random, data: bytearray, source: Seed) -> bytearray:
-    for _ in range(chance.choice((1, 1, 2, 8))):
-        data[_place(chance, data)] = chance.choice((*_BYTES, chance.randrange(256)))
-    return data
-
-
-def _extreme(chance: random.Random, data: bytearray, source: Seed) -> bytearray:
-    at, kind = _place(chance, data), chance.choice((">H", "<H", ">I", "<I"))
-    number = chance.choice(_NUMBERS if kind[1] == "H" else _LARGE_NUMBERS)
-    new = struct.pack(kind, number)
-    data[at : at + len(new)] = new
-    return data
-
-
-def _delete(chance: random.Random, data: bytearray, source: Seed) -> bytearray:
-    start, end = _slice(chance, data)
-    del data[start:end]
-    return data
-
-
-def _insert(chance: random.Random, data: bytearray, source: Seed) -> bytearray:
-    at, count = _place(chance, data), chance.choice((1, 1, 2, 4, 16, 100))
-    data[at:at] = chance.randbytes(count) if chance.random() < 0.5 else bytes([chance.choice(_BYTES)]) * count
-    return data
-
-
-def _truncate(chance: random.Random, data: bytearray, source: Seed) -> bytearray:
-    return data[: _place(chance, data)]
-
-
-def _duplicate(chance: random.Random, data: bytearray, source: Seed) -> bytearray:
-    start, end = _slice(chance, data)
-    at = end if chance.random() < 0.5 else _place(chance, data)
-    data[at:at] = data[start:end] * chance.choice((1, 1, 1, 2, 30))
-    return data
-
-
-def _overwrite(chance: random.Random, data: bytearray, source: Seed) -> bytearray:
-    """A slice copied over another place."""
-    start, end = _slice(chance, data)
-    at = _place(chance, data)
-    data[at : at + end - start] = data[start:end]
-    return data
-
-
 def _splice(chance: random.Random, data: bytearray, source: Seed) -> bytearray:
     """The start of this one and the end of another of its format."""
     other = chance.choice([one for one in seeds() if one.suffix == source.suffix]).data
-    at = _place(chance, data)
+    at = damage.place(chance, data)
     return data[:at] + other[at if chance.random() < 0.5 else chance.randrange(len(other)) :]
 
 
@@ -477,12 +407,12 @@ def _resize_lossless(data: bytearray, sides: list[tuple[int, int]]) -> None:
 def _claimed(chance: random.Random, side: int) -> int:
     if chance.random() < 0.3:
         return side
-    return chance.choice((int(2 ** chance.uniform(0, 17)), chance.choice(_LARGE_NUMBERS)))
+    return chance.choice((int(2 ** chance.uniform(0, 17)), chance.choice(damage.LARGE_NUMBERS)))
 
 
 _DAMAGES: tuple[Damage, ...] = (
-    _flip, _flip, _substitute, _substitute, _extreme, _extreme, _extreme, _delete, _insert, _truncate, _duplicate,
-    _overwrite, _splice, _resize, _resize,
+    damage.flip, damage.flip, damage.substitute, damage.substitute, damage.extreme, damage.extreme, damage.extreme,
+    damage.delete, damage.insert, damage.truncate, damage.duplicate, damage.overwrite, _splice, _resize, _resize,
 )  # fmt: skip
 
 
@@ -603,50 +533,24 @@ def serve(seed: int, first: int, end: int) -> None:
                 raise ValueError(f"{source.name}: {result.faults or 'not as expected, undamaged'}")
             if source.photo and load_image(io.BytesIO(source.data)).pixels.std() < 10:
                 raise ValueError(f"{source.name}: read, but not its pixels")
-        _limit_addresses()
+        limit_addresses()
         for number in range(first, end):
             source, data = damaged(seed, number)
-            before, started = _memory(forget=True)[0], time.process_time()
+            before, started = memory(forget=True)[0], time.process_time()
             signal.setitimer(signal.ITIMER_PROF, DEADLINE)  # at its end the process ends
             result = feed(data, random.Random(f"{seed}/{number}/use"), Path(folder))
             signal.setitimer(signal.ITIMER_PROF, 0)
             result.number, result.seconds = number, time.process_time() - started
-            result.peak = _memory()[1]
+            result.peak = memory()[1]
             result.memory = result.peak - before
             webp = source.suffix == ".webp"
-            seconds, memory = (WEBP_SECONDS, WEBP_MEMORY) if webp else (MOST_SECONDS, MOST_MEMORY)
+            seconds, most = (WEBP_SECONDS, WEBP_MEMORY) if webp else (MOST_SECONDS, MOST_MEMORY)
             if result.seconds > seconds + result.pixels / PIXELS_A_SECOND:
                 result.faults.append(f"too slow, {source.suffix}")
-            if result.memory > memory + result.pixels * BYTES_A_PIXEL:
+            if result.memory > most + result.pixels * BYTES_A_PIXEL:
                 result.faults.append(f"too much memory, {source.suffix}")
             answers.write(json.dumps(vars(result)) + "\n")
             answers.flush()
-
-
-def _memory(*, forget: bool = False) -> tuple[int, int]:
-    """Bytes that this process has, and the most that it had, since the last call with `forget`."""
-    try:
-        if forget:
-            Path("/proc/self/clear_refs").write_text("5")
-        lines = Path("/proc/self/status").read_text().splitlines()
-        sizes = {
-            line[:5]: int(line.split()[1]) * 1024 for line in lines if line.startswith(("VmRSS", "VmHWM"))
-        }
-        return sizes["VmRSS"], sizes["VmHWM"]
-    except OSError:  # macOS, which knows the most of all time
-        import resource
-
-        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return most, most
-
-
-def _limit_addresses() -> None:
-    import resource
-
-    with contextlib.suppress(OSError, ValueError):
-        pages = int(Path("/proc/self/statm").read_text().split()[0])
-        most = pages * resource.getpagesize() + ADDRESSES
-        resource.setrlimit(resource.RLIMIT_AS, (most, most))
 
 
 # ---- the command -------------------------------------------------------------------------------------------
@@ -704,52 +608,18 @@ def run(
 
 def _one_process(report: Report, seed: int, first: int, end: int, until: float | None) -> int:
     """Feed a process from input `first` on; where the next one has to go on."""
-    command = [sys.executable, "-m", __spec__.name if __spec__ else "tests.helpers.fuzz_pictures"]
-    command += ["--seed", str(seed), "--serve", str(first), str(end)]
-    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
-    with tempfile.TemporaryFile() as said:
-        process = subprocess.Popen(
-            command, cwd=ROOT, stdout=subprocess.PIPE, stderr=said, env={**os.environ, "PYTHONPATH": path}
-        )
-        assert process.stdout is not None
-        number, rest, silent = first, b"", False
-        try:
-            while number < end:
-                left = SILENCE if until is None else min(SILENCE, until - time.monotonic())
-                if left <= 0 or not select.select([process.stdout], [], [], left)[0]:
-                    silent = until is None or time.monotonic() < until
-                    break
-                if not (part := os.read(process.stdout.fileno(), 1 << 16)):
-                    break
-                *lines, rest = (rest + part).split(b"\n")
-                for line in lines:
-                    result = Result(**json.loads(line))
-                    source, _ = _source(seed, result.number)
-                    report.add(result, source.suffix)
-                    number = result.number + 1
-        finally:
-            stopped = until is not None and time.monotonic() >= until
-            if stopped or silent or number >= end:
-                process.kill()
-            code = process.wait()
-            process.stdout.close()
-        said.seek(0)
-        words = said.read().decode(errors="replace")
-    report.words.update(re.sub(r"[0-9]+", "#", line)[:160] for line in words.splitlines() if line.strip())
-    if number >= end or stopped:
-        return number
-    if code == 1 and number == first:  # this tool is wrong, not the input
-        raise RuntimeError(f"the process ended: {words[-2000:]}")
-    if silent:
-        why = "no answer"
-    elif code == -signal.SIGPROF:
-        why = f"more than {DEADLINE} s of the processor"
-    else:
-        why = f"the process ended by {signal.Signals(-code).name if code < 0 else code}"
-    at = next((line.strip() for line in words.splitlines() if line.startswith("  File")), "")
-    report.faults.append((number, f"{why} {at}".strip()))
-    report.tried += 1
-    return number + 1
+
+    def answered(line: bytes) -> int:
+        result = Result(**json.loads(line))
+        report.add(result, _source(seed, result.number)[0].suffix)
+        return result.number
+
+    module = __spec__.name if __spec__ else "tests.helpers.fuzz_pictures"
+    number, why = feed_process(module, seed, first, end, until, answered, report.words)
+    if why:
+        report.faults.append((number - 1, why))
+        report.tried += 1
+    return number
 
 
 def _source(seed: int, number: int) -> tuple[Seed, random.Random]:

@@ -54,6 +54,14 @@ def test_the_hugging_face_cache_is_looked_into(links: bool, revision: str | None
     assert find_local(file) == path == fetch(file)
 
 
+def test_a_revision_that_is_no_text_is_passed_over(tmp_path: Path) -> None:
+    path = cache(NET)
+    reference = path.parents[3] / "refs" / "main"
+    assert reference.read_text() == COMMIT
+    reference.write_bytes(b"\xff\xfe")
+    assert find_local(NET) == path
+
+
 def test_the_pinned_snapshot_goes_first_then_main_then_any_other() -> None:
     pinned = ModelFile("unet", "unet/net.safetensors", "me/mine", revision=COMMIT)
     other = cache(NET, b"other", revision="refs/pr/3".replace("/", "-"), commit="e" * 40)

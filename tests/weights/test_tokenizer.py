@@ -137,6 +137,10 @@ HOSTILE = {
     "ids are words": ("vocab.json", '{"a": "b"}'),
     "no end token": ("vocab.json", json.dumps({START: 0, "a": 1})),
     "unreadable pipeline": ("tokenizer.json", '{"model": {"type": "Evil"}, "normalizer": null}'),
+    "no unknown piece": (
+        "tokenizer.json",
+        '{"version": "1.0", "added_tokens": [], "normalizer": null, "model": {"type": "BPE", "unk_token": "x", "vocab": {}, "merges": []}}',
+    ),
     "other family": (
         "tokenizer.json",
         '{"version": "1.0", "added_tokens": [], "normalizer": null, "model": {"type": "BPE", "vocab": {}, "merges": []}}',

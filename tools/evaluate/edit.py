@@ -198,6 +198,7 @@ class Ledger:
     """Records by (scene, trial), kept line by line in a file of the runs folder.
 
     The file's name holds `words` and the code's state, so that no figure is told that other code measured.
+    ValueError for a file with a line that is no record, as one that was cut off.
     """
 
     def __init__(self, words: str, *, fresh: bool = False) -> None:
@@ -205,8 +206,16 @@ class Ledger:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         if fresh:
             self.path.unlink(missing_ok=True)
-        lines = self.path.read_text().splitlines() if self.path.exists() else []
-        self._records = {(r["scene"], r["trial"]): r for r in map(json.loads, lines)}
+        lines = self.path.read_bytes().splitlines() if self.path.exists() else []
+        self._records: dict[tuple[int, str], Record] = {}
+        for number, line in enumerate(lines, 1):
+            try:
+                record = json.loads(line)
+                self._records[record["scene"], record["trial"]] = record
+            except (ValueError, RecursionError, KeyError, TypeError) as error:
+                raise ValueError(
+                    f"{self.path}: line {number} is no record; take it out, or begin anew with --fresh"
+                ) from error
 
     def get(self, number: int, trial: EditTrial) -> Record | None:
         """What is known of `trial` on scene `number`."""

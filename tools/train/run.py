@@ -118,7 +118,7 @@ class Run:
 
         ValueError where that is of a run with other options.
         """
-        path, first = self.folder.path / "run.json", world.rank == 0
+        path, first = self.folder.options_file, world.rank == 0
         batch = self.trainer.samples_per_step
         options = json.loads(json.dumps(asdict(self.config) | self.job.choices | {"samples_per_step": batch}))
         if self.folder.checkpoint.exists():
@@ -126,10 +126,7 @@ class Run:
                 raise ValueError(
                     f"{path}: missing beside a checkpoint, whose options are so unknown; take another folder"
                 )
-            try:
-                before = json.loads(path.read_text())
-            except ValueError as error:
-                raise ValueError(f"{path}: damaged ({error}); take another folder") from error
+            before = self.folder.read_options()
             if changed := [
                 name
                 for name in before
@@ -140,8 +137,7 @@ class Run:
                     f"{self.folder.path}: holds a run with {name} = {before[name]}, now {options[name]}; "
                     "go on with the options it began with, or take another folder"
                 )
-        if state := self.folder.load(cut_log=first):
-            self.trainer.load_state(state)
+        self.trainer.resume(self.folder, cut_log=first)
         if len(set(world.all(self.trainer.done))) > 1:
             raise ValueError(
                 f"{self.folder.path}: not the same for all processes; take a folder on a disk that all "

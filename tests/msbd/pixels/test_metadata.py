@@ -417,6 +417,20 @@ def test_no_earlier_comment_costs_the_picture(source: object, into: str, tmp_pat
     assert load_image(tmp_path / f"a.{into}").size == photo.size
 
 
+@pytest.mark.parametrize(
+    "comment",
+    [b"ASCII\0\0\0" + b"[" * 50_000, b'UNICODE\0{"msbd": "0"}'],
+    ids=["JSON nested deeply", "letters of another set"],
+)
+@pytest.mark.parametrize("into", ["png", "tif"])
+def test_no_comment_like_ours_costs_the_picture(comment: bytes, into: str, tmp_path: Path) -> None:
+    tags = Tags()
+    tags.exif[USER_COMMENT] = Value(7, comment)
+    photo = Photo(PIXELS, metadata=Metadata(exif=tags.to_bytes()))
+    save_photo(photo, tmp_path / f"a.{into}", ours=OURS)
+    assert load_image(tmp_path / f"a.{into}").size == photo.size
+
+
 def test_adobe_rgb_is_said_by_exif_only_where_it_is(tmp_path: Path) -> None:
     tags = Tags()
     tags.interop[1] = Value(2, b"R03\0")

@@ -212,6 +212,24 @@ def test_a_broken_member_is_named(tmp_path: Path) -> None:
         shards.read(0)
 
 
+def test_a_member_with_an_unprintable_name_is_told_in_one_line(tmp_path: Path) -> None:
+    shards = TarShards(write_tar(tmp_path / "t.tar", [("7\n\udce9.png", b"no picture")]))
+    with pytest.raises(ValueError, match=r"t\.tar: 7  \.png: not a readable picture"):
+        shards.read(0)
+
+
+@pytest.mark.parametrize("size", [2**62, 2**95 - 1])
+def test_a_header_that_says_too_much_is_refused(size: int, tmp_path: Path) -> None:
+    """Of a long name, which tarfile reads as long as the header says."""
+    header = bytearray(tarfile.TarInfo("7.png").tobuf(tarfile.GNU_FORMAT))
+    header[124:136], header[156:157] = b"\x80" + size.to_bytes(12, "big")[1:], tarfile.GNUTYPE_LONGNAME
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    (tmp_path / "t.tar").write_bytes(header + bytes(1024))
+    with pytest.raises(ValueError, match=r"^[^\n]*t\.tar: not a whole, uncompressed tar file \([^\n]+\)$"):
+        TarShards(tmp_path / "t.tar")
+
+
 def test_a_part_has_some_of_the_pictures() -> None:
     class Numbers:
         def __len__(self) -> int:

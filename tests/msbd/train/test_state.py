@@ -332,6 +332,51 @@ def test_a_checkpoint_runs_no_code(tmp_path: Path) -> None:
     assert "weights_only" in str(refused.value.__cause__)
 
 
+@pytest.mark.parametrize(
+    "state", [3, [], {"skipped": 0}, {"step": "1"}, {"step": None}], ids=lambda state: repr(state)
+)
+def test_a_checkpoint_without_a_step_is_damaged(state: object, tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    torch.save(state, folder.checkpoint)
+    with pytest.raises(ValueError, match=r"last\.pt: damaged"):
+        folder.load()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"optimizer": {}}, {"weights": 3}, {"skipped": "0"}, {"average": {"updates": 1}}, {"scaler": {"a": 1}}],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_a_checkpoint_that_lacks_something_is_damaged(changes: dict[str, Any], tmp_path: Path) -> None:
+    folder, trainer = (
+        RunFolder(tmp_path),
+        Trainer(nn.Linear(3, 2), dataclasses.replace(CONFIG, precision="fp16")),
+    )
+    folder.save(trainer.state() | changes)
+    with pytest.raises(ValueError, match=rf"^{folder.checkpoint}: the checkpoint is damaged: [^\n]+$"):
+        trainer.resume(folder)
+
+
+@pytest.mark.parametrize(
+    "line", [b"3", b"[]", b'{"loss": 1}', b'{"step": "2"}', b'{"step": 2, "loss": "x"}', b'{"step": 2, "loss": NaN}',
+             b"[" * 100_000, b'{"step": ' + b"9" * 5000 + b"}", b"\xff"]
+)  # fmt: skip
+def test_the_log_is_read_up_to_a_damaged_line(line: bytes, tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.log(1, {"loss": 1.0})
+    with folder.log_file.open("ab") as log:
+        log.write(line + b"\n")
+    assert folder.read_log() == [{"step": 1, "loss": 1.0}]
+
+
+@pytest.mark.parametrize("text", [b"{", b"[]", b"\xff", b"[" * 100_000], ids=["cut", "list", "bytes", "deep"])
+def test_damaged_options_are_named(text: bytes, tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.options_file.write_bytes(text)
+    with pytest.raises(ValueError, match=r"^[^\n]*run\.json: damaged \([^\n]+$"):
+        folder.read_options()
+
+
 # ---- the average -------------------------------------------------------------------------------------------
 
 

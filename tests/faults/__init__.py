@@ -1,0 +1,1 @@
+"""What readers do with files that are damaged on purpose."""
