@@ -1,11 +1,16 @@
 """Pictures to latents and back, in whatever precision the autoencoder runs.
 
+An autoencoder of low precision that gives NaN or infinity is asked once more in float32, with a warning.
+
 Tensors  images (n, 3, H, W) in [-1, 1]; latents (n, 4, H / 8, W / 8), times the autoencoder's scaling_factor;
          float32, both
 Copying  this file stands alone: torch only. The VAE is any module with `encode`, `decode` and
          `config.scaling_factor`
 """
 
+import copy
+import warnings
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,13 +18,43 @@ from torch import Tensor, nn
 
 
 def encode(vae: Any, images: Tensor) -> Tensor:
-    """The latents of `images`: the mean of the posterior, scaled."""
-    return vae.encode(images.to(dtype_of(vae))).mean.float() * vae.config.scaling_factor
+    """The latents of `images`: the mean of the posterior, scaled.
+
+    ValueError where the autoencoder gives NaN or infinity in float32 too.
+    """
+    return finite(lambda vae, images: vae.encode(images).mean, vae, images) * vae.config.scaling_factor
 
 
 def decode(vae: Any, latents: Tensor) -> Tensor:
-    """The pictures of `latents`, clamped to [-1, 1]."""
-    return vae.decode((latents / vae.config.scaling_factor).to(dtype_of(vae))).float().clamp(-1, 1)
+    """The pictures of `latents`, clamped to [-1, 1].
+
+    ValueError where the autoencoder gives NaN or infinity in float32 too, and for latents that hold either.
+    """
+    if not latents.isfinite().all():
+        raise ValueError(
+            "the U-Net gave NaN or infinity in place of a picture; take --dtype float32, or other weights"
+        )
+    return finite(lambda vae, latents: vae.decode(latents), vae, latents / vae.config.scaling_factor).clamp(
+        -1, 1
+    )
+
+
+def finite(work: Callable[[Any, Tensor], Tensor], vae: Any, inputs: Tensor) -> Tensor:
+    """`work(vae, inputs)`, float32: of `inputs` in the net's dtype, or else of both in float32.
+
+    ValueError where the result holds NaN or infinity even then.
+    """
+    dtype = dtype_of(vae)
+    result = work(vae, inputs.to(dtype)).float()
+    if dtype != torch.float32 and not result.isfinite().all():
+        told = str(dtype).removeprefix("torch.")
+        warnings.warn(f"the autoencoder gave NaN in {told}; asked once more in float32", stacklevel=3)
+        result = work(copy.deepcopy(vae).float(), inputs.float()).float()
+    if not result.isfinite().all():
+        raise ValueError(
+            "the autoencoder gave NaN or infinity in place of a picture; take another --vae or model"
+        )
+    return result
 
 
 def dtype_of(net: nn.Module) -> torch.dtype:

@@ -83,6 +83,11 @@ class TiledAutoencoder:
         """The parameters of `vae`."""
         return self.vae.parameters()
 
+    def float(self) -> "TiledAutoencoder":
+        """This one, with the parameters of `vae` made float32, as nn.Module.float does that."""
+        self.vae.float()
+        return self
+
     @torch.no_grad()
     def encode(self, image: Tensor) -> DiagonalGaussian:
         """As AutoencoderKL.encode: the latents of `image` (B, in_channels, H, W), or its ValueError."""

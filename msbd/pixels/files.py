@@ -108,7 +108,14 @@ class Photo:
         return replace(self, samples=samples, alpha=alpha)
 
     def samples_of(self, image: Tensor) -> np.ndarray:
-        """`image` (1, 3, h, w), sRGB in [-1, 1], as samples of this photo's model, profile and depth."""
+        """`image` (1, 3, h, w), sRGB in [-1, 1], as samples of this photo's model, profile and depth.
+
+        ValueError where it holds NaN, which no sample can be.
+        """
+        if image.isnan().any():
+            raise ValueError(
+                "the nets gave NaN in place of a picture; take --dtype float32, or other weights"
+            )
         rgb = ((image[0].detach().float().cpu().clamp(-1, 1) + 1) / 2).permute(1, 2, 0).contiguous().numpy()
         levels = colours.from_srgb(rgb, self.model, self.icc_profile)
         return (levels * np.iinfo(self.samples.dtype).max).round().astype(self.samples.dtype)

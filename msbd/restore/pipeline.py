@@ -35,7 +35,7 @@ from samplers.schedule import (
     v_prediction,
 )
 
-from ..latents import decode, dtype_of
+from ..latents import decode, dtype_of, finite
 from ..memory import SMALL_TILES, in_batches, tiles_at_once, with_autoencoder
 from ..noise import noise_windows
 from ..pixels.box import Box
@@ -268,11 +268,15 @@ class RestorePipeline:
 
     def _encode(self, run: _Run, vae: Any, control: Tensor) -> Tensor:
         """z_LR, scaled: the posterior's mean, or as the official code has it a sample."""
-        posterior = vae.encode((control * 2 - 1).to(dtype_of(self.vae)))
-        z = posterior.mode()
-        if run.config.posterior == "sample":
-            z = posterior.sample(run.noise("posterior", 0, tuple(z.shape)))
-        return z.float() * vae.config.scaling_factor
+
+        def latent(vae: Any, image: Tensor) -> Tensor:
+            posterior = vae.encode(image)
+            z = posterior.mode()
+            if run.config.posterior == "sample":
+                z = posterior.sample(run.noise("posterior", 0, tuple(z.shape)))
+            return z
+
+        return finite(latent, vae, control * 2 - 1) * vae.config.scaling_factor
 
     # ---- diffusion -----------------------------------------------------------------------------------------
 
