@@ -23,6 +23,7 @@ except ImportError:  # Windows, which does not remove a file that is open
 TEMPORARY = re.compile(r"\.msbd-\d+-\d+\.tmp")
 _DAY = 86400  # seconds
 _numbers = itertools.count()
+_cleaned: set[Path] = set()  # folders that this process has looked through for leftovers
 
 
 @contextlib.contextmanager
@@ -32,9 +33,13 @@ def whole_file(path: Path, unfinished: Path | None = None) -> Iterator[Path]:
 
     The path is `unfinished`, in the same folder, where one that was left behind by a killed process is to be
     overwritten by the next; by default a short name that no other process has, `.msbd-PID-N.tmp`. What was
-    written is on the disk before the old file goes, and its name before this returns. OSError.
+    written is on the disk before the old file goes, and its name before this returns. The first time that a
+    process writes into a folder, what killed ones left there is removed. OSError.
     """
     path = Path(os.path.realpath(path))
+    if path.parent not in _cleaned:
+        _cleaned.add(path.parent)
+        remove_leftovers([path.parent])
     with contextlib.ExitStack() as stack:
         temporary = unfinished or stack.enter_context(_temporary(path.parent))
         stack.callback(remove, temporary)  # gone already when all went well
@@ -159,8 +164,8 @@ def check_name(path: Path) -> None:
 
 
 def check_room(path: Path, size: int) -> None:
-    """ValueError where the disk of `path`, in a folder that is there, has no room for `size` bytes."""
-    folder = Path(os.path.realpath(path)).parent
+    """ValueError where the disk of `path`, whose folder need not be there yet, lacks `size` bytes of room."""
+    folder = next(folder for folder in Path(os.path.realpath(path)).parents if folder.is_dir())
     free = shutil.disk_usage(folder).free
     if free < size:
         raise ValueError(

@@ -102,9 +102,8 @@ def check_result(path: Path, size: tuple[int, int], *, like: "Photo") -> None:
 
     channels = (1 if like.model == "grey" else 3) + (like.alpha is not None)
     raw = size[0] * size[1] * channels * like.samples.itemsize
-    if not path.parent.is_dir():
-        path = next(folder for folder in path.absolute().parents if folder.is_dir()) / path.name
-    suffix = check_output_path(path, size)
+    there = next(folder for folder in path.absolute().parents if folder.is_dir())
+    suffix = check_output_path(path if path.parent.is_dir() else there / path.name, size)
     if suffix in TIFF_SUFFIXES and raw >= 2**32:
         raise ValueError(f"{path}: a TIFF holds 4 GB, and this one may have {raw / 1e9:.1f}; write a .png")
     check_room(path, raw // 4 if suffix in JPEG_SUFFIXES else raw)

@@ -126,7 +126,7 @@ class StagePictures:
     """Writes every intermediate picture of an edit as a numbered PNG."""
 
     def __init__(self, folder: Path) -> None:
-        folder.mkdir(exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         self._folder, self._count = folder, 0
         self.part = ""  # in front of the names: which part of a mask is being edited
 

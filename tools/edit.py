@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from msbd.edit.config import DEFAULT, FAST, EditConfig
+from msbd.files import check_room
 
 from ._c2pa import Credentials, read_credentials, signing
 from ._cli import (
@@ -54,7 +55,7 @@ from ._cli import (
 )
 from ._pictures import FileBytes, check_result, read_mask, read_photo
 from .folders.run import carry_out, check_usage
-from .folders.tasks import Task
+from .folders.tasks import RESULTS, Task
 from .folders.tool import Made, Opening, Planned, Tell
 
 if TYPE_CHECKING:
@@ -162,9 +163,10 @@ def build_parser() -> CommandParser:
         "--candidates",
         type=Path,
         metavar="FILE",
-        help="the candidates that were kept, with CLIP's scores, the chosen one framed",
+        help="the candidates that were kept, with CLIP's scores, the chosen one framed; for a folder a folder, as "
+        "--stages has one in it for each picture",
     )
-    add("--stages", type=Path, metavar="FOLDER", help="every intermediate picture as a numbered PNG")
+    add("--stages", type=Path, metavar="FOLDER", help="every intermediate picture as a numbered PNG there")
     add_result_options(common, add)
     add_shared_options(parser, common=common)
     return parser
@@ -271,7 +273,8 @@ class Editor:
     def one_task(args: argparse.Namespace) -> Task:
         """The picture of a command that names one, and where its result goes."""
         check_paths(args)
-        return Task(args.image.name, args.image, args.output, args.compare, args.mask)
+        results = {name: getattr(args, name) for name in RESULTS}
+        return Task(args.image.name, args.image, mask=args.mask, **results)
 
     def settings(self, task: Task) -> dict[str, Any]:
         """All that changes the result of one picture, but for what its files hold, and the machine."""
@@ -350,6 +353,8 @@ class Editor:
         )
         with errors_by_flag(OPTIONS):
             parts = plan_parts(args, mask, edit_config(args), self.job.facts)
+        if args.stages:
+            check_room(args.stages / "00.png", stages_bytes([plan for _, plan in parts]))
         notes = [f"{args.image}: {note}" for note in photo.notes] + list(read.notes)
         notes = list(dict.fromkeys(notes))  # of one file both say the same
         notes += not_upscaled(args, [plan for _, plan in parts])
@@ -582,6 +587,12 @@ def check_mask(
     else:
         why = f"its brightest value is {read.brightest} of 255; 128 and more is edited"
     raise ValueError(f"{source}: the mask is empty: no pixel is to be edited; {why}")
+
+
+def stages_bytes(plans: "Sequence[EditPlan]") -> int:
+    """The most bytes that the pictures of --stages may take: of each stage four, and its candidates."""
+    stages = [stage for plan in plans for stage in plan.stages]
+    return sum(3 * stage.size[0] * stage.size[1] * (4 + stage.candidates) for stage in stages)
 
 
 def edit_text(edit: EditTask) -> str:

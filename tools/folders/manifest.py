@@ -123,7 +123,7 @@ def still_holds(record: Record, task: Task, settings: str, results: Path) -> boo
     files = {"input": (task.image, record.input_hash), "output": (task.output, record.output_hash)}
     if task.mask is not None:
         files["mask"] = (task.mask, record.mask_hash)
-    if task.compare is not None and not task.compare.is_file():
+    if not all(path.is_file() for path in task.files[1:]):
         return False
     return all(_unchanged(path, digest, record.seen.get(name)) for name, (path, digest) in files.items())
 

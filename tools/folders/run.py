@@ -5,13 +5,15 @@ import sys
 import time
 from collections.abc import Generator, Sequence
 from contextlib import closing
+from functools import partial
+from pathlib import Path
 
 from msbd.files import remove_leftovers
 
 from .._cli import as_typed, expected_failure, print_notes
 from .manifest import Manifest, Record, settings_hash, still_holds
 from .tasks import Task, find_tasks
-from .tool import Opening, Tool, attempt, error_line
+from .tool import Opening, Tool, attempt, error_line, warnings_told
 
 
 def check_usage(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
@@ -39,8 +41,9 @@ def carry_out(opening: Opening, kind: type[Tool]) -> None:
     else:
         failed = 0
         if not (args.skip_existing and tasks[0].output.exists()):
-            remove_leftovers([tasks[0].output.parent])
-            made = tool.make(tasks[0], lambda notes: print_notes(notes, quiet=args.quiet))
+            tell = partial(print_notes, quiet=args.quiet)
+            with warnings_told(tell):
+                made = tool.make(tasks[0], tell)
             if not args.quiet:
                 print("\n".join(made.lines))
     if failed:
@@ -81,7 +84,7 @@ def make_all(opening: Opening, tool: Tool, tasks: Sequence[Task]) -> int:
     args.output.mkdir(parents=True, exist_ok=True)
     manifest = Manifest(args.output, args.shard)
     waiting = _waiting(args, tool, tasks, manifest)
-    folders = dict.fromkeys(path.parent for task in waiting for path in (task.output, task.compare) if path)
+    folders = dict.fromkeys(path.parent for task in waiting for path in task.files)
     if removed := remove_leftovers(dict.fromkeys([args.output, *folders])):
         print_notes(
             [f"{args.output}: {removed} unfinished files of a run that was ended removed"], quiet=args.quiet
@@ -148,7 +151,8 @@ def _tell(record: Record, number: str, left: float, *, quiet: bool) -> None:
     """A line of what became of a picture, and how long the others will take."""
     if quiet:
         return
-    print_notes(record.notes, quiet=False)
+    name = Path(record.path).name
+    print_notes((note if name in note else f"{record.path}: {note}" for note in record.notes), quiet=False)
     more = f"; {_duration(left)} left" if left else ""
     told = record.made if record.done else f"failed: {as_typed(record.error or '')}"
     print(f"{number} {told}, {record.seconds:.1f} s{more}")

@@ -16,7 +16,7 @@ from msbd.files import check_name
 from .._cli import same_file
 from .lists import Line, read_list
 
-FORMATS = ("png", "webp", "tif", "jpg", "same")  # of --format
+RESULTS = ("output", "compare", "candidates", "stages")  # flags that name what is written
 IGNORED = {"desktop.ini", "thumbs.db"}  # what systems leave in folders of pictures, beside dot files
 
 
@@ -28,6 +28,8 @@ class Task:
     image: Path
     output: Path
     compare: Path | None = None
+    candidates: Path | None = None
+    stages: Path | None = None  # a folder
     mask: Path | None = None
     prompt: str | None = None
     seed: int | None = None
@@ -36,18 +38,15 @@ class Task:
 
     def of(self, args: argparse.Namespace) -> argparse.Namespace:
         """The command line of this picture alone."""
-        own = {
-            "image": self.image,
-            "mask": self.mask,
-            "output": self.output,
-            "compare": self.compare,
-            "prompt": self.prompt,
-            "seed": self.seed,
-            "margin": self.margin,
-        }
-        files = {name: own.pop(name) for name in ("image", "mask", "output", "compare")}
+        files = {name: getattr(self, name) for name in ("image", "mask", *RESULTS)}
+        own = {name: getattr(self, name) for name in ("prompt", "seed", "margin")}
         said = {name: value for name, value in own.items() if value is not None}
         return argparse.Namespace(**{**vars(args), **files, **said})
+
+    @property
+    def files(self) -> list[Path]:
+        """The files that are written, the result first, but for those below `stages`."""
+        return [path for path in (self.output, self.compare, self.candidates) if path]
 
 
 def seed_of(seed: int, name: str) -> int:
@@ -64,8 +63,8 @@ def find_tasks(args: argparse.Namespace) -> tuple[list[Task], list[str]]:
 
     ValueError or OSError where a result cannot be written, or would overwrite something.
     """
-    for flag in ("output", "compare"):
-        if (folder := getattr(args, flag)) is not None:
+    for flag in RESULTS:
+        if (folder := getattr(args, flag, None)) is not None:
             _check_folder(f"--{flag}", folder, args.image)
     found, notes = _of_list(args) if args.jobs else _of_folder(args)
     tasks = _with_outputs(args, found)
@@ -83,8 +82,8 @@ def _of_folder(args: argparse.Namespace) -> tuple[list[Task], list[str]]:
     from msbd.pixels.formats import READ_SUFFIXES
 
     masks = getattr(args, "mask", None)
-    beside = [folder for folder in (args.output, args.compare, masks) if folder is not None]
-    entries = Entries(args.image, recursive=args.recursive, apart=beside)
+    beside = [masks, *(getattr(args, flag, None) for flag in RESULTS)]
+    entries = Entries(args.image, recursive=args.recursive, apart=list(filter(None, beside)))
     if not entries.pictures:
         hint = "; --recursive reads its folders too" if entries.folders and not args.recursive else ""
         told = f"; {entries.left_out()}" if entries.left_out() else ""
@@ -238,7 +237,7 @@ def _of_line(args: argparse.Namespace, base: Path, line: Line) -> Task:
 
 
 def _with_outputs(args: argparse.Namespace, tasks: list[Task]) -> list[Task]:
-    """Each task with its outputs below --output and --compare: its own name, with another suffix."""
+    """Each task with its outputs below --output, --compare, ..: its own name, with another suffix."""
     from msbd.pixels.formats import READ_SUFFIXES
 
     stems = Counter(_folded(_stem(task.name)) for task in tasks)
@@ -254,11 +253,16 @@ def _with_outputs(args: argparse.Namespace, tasks: list[Task]) -> list[Task]:
             output = Path(task.name)
         else:
             output = Path(name + suffix)
+        compare, candidates, stages = (getattr(args, flag, None) for flag in RESULTS[1:])
         task = replace(
-            task, output=args.output / output, compare=args.compare and args.compare / f"{name}.jpg"
+            task,
+            output=args.output / output,
+            compare=compare and compare / f"{name}.jpg",
+            candidates=candidates and candidates / f"{name}.jpg",
+            stages=stages and stages / name,
         )
         try:
-            for path in filter(None, (task.output, task.compare)):
+            for path in task.files:
                 check_name(path)
         except ValueError as error:
             return replace(task, error=task.error or str(error))
@@ -293,7 +297,7 @@ def _check_outputs(tasks: Sequence[Task]) -> None:
                 f"{task.output}: cannot write pictures of type {task.output.suffix or '(no suffix)'!r}; use one of "
                 f"{', '.join(SUFFIXES)}"
             )
-        for path in filter(None, (task.output, task.compare)):
+        for path in task.files:
             for there in _there(path):
                 if read := inputs.get(_identity(there)):
                     raise ValueError(f"{path}: would overwrite {read}, which is read; take another folder")

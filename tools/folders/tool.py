@@ -3,7 +3,9 @@
 import argparse
 import importlib
 import time
-from collections.abc import Callable, Iterable
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -80,6 +82,17 @@ class Opening:
         return getattr(importlib.import_module(self.module), self.name)(self.args)
 
 
+@contextmanager
+def warnings_told(tell: Tell) -> Iterator[None]:
+    """Let warnings within be notes on the picture that is being made, each once."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            yield
+        finally:
+            tell(dict.fromkeys(" ".join(str(warning.message).split()) for warning in caught))
+
+
 def attempt(tool: Tool, task: Task, args: argparse.Namespace) -> Record:
     """Make one picture, and say what became of it. With --debug every error is raised."""
     start, notes = time.perf_counter(), []
@@ -87,10 +100,11 @@ def attempt(tool: Tool, task: Task, args: argparse.Namespace) -> Record:
     try:
         if task.error:
             raise ValueError(task.error)
-        for path in filter(None, (task.output, task.compare)):
+        for path in (*task.files, *filter(None, [task.stages])):
             path.parent.mkdir(parents=True, exist_ok=True)
         settings = settings_hash(tool.settings(task))
-        made = tool.make(task, notes.extend)
+        with warnings_told(notes.extend):
+            made = tool.make(task, notes.extend)
         files = {"input": made.input_seen, "mask": made.mask_seen, "output": seen(task.output)}
         record = replace(
             record,

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from msbd.files import whole_file
+from msbd.files import remove_leftovers, whole_file
 from msbd.loading.nets import fit_net, read_lora_file
 from msbd.loading.parts import BASE, ModelParts
 from weights.files import WeightsError, read_metadata, write_safetensors
@@ -140,6 +140,7 @@ class _Conversion:
 
     def _write(self, path: Path, state: State, metadata: Mapping[str, str]) -> Path:
         self._check(path)
+        remove_leftovers([path.parent])
         write_safetensors(path, state, metadata)
         return path
 
