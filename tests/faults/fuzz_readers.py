@@ -28,7 +28,7 @@ import warnings
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -52,6 +52,9 @@ from tests.helpers.ncnn_files import write_ncnn
 from tools._c2pa import read_credentials
 from tools.evaluate import edit
 from tools.evaluate.edit import Ledger
+from tools.folders.lists import read_list
+from tools.folders.manifest import Manifest, Record, still_holds
+from tools.folders.tasks import Task
 from tools.train.curves import tenths_table
 from weights.fetch import find_local
 from weights.files import WeightsError, read_metadata, read_state_dict, write_safetensors
@@ -171,6 +174,19 @@ def _ledger(path: Path) -> None:
         Ledger("a").get(0, edit.SOURCE)
 
 
+def _manifest(path: Path) -> None:
+    manifest = Manifest(path.parent)
+    for record in manifest.read().values():
+        task = Task("a.png", path.parent / "a.png", path.parent / record.output)
+        still_holds(record, task, "0" * 16, path.parent)
+    manifest.add(Record("b.png", "done", "b.png"))
+    assert manifest.read()["b.png"].done
+
+
+def _list(path: Path) -> None:
+    read_list(path, ("image", "mask", "prompt", "seed", "margin", "output"))
+
+
 def _cache(path: Path) -> None:
     """A cache of the Hugging Face hub, whose small files huggingface_hub reads."""
     with patch.object(constants, "HF_HUB_CACHE", str(path.parents[2])):
@@ -207,6 +223,8 @@ READERS = {
     "training log": Reader(_log, (ValueError, OSError), writes=True),
     "training options": Reader(lambda path: RunFolder(path.parent).read_options(), (ValueError, OSError)),
     "trials": Reader(_ledger, (ValueError, OSError), writes=True),
+    "manifest": Reader(_manifest, (), writes=True),
+    "lists of pictures": Reader(_list, (ValueError,)),
     "hub's cache": Reader(_cache, ()),
     "credentials": Reader(_credentials, (ValueError, OSError)),
     "picture shards": Reader(_tar, (ValueError, OSError), warns=True),
@@ -415,6 +433,18 @@ def _others() -> Iterator[Seed]:
         json.dumps({"scene": n, "trial": "a", "success": True, "time": 1.5}) + "\n" for n in range(3)
     )
     yield Seed("trials", "ledger", {"evaluate/a-b.jsonl": trials.encode()})
+    records = [
+        Record("a.png", "done", "a.png", 7, "0" * 64, None, "1" * 64, "0" * 16, 1.5, "a.png: 3 x 2", time=9.5, seen={"input": (9, 10)}),
+        Record("sub/b.jpg", "failed", "sub/b.png", error="sub/b.jpg: cut off", notes=("one", "two"), time=9.75),
+    ]  # fmt: skip
+    manifest = "".join(json.dumps(asdict(record)) + "\n" for record in records)
+    yield Seed(
+        "manifest", "manifest", {"out/msbd.jsonl": manifest.encode(), "out/a.png": b"a"}, ("out/a.png",)
+    )
+    rows = 'image;mask;prompt;seed;margin\na.png;m.png;"a ""red"" house;\nby the sea";7;0.5\nb.png;;;;\n'
+    yield Seed("lists of pictures", "CSV", {"list.txt": rows.encode()})
+    lines = [{"image": "a.png", "prompt": "a red house", "seed": 7}, {"image": "b.png", "margin": 1.5}]
+    yield Seed("lists of pictures", "JSON lines", {"list.jsonl": "\n".join(map(json.dumps, lines)).encode()})
     commit = "c0ffee" + "0" * 34
     cache = {"hub/models--me--mine/refs/main": commit.encode(),
              f"hub/models--me--mine/snapshots/{commit}/unet/net.json": b"{}"}  # fmt: skip

@@ -85,7 +85,7 @@ def _csv_rows(path: Path, text: str) -> list[tuple[int, dict[str, Any]]]:
 def _line(path: Path, number: int, row: dict[str, Any], columns: Sequence[str]) -> Line:
     at = f"{path}, line {number}"
     if unknown := [str(name) for name in row if name not in columns]:
-        raise ValueError(f"{at}: no column is called {unknown[0]!r}; they are {', '.join(columns)}")
+        raise ValueError(f"{at}: no column is called {unknown[0]!r:.60}; they are {', '.join(columns)}")
     values: dict[str, Any] = {}
     for name, value in row.items():
         if value is None or (isinstance(value, str) and not value.strip()):
