@@ -25,9 +25,14 @@ class FillEditor:
 
     def __init__(self, fill: tuple[int, int, int] = FILL) -> None:
         self.fill, self.seen, self.seeds = fill, [], []
+        self.pictures: tuple[str, ...] = ()  # names of what it shows on the way
 
-    def __call__(self, image: Tensor, mask: Tensor, prompt: str, *, plan: EditPlan, **_: Any) -> EditResult:
+    def __call__(
+        self, image: Tensor, mask: Tensor, prompt: str, *, plan: EditPlan, on_picture: Any = None, **_: Any
+    ) -> EditResult:
         self.seen.append(image)
+        for name in self.pictures if on_picture else ():
+            on_picture(name, image)
         self.seeds.append(plan.config.seed)
         size = (image.shape[-2], image.shape[-1])
         painted = torch.where(mask > 0, filled(size, self.fill), image)

@@ -153,7 +153,7 @@ def _tell(record: Record, number: str, left: float, *, quiet: bool) -> None:
         return
     name = Path(record.path).name
     print_notes((note if name in note else f"{record.path}: {note}" for note in record.notes), quiet=False)
-    more = f"; {_duration(left)} left" if left else ""
+    more = f"; {_duration(left)} left" if left >= 1 else ""
     told = record.made if record.done else f"failed: {as_typed(record.error or '')}"
     print(f"{number} {told}, {record.seconds:.1f} s{more}")
 
