@@ -20,6 +20,7 @@ import torch
 from PIL import Image
 
 import msbd.load
+from msbd.pixels import files
 from tests.helpers.fill_pipeline import FillEditor, FillRestorer
 from tools import edit
 from tools._cli import prepare_console
@@ -67,14 +68,14 @@ def enlarge(folder: Path, *more: str) -> list[str]:
 
 
 def repaint(folder: Path, *more: str) -> list[str]:
-    files = ["-i", f"{folder}/album", "-o", f"{folder}/out", "--model", "mini", "--preset", "fast"]
-    return [*files, "-p", "a red ball", *more]
+    paths = ["-i", f"{folder}/album", "-o", f"{folder}/out", "--model", "mini", "--preset", "fast"]
+    return [*paths, "-p", "a red ball", *more]
 
 
 def below(folder: Path) -> dict[str, bytes]:
     """Every file below `folder`, but for manifests."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix != ".jsonl")
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+    found = sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix != ".jsonl")
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in found}
 
 
 def records(folder: Path) -> dict[str, dict[str, Any]]:
@@ -540,3 +541,41 @@ def test_wrong_usage_of_folders_exits_with_2(
     with pytest.raises(SystemExit) as ended:
         restore(enlarge(tmp_path, *more))
     assert ended.value.code == 2 and reason in capsys.readouterr().err
+
+
+def test_damaged_tiffs_say_one_line_each(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    chance = random.Random(1)
+    for number in range(60):
+        compression = ("tiff_lzw", "tiff_adobe_deflate", "jpeg", "group4", "packbits", None)[number % 6]
+        pixels = np.random.default_rng(number).integers(0, 256, (*SIZE, 3), dtype=np.uint8)
+        file = io.BytesIO()
+        picture = Image.fromarray(pixels).convert("1" if compression == "group4" else "RGB")
+        picture.save(file, "TIFF", compression=compression)
+        data = bytearray(file.getvalue())
+        for _ in range(chance.randrange(1, 12)):
+            data[chance.randrange(8, len(data))] = chance.randrange(256)
+        (tmp_path / "album").mkdir(exist_ok=True)
+        (tmp_path / f"album/{number:02}.tif").write_bytes(data)
+    assert restore(enlarge(tmp_path)) == 1
+    *lines, last = capfd.readouterr().err.splitlines()
+    failed = sum(line.startswith("error: ") for line in lines)
+    assert last == f"error: {failed} of 60 pictures failed; see above" and 10 < failed < 60
+    named = [next(n for n in range(60) if f" {tmp_path}/album/{n:02}.tif: " in line) for line in lines]
+    assert len(named) == len(set(named))
+
+
+def test_what_a_library_in_c_prints_is_one_note_with_the_files_name(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It writes to the process's stderr, past Python's."""
+    load = files.load_image
+
+    def noisy(file: Any) -> Any:
+        os.write(2, b"TIFFReadDirectory: Warning,  odd tag.\nanother\n\nand another\n")
+        return load(file)
+
+    monkeypatch.setattr(files, "load_image", noisy)
+    write_picture(tmp_path / "album/a.png")
+    assert restore(enlarge(tmp_path)) == 0
+    said = "its library says: TIFFReadDirectory: Warning, odd tag. (and 2 more lines)"
+    assert capfd.readouterr().err == f"note: {tmp_path}/album/a.png: {said}\n"

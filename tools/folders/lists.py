@@ -31,8 +31,10 @@ def read_list(path: Path, columns: Sequence[str]) -> list[Line]:
     A file whose first letter is `{` is JSON lines, any other CSV, with a comma, a semicolon or a tab between
     cells. FileNotFoundError, or ValueError that names the line.
     """
-    if not path.is_file():
+    if not path.exists():
         raise FileNotFoundError(f"{path}: there is no such file; --jobs takes a list, CSV or JSON lines")
+    if path.is_dir():
+        raise ValueError(f"{path}: a folder; --jobs takes a list, CSV or JSON lines, and --image folders")
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
