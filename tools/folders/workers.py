@@ -28,10 +28,8 @@ PATIENCE = 5  # seconds that a process gets to end by itself
 
 def records(opening: "Opening", tasks: Sequence[Task], count: int) -> Generator[Record]:
     """What becomes of each task, by `count` processes, in the order in which they are finished."""
-    waiting, workers = (
-        deque((task, 1) for task in tasks),
-        [_Worker(opening, number) for number in range(count)],
-    )
+    waiting = deque((task, 1) for task in tasks)
+    workers = [_Worker(opening, number) for number in range(count)]
     try:
         while waiting or any(worker.task for worker in workers):
             for worker in workers:

@@ -11,9 +11,8 @@ if TYPE_CHECKING:
 
     from msbd.pixels.files import Photo
 
-BYTES_A_PIXEL = (
-    64  # of a result, while it is made without nets; `photo_check photos` measures it (docs/restore.md)
-)
+# Of a result, while it is made without nets; `photo_check photos` measures it (docs/restore.md).
+BYTES_A_PIXEL = 64
 
 
 def asked_size(args: argparse.Namespace, size: tuple[int, int]) -> tuple[int, int]:
