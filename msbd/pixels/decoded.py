@@ -9,6 +9,7 @@ import io
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 import numpy as np
@@ -17,6 +18,15 @@ from PIL import Image
 from .metadata import Metadata
 from .tags import Tags
 
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
+
+# What limits the memory of a container on Linux (cgroups, version 2 and 1), in bytes.
+CONTAINER_LIMITS = tuple(
+    Path("/sys/fs/cgroup", name) for name in ("memory.max", "memory/memory.limit_in_bytes")
+)
 BYTES_A_PIXEL = 16  # that working on a picture takes: its samples, and in floats the three channels
 MAX_PIXELS = "MSBD_MAX_PIXELS"  # the environment variable that takes the place of the limit by memory
 
@@ -84,14 +94,23 @@ JPEG = 2048
 
 
 def largest_picture() -> int:
-    """Pixels: $MSBD_MAX_PIXELS, or what fits into this machine's memory at BYTES_A_PIXEL."""
-    if (given := os.environ.get(MAX_PIXELS, "")).isdigit():
-        return int(given)
+    """Pixels: $MSBD_MAX_PIXELS, or what fits into `memory_allowed` at BYTES_A_PIXEL."""
+    given = os.environ.get(MAX_PIXELS, "")
+    return int(given) if given.isdigit() else memory_allowed() // BYTES_A_PIXEL
+
+
+def memory_allowed() -> int:
+    """Bytes: the machine's memory, or less where a container or `ulimit -v` sets a limit."""
     try:
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):  # Windows
         memory = 16 * 2**30
-    return memory // BYTES_A_PIXEL
+    if resource is not None and (limit := resource.getrlimit(resource.RLIMIT_AS)[0]) > 0:  # -1: none
+        memory = min(memory, limit)
+    for file in CONTAINER_LIMITS:
+        with contextlib.suppress(OSError, ValueError):  # not there, or "max"
+            memory = min(memory, int(file.read_text()))
+    return memory
 
 
 def stretched(samples: np.ndarray, bits: int) -> np.ndarray:

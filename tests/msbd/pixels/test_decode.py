@@ -530,6 +530,28 @@ def test_the_limit_is_the_machines_memory_or_a_variable(monkeypatch: pytest.Monk
     assert module.largest_picture() > 10_000_000
 
 
+def test_a_containers_limit_of_memory_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = [tmp_path / "memory.max", tmp_path / "memory.limit_in_bytes", tmp_path / "none"]
+    files[0].write_text("max\n")
+    files[1].write_text(f"{2**63 - 4096}\n")
+    monkeypatch.setattr(module, "CONTAINER_LIMITS", files)
+    whole = module.memory_allowed()
+    files[0].write_text("64000000\n")
+    assert module.memory_allowed() == 64_000_000 < whole
+    monkeypatch.delenv(module.MAX_PIXELS, raising=False)
+    assert module.largest_picture() == 4_000_000
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such limit")
+def test_a_limit_of_the_shell_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    import resource
+
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (10**9, 10**9))
+    assert module.memory_allowed() == 10**9
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (resource.RLIM_INFINITY,) * 2)
+    assert module.memory_allowed() > 10**9
+
+
 FORKED = """
 import io, os, signal, sys
 from tests.helpers import draw_files as draw
