@@ -2,7 +2,7 @@
 
 Copying  this file stands alone: the standard library only
 
-weights/files.py has a `whole_file` of its own, since a leaf imports nothing but its siblings.
+weights/files.py writes by a way of its own, since a leaf imports nothing but its siblings.
 """
 
 import contextlib
