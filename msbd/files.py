@@ -26,16 +26,31 @@ _numbers = itertools.count()
 
 
 @contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Have an OSError name `path` where it names no file, as those of reading and writing do not, or the
+    short name under which `whole_file` writes.
+    """
+    try:
+        yield
+    except OSError as error:
+        name = error.filename and os.path.basename(os.fsdecode(error.filename))
+        if error.errno is not None and (name is None or TEMPORARY.fullmatch(name)):
+            error.filename = str(path)
+        raise
+
+
+@contextlib.contextmanager
 def whole_file(path: Path, unfinished: Path | None = None) -> Iterator[Path]:
     """A path to write to, which then takes the place of `path`; where writing failed the old file is still
     there. Where `path` is a link, what it leads to is replaced.
 
     The path is `unfinished`, in the same folder, where one that was left behind by a killed process is to be
     overwritten by the next; by default a short name that no other process has, `.msbd-PID-N.tmp`. What was
-    written is on the disk before the old file goes, and its name before this returns. OSError.
+    written is on the disk before the old file goes, and its name before this returns. OSError, which
+    names `path`.
     """
-    path = Path(os.path.realpath(path))
-    with contextlib.ExitStack() as stack:
+    named, path = path, Path(os.path.realpath(path))
+    with naming(named), contextlib.ExitStack() as stack:
         temporary = unfinished or stack.enter_context(_temporary(path.parent))
         stack.callback(remove, temporary)  # gone already when all went well
         yield temporary

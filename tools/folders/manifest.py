@@ -12,6 +12,8 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from msbd.files import naming
+
 from .tasks import Task
 
 NAME = "msbd.jsonl"
@@ -57,7 +59,7 @@ def seen(path: Path) -> tuple[int, int]:
 
 def hash_of(path: Path) -> str:
     """SHA-256 of a file, 64 hexadecimal digits. OSError."""
-    with path.open("rb") as file:
+    with naming(path), path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -74,7 +76,9 @@ class Manifest:
         records: dict[str, Record] = {}
         self.damaged = 0
         for path in sorted(self.folder.glob("msbd*.jsonl")):
-            for line in path.read_bytes().split(b"\n"):
+            with naming(path):
+                data = path.read_bytes()
+            for line in data.split(b"\n"):
                 if not line.strip():
                     continue
                 if (record := _record(line)) is None:
@@ -86,7 +90,7 @@ class Manifest:
     def add(self, record: Record) -> None:
         """Write a record, and have it on the disk. OSError."""
         line = json.dumps(asdict(record)).encode() + b"\n"
-        with open(self.path, "ab+", buffering=0) as file:
+        with naming(self.path), open(self.path, "ab+", buffering=0) as file:
             size = file.seek(0, os.SEEK_END)
             if size:
                 file.seek(size - 1)
