@@ -93,9 +93,9 @@ def make_all(opening: Opening, tool: Tool, tasks: Sequence[Task]) -> int:
     try:
         with closing(_records(opening, tool, waiting)) as records:
             for record in records:
+                failed += [] if record.done else [record]  # told also where the manifest cannot be written
                 manifest.add(record)
                 done += 1
-                failed += [] if record.done else [record]
                 left = (time.perf_counter() - started) / done * (len(waiting) - done)
                 _tell(record, f"{done}/{len(waiting)}", left, quiet=args.quiet)
     except KeyboardInterrupt:
