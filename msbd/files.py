@@ -27,6 +27,20 @@ _cleaned: set[Path] = set()  # folders that this process has looked through for 
 
 
 @contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Have an OSError name `path` where it names no file, as those of reading and writing do not, or the
+    short name under which `whole_file` writes.
+    """
+    try:
+        yield
+    except OSError as error:
+        name = error.filename and os.path.basename(os.fsdecode(error.filename))
+        if error.errno is not None and (name is None or TEMPORARY.fullmatch(name)):
+            error.filename = str(path)
+        raise
+
+
+@contextlib.contextmanager
 def whole_file(path: Path, unfinished: Path | None = None) -> Iterator[Path]:
     """A path to write to, which then takes the place of `path`; where writing failed the old file is still
     there. Where `path` is a link, what it leads to is replaced.
@@ -34,13 +48,13 @@ def whole_file(path: Path, unfinished: Path | None = None) -> Iterator[Path]:
     The path is `unfinished`, in the same folder, where one that was left behind by a killed process is to be
     overwritten by the next; by default a short name that no other process has, `.msbd-PID-N.tmp`. What was
     written is on the disk before the old file goes, and its name before this returns. The first time that a
-    process writes into a folder, what killed ones left there is removed. OSError.
+    process writes into a folder, what killed ones left there is removed. OSError, which names `path`.
     """
-    path = Path(os.path.realpath(path))
+    named, path = path, Path(os.path.realpath(path))
     if path.parent not in _cleaned:
         _cleaned.add(path.parent)
         remove_leftovers([path.parent])
-    with contextlib.ExitStack() as stack:
+    with naming(named), contextlib.ExitStack() as stack:
         temporary = unfinished or stack.enter_context(_temporary(path.parent))
         stack.callback(remove, temporary)  # gone already when all went well
         yield temporary
@@ -62,7 +76,7 @@ def _temporary(folder: Path) -> Iterator[Path]:
         with contextlib.ExitStack() as stack:
             stack.callback(_close, file)
             try:
-                _lock(file)
+                lock(file)
                 # Another process may have taken it for a leftover before it was locked.
                 ours = path.exists() and os.path.samestat(os.fstat(file), path.stat())
             except BaseException:
@@ -75,7 +89,7 @@ def _temporary(folder: Path) -> Iterator[Path]:
                 return
 
 
-def _lock(file: int) -> bool | None:
+def lock(file: int) -> bool | None:
     """Lock an open file for this process: False if another process has it, None if nothing here locks."""
     if fcntl is None:
         return None
@@ -143,7 +157,7 @@ def _remove_leftover(path: Path) -> bool:
         else:
             file = os.open(path, os.O_RDWR)
             stack.callback(_close, file)
-            locked = _lock(file)
+            locked = lock(file)
         if locked or (locked is None and time.time() - path.stat().st_mtime > _DAY):
             path.unlink()
             return True

@@ -267,7 +267,15 @@ def add_folder_options(parser: argparse.ArgumentParser, columns: str) -> None:
     add("--skip-existing", action="store_true", help="leave out pictures whose result is there, however made")
     add("--shard", type=shard, metavar="I/N", help="make every N-th picture only, from the I-th on")
     add("--workers", type=count, default=1, metavar="N", help="processes beside each other (default: 1)")
-    add("--ray", action="store_true", help="let Ray share the pictures among machines (extra ray)")
+    add(
+        "--ray",
+        type=count,
+        nargs="?",
+        const=0,
+        metavar="N",
+        help="let Ray Data share the pictures, among N processes, by default one for each GPU or else each machine: of "
+        "the cluster that RAY_ADDRESS names, or of this machine (extra ray)",
+    )
     add(
         "--threads",
         type=count,

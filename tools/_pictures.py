@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from msbd.files import check_room
+from msbd.files import check_room, naming
 
 if TYPE_CHECKING:
     from msbd.pixels.files import Photo
@@ -29,7 +29,7 @@ class FileBytes(io.BytesIO):
             raise FileNotFoundError(f"{path}: there is no such file")
         if path.is_dir():
             raise ValueError(f"{path}: a folder, not a readable picture; name a file")
-        with path.open("rb") as file:
+        with naming(path), path.open("rb") as file:
             status = os.fstat(file.fileno())
             super().__init__(file.read())
         self.name = str(path)  # as files have it, for messages

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from msbd.files import naming
+
 
 @dataclass(frozen=True)
 class Line:
@@ -36,7 +38,8 @@ def read_list(path: Path, columns: Sequence[str]) -> list[Line]:
     if path.is_dir():
         raise ValueError(f"{path}: a folder; --jobs takes a list, CSV or JSON lines, and --image folders")
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        with naming(path):
+            text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not UTF-8 (at byte {error.start:,}); save the list as UTF-8") from None
     rows = _json_rows(path, text) if text.lstrip().startswith("{") else _csv_rows(path, text)

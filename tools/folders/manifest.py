@@ -12,6 +12,8 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from msbd.files import naming
+
 from .tasks import Task
 
 NAME = "msbd.jsonl"
@@ -57,16 +59,16 @@ def seen(path: Path) -> tuple[int, int]:
 
 def hash_of(path: Path) -> str:
     """SHA-256 of a file, 64 hexadecimal digits. OSError."""
-    with path.open("rb") as file:
+    with naming(path), path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class Manifest:
-    """The records in a folder of results. Each shard of a command writes a file of its own; all are read."""
+    """The records in a folder of results: a file for all, or one for each `part` of the work; all are read."""
 
-    def __init__(self, folder: Path, shard: tuple[int, int] | None = None) -> None:
+    def __init__(self, folder: Path, part: str = "") -> None:
         self.folder = folder
-        self.path = folder / (NAME if shard is None else "msbd-{}-of-{}.jsonl".format(*shard))
+        self.path = folder / (f"msbd-{part}.jsonl" if part else NAME)
         self.damaged = 0  # lines that `read` could not
 
     def read(self) -> dict[str, Record]:
@@ -74,10 +76,12 @@ class Manifest:
         records: dict[str, Record] = {}
         self.damaged = 0
         for path in sorted(self.folder.glob("msbd*.jsonl")):
-            for line in path.read_bytes().split(b"\n"):
+            with naming(path):
+                data = path.read_bytes()
+            for line in data.split(b"\n"):
                 if not line.strip():
                     continue
-                if (record := _record(line)) is None:
+                if (record := record_of(line)) is None:
                     self.damaged += 1
                 elif record.path not in records or record.time >= records[record.path].time:
                     records[record.path] = record
@@ -86,7 +90,7 @@ class Manifest:
     def add(self, record: Record) -> None:
         """Write a record, and have it on the disk. OSError."""
         line = json.dumps(asdict(record)).encode() + b"\n"
-        with open(self.path, "ab+", buffering=0) as file:
+        with naming(self.path), open(self.path, "ab+", buffering=0) as file:
             size = file.seek(0, os.SEEK_END)
             if size:
                 file.seek(size - 1)
@@ -101,7 +105,7 @@ def _write_all(file: Any, data: bytes) -> None:
         data = data[file.write(data) :]
 
 
-def _record(line: bytes) -> Record | None:
+def record_of(line: bytes) -> Record | None:
     """The record of a line; None for a line that was cut off, or is none."""
     try:
         values = json.loads(line)

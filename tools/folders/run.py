@@ -20,7 +20,7 @@ def check_usage(parser: argparse.ArgumentParser, args: argparse.Namespace) -> No
     """Exit with 2 where the options for many pictures contradict each other."""
     if args.image is None and args.jobs is None:
         parser.error("one of the arguments -i/--image --jobs is required")
-    if args.ray and args.workers > 1:
+    if args.ray is not None and args.workers > 1:
         parser.error("argument --ray: not allowed with argument --workers; Ray has its own number of them")
 
 
@@ -82,7 +82,7 @@ def make_all(opening: Opening, tool: Tool, tasks: Sequence[Task]) -> int:
     """
     args = opening.args
     args.output.mkdir(parents=True, exist_ok=True)
-    manifest = Manifest(args.output, args.shard)
+    manifest = Manifest(args.output, "{}-of-{}".format(*args.shard) if args.shard else "")
     waiting = _waiting(args, tool, tasks, manifest)
     folders = dict.fromkeys(path.parent for task in waiting for path in task.files)
     if removed := remove_leftovers(dict.fromkeys([args.output, *folders])):
@@ -94,11 +94,11 @@ def make_all(opening: Opening, tool: Tool, tasks: Sequence[Task]) -> int:
     failed: list[Record] = []
     started, done = time.perf_counter(), 0
     try:
-        with closing(_records(opening, tool, waiting)) as records:
+        with closing(_records(opening, tool, tasks, waiting)) as records:
             for record in records:
+                failed += [] if record.done else [record]  # told also where the manifest cannot be written
                 manifest.add(record)
                 done += 1
-                failed += [] if record.done else [record]
                 left = (time.perf_counter() - started) / done * (len(waiting) - done)
                 _tell(record, f"{done}/{len(waiting)}", left, quiet=args.quiet)
     except KeyboardInterrupt:
@@ -130,20 +130,22 @@ def _waiting(args: argparse.Namespace, tool: Tool, tasks: Sequence[Task], manife
     return [task for task in tasks if not holds(task)]
 
 
-def _records(opening: Opening, tool: Tool, tasks: Sequence[Task]) -> Generator[Record]:
-    """What becomes of each task, in whatever order they are finished."""
+def _records(
+    opening: Opening, tool: Tool, tasks: Sequence[Task], waiting: Sequence[Task]
+) -> Generator[Record]:
+    """What becomes of each of the `waiting` among `tasks`, in whatever order they are finished."""
     args = opening.args
-    if args.ray and tasks:
+    if args.ray is not None and waiting:
         from .on_ray import records
 
-        yield from records(opening, tasks)
-    elif args.workers > 1 and len(tasks) > 1:
+        yield from records(opening, tasks, waiting)
+    elif args.workers > 1 and len(waiting) > 1:
         from .workers import records
 
-        yield from records(opening, tasks, min(args.workers, len(tasks)))
+        yield from records(opening, waiting, min(args.workers, len(waiting)))
     else:
-        for number, task in enumerate(tasks, 1):
-            tool.part = f"{number}/{len(tasks)} "
+        for number, task in enumerate(waiting, 1):
+            tool.part = f"{number}/{len(waiting)} "
             yield attempt(tool, task, args)
 
 

@@ -177,7 +177,8 @@ def _some(names: Sequence[str]) -> str:
 
 def _with_masks(tasks: list[Task], masks: Path, *, recursive: bool) -> tuple[list[Task], list[str]]:
     """Each task with the mask of its name, or of its name but for the suffix; and the masks of no picture."""
-    there = Entries(masks, recursive=recursive).pictures
+    entries = Entries(masks, recursive=recursive)
+    there = entries.pictures
     by_stem: dict[str, list[str]] = {}
     for name in there:
         by_stem.setdefault(_stem(name), []).append(name)
@@ -190,6 +191,10 @@ def _with_masks(tasks: list[Task], masks: Path, *, recursive: bool) -> tuple[lis
             return replace(task, mask=masks / fitting[0])
         if task.error:
             return task
+        if not fitting and (
+            why := next((why for at, why in entries.unread if task.name.startswith(f"{at}/")), "")
+        ):
+            return replace(task, error=f"{task.image}: its mask is not found: {why}")
         why = f"{len(fitting)} masks ({_some(fitting)})" if fitting else "no mask"
         return replace(task, error=f"{task.image}: {why} of that name in {masks}")
 

@@ -15,6 +15,8 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from typing import TYPE_CHECKING
 
+from msbd.files import remove_leftovers
+
 from .._cli import Ended, ending_cleanly
 from .manifest import Record
 from .tasks import Task
@@ -43,6 +45,7 @@ def records(opening: "Opening", tasks: Sequence[Task], count: int) -> Generator[
                     record = worker.result()
                 except EOFError:
                     how = worker.restart()
+                    remove_leftovers({path.parent for path in (task.output, task.compare) if path})
                     if tries < TRIES:
                         waiting.appendleft((task, tries + 1))
                         continue
