@@ -41,6 +41,7 @@ EXTRA_LIBRARIES = {  # lazily, all of them
     "msbd/pixels/tiff.py": {"tifffile", "imagecodecs"},
     "msbd/loading/captions.py": {"torchvision", "transformers", "tokenizers"},
     "tools/_c2pa.py": {"c2pa", "cryptography"},
+    "tools/folders/ray_job.py": {"pyarrow", "ray"},
     "tools/_report.py": {"matplotlib"},
 }
 

@@ -55,7 +55,7 @@ def read_mask(file: FileBytes, *, invert: bool, from_alpha: bool) -> "MaskFile":
 
 def _heard(read: Callable[[], Picture]) -> tuple[Picture, list[str]]:
     """What `read` gives, and in a line what C libraries wrote to stderr meanwhile."""
-    with _stderr_caught() as lines:
+    with stderr_caught() as lines:
         picture = read()
     if not lines:
         return picture, []
@@ -64,7 +64,7 @@ def _heard(read: Callable[[], Picture]) -> tuple[Picture, list[str]]:
 
 
 @contextlib.contextmanager
-def _stderr_caught() -> Iterator[list[str]]:
+def stderr_caught() -> Iterator[list[str]]:
     """Lines that are written to file descriptor 2 within, there when it is over, in place of being shown."""
     lines: list[str] = []
     if sys.stderr is not None:

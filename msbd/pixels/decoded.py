@@ -5,6 +5,7 @@ Copying  needs pixels/metadata.py, pixels/tags.py; numpy and Pillow
 """
 
 import contextlib
+import functools
 import io
 import os
 from collections.abc import Iterator
@@ -99,8 +100,9 @@ def largest_picture() -> int:
     return int(given) if given.isdigit() else memory_allowed() // BYTES_A_PIXEL
 
 
+@functools.cache
 def memory_allowed() -> int:
-    """Bytes: the machine's memory, or less where a container or `ulimit -v` sets a limit."""
+    """Bytes: the machine's memory, or less where a container or `ulimit -v` sets a limit; asked for once."""
     try:
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):  # Windows

@@ -64,7 +64,7 @@ def hash_of(path: Path) -> str:
 
 
 class Manifest:
-    """The records in a folder of results: a file for all, or one for each `part` of the work; all are read."""
+    """The records in a folder of results, in a file for all or for a `part` of the work; all are read."""
 
     def __init__(self, folder: Path, part: str = "") -> None:
         self.folder = folder

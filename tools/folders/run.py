@@ -94,7 +94,7 @@ def make_all(opening: Opening, tool: Tool, tasks: Sequence[Task]) -> int:
     failed: list[Record] = []
     started, done = time.perf_counter(), 0
     try:
-        with closing(_records(opening, tool, tasks, waiting)) as records:
+        with closing(_records(opening, tool, tasks, waiting, manifest)) as records:
             for record in records:
                 failed += [] if record.done else [record]  # told also where the manifest cannot be written
                 manifest.add(record)
@@ -131,14 +131,14 @@ def _waiting(args: argparse.Namespace, tool: Tool, tasks: Sequence[Task], manife
 
 
 def _records(
-    opening: Opening, tool: Tool, tasks: Sequence[Task], waiting: Sequence[Task]
+    opening: Opening, tool: Tool, tasks: Sequence[Task], waiting: Sequence[Task], manifest: Manifest
 ) -> Generator[Record]:
     """What becomes of each of the `waiting` among `tasks`, in whatever order they are finished."""
     args = opening.args
     if args.ray is not None and waiting:
         from .on_ray import records
 
-        yield from records(opening, tasks, waiting)
+        yield from records(opening, tasks, waiting, manifest)
     elif args.workers > 1 and len(waiting) > 1:
         from .workers import records
 

@@ -49,7 +49,7 @@ def records(opening: "Opening", tasks: Sequence[Task], count: int) -> Generator[
                     if tries < TRIES:
                         waiting.appendleft((task, tries + 1))
                         continue
-                    record = _lost(opening, task, how)
+                    record = lost(opening, task, f" ({how})")
                 yield record
     finally:
         for worker in workers:
@@ -106,26 +106,36 @@ class _Worker:
         code = self.process.exitcode or 0
         self.task = None
         self.process, self.connection = self._new()
-        return f"signal {-code}" if code < 0 else f"exit code {code}"
+        return ended(code)
 
     def end(self) -> None:
-        self.process.join(PATIENCE)
-        if self.process.is_alive():
-            self.process.kill()
-            self.process.join()
+        end(self.process)
         self.connection.close()
 
 
-def _lost(opening: "Opening", task: Task, how: str) -> Record:
+def end(process: SpawnProcess) -> None:
+    """Wait for a process to end by itself, or make it."""
+    process.join(PATIENCE)
+    if process.is_alive():
+        process.kill()
+        process.join()
+
+
+def ended(code: int) -> str:
+    """An exit code, or a signal that has one below 0, in words."""
+    return f"signal {-code}" if code < 0 else f"exit code {code}"
+
+
+def lost(opening: "Opening", task: Task, how: str) -> Record:
+    """What is to be said of a picture whose process died at every try; `how`, in brackets or empty."""
     output = task.output.relative_to(opening.args.output).as_posix()
-    why = f"{task.image}: the process that made it died {TRIES} times ({how}); is there enough memory?"
+    why = f"{task.image}: the process that made it died {TRIES} times{how}; is there enough memory?"
     return Record(task.name, "failed", output, task.seed, error=why)
 
 
 def _work(opening: "Opening", number: int, connection: Connection) -> None:
     """A worker process: makes what it is told to until nothing comes any more."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the first process ends the others
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
     from .tool import attempt
 
     opening.args.quiet = True  # bars of several would be mixed
@@ -145,12 +155,19 @@ def _work(opening: "Opening", number: int, connection: Connection) -> None:
             connection.send(answer)
 
 
-def _end_with_parent() -> None:
-    """A process whose parent was killed would write on."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
+def end_with_parent() -> None:
+    """Have this process end when its parent does, which would else write on, and not by Ctrl-C, which reaches
+    all of them: the parent ends the others.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def watch() -> None:
+        parent = multiprocessing.parent_process()
+        assert parent is not None
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _take_device(number: int) -> None:

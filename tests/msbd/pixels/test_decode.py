@@ -7,6 +7,7 @@ import os
 import struct
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -530,26 +531,40 @@ def test_the_limit_is_the_machines_memory_or_a_variable(monkeypatch: pytest.Monk
     assert module.largest_picture() > 10_000_000
 
 
-def test_a_containers_limit_of_memory_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def asked_anew() -> Iterator[Callable[[], int]]:
+    """`memory_allowed`, which is else asked for once."""
+
+    def ask() -> int:
+        module.memory_allowed.cache_clear()
+        return module.memory_allowed()
+
+    yield ask
+    module.memory_allowed.cache_clear()
+
+
+def test_a_containers_limit_of_memory_counts(
+    asked_anew: Callable[[], int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     files = [tmp_path / "memory.max", tmp_path / "memory.limit_in_bytes", tmp_path / "none"]
     files[0].write_text("max\n")
     files[1].write_text(f"{2**63 - 4096}\n")
     monkeypatch.setattr(module, "CONTAINER_LIMITS", files)
-    whole = module.memory_allowed()
+    whole = asked_anew()
     files[0].write_text("64000000\n")
-    assert module.memory_allowed() == 64_000_000 < whole
+    assert asked_anew() == 64_000_000 < whole
     monkeypatch.delenv(module.MAX_PIXELS, raising=False)
     assert module.largest_picture() == 4_000_000
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such limit")
-def test_a_limit_of_the_shell_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_limit_of_the_shell_counts(asked_anew: Callable[[], int], monkeypatch: pytest.MonkeyPatch) -> None:
     import resource
 
     monkeypatch.setattr(resource, "getrlimit", lambda _: (10**9, 10**9))
-    assert module.memory_allowed() == 10**9
+    assert asked_anew() == 10**9
     monkeypatch.setattr(resource, "getrlimit", lambda _: (resource.RLIM_INFINITY,) * 2)
-    assert module.memory_allowed() > 10**9
+    assert asked_anew() > 10**9
 
 
 FORKED = """
