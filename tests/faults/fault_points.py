@@ -12,6 +12,7 @@ import argparse
 import contextlib
 import gc
 import importlib
+import io
 import json
 import os
 import random
@@ -24,7 +25,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from unittest import mock
@@ -33,6 +34,7 @@ import torch
 
 import tools.edit
 import tools.restore.__main__
+from msbd.pixels import vips
 from tests.faults.io_calls import FAULTS, Calls, faults_of, install
 from tests.helpers.folder_jobs import (
     BICUBIC,
@@ -68,7 +70,7 @@ def make_jobs(folder: Path, model: Path) -> dict[str, Job]:
     """The jobs by their names; their pictures are written into `folder`, the models into `model`."""
     restore, edit = tools.restore.__main__, tools.edit
     flat, tree = write_pictures(folder / "flat", FLAT), write_pictures(folder / "tree", TREE)
-    edited, masks = write_pictures(folder / "edited", EDITED), write_masks(folder / "masks", EDITED)
+    edited, masks = write_pictures(folder / "edited", EDITED), write_masks(folder / "masks", (*EDITED, *FLAT))
     bundle = write_tiny_bundle(model / "bundle")
     pasd = ("--model", str(write_pasd_folder(model / "pasd")), "--base", str(bundle))
     nets = (*QUICK, *pasd, "--steps", "2", "--scale", "2", "-p", "a red house")
@@ -255,6 +257,18 @@ def _names(line: str, place: Place, path: str) -> bool:
     return str(whole) in line
 
 
+def warm_up(place: Place) -> None:
+    """Do the job here with the pictures that need no libvips, whose threads would not be forked."""
+    words = place.words()
+    words[1] = str(place.root / "flat")
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        code = place.job.tool.main(words)
+    if code or vips._process is not None:
+        raise RuntimeError("this process is not warm, or has threads")
+    gc.collect()
+    gc.freeze()  # a collection in a fork would copy all memory
+
+
 @contextlib.contextmanager
 def prepared_once(place: Place) -> Iterator[None]:
     """What the command checks before it looks at pictures is checked here, once for all forks: the model."""
@@ -274,6 +288,7 @@ def run_job(
 ) -> None:
     """Every wanted call and fault of a job."""
     place = Place(job, root, 0)
+    warm_up(place)
     halfway = make_halfway(place) if job.halfway else None
     again = ("--resume",) if job.halfway else ()
     place.clear()
@@ -300,8 +315,6 @@ def run_job(
         for fault in faults_of(call)
         if wanted(number, fault)
     ]
-    gc.collect()
-    gc.freeze()  # a collection in a fork would copy all memory
     workers = []
     for part in range(processes):
         answers = root.parent / f"answers-{part}"
@@ -390,7 +403,7 @@ def main() -> int:
     report = run(given.job, given.share, given.seed, given.call, given.fault)
     print_report(report, time.monotonic() - started)
     if given.json:
-        given.json.write_text(json.dumps(asdict(report)))
+        given.json.write_text(json.dumps(vars(report)))
     return 1 if report.faults else 0
 
 

@@ -1,5 +1,6 @@
 """Folder jobs whose processes die or are ended, whose pictures change or go, and who are not alone."""
 
+import errno
 import itertools
 import json
 import os
@@ -259,3 +260,24 @@ def test_order_shards_workers_and_resuming_do_not_change_a_picture(tmp_path: Pat
     assert made((), source=("--jobs", str(backwards))) == expected
     assert made(("--seed", "4")) != expected
     assert all(data != expected[name] for name, data in made(("--seed", "4")).items())
+
+
+def test_a_folder_that_cannot_be_listed_is_told_and_leaves_no_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names, results = ("a.png", "sub/b.png"), tmp_path / "out"
+    images = write_pictures(tmp_path / "in", names)
+    plain = os.scandir
+
+    def listed(path: Any) -> Any:
+        if Path(path) == images / "sub":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return plain(path)
+
+    monkeypatch.setattr(os, "scandir", listed)
+    assert restore(images, results, "--recursive", "--quiet") == 1
+    errors = [f"error: {images / 'sub'}: Permission denied", "error: 1 of 2 pictures failed; see above"]
+    assert capsys.readouterr().err.splitlines() == errors
+    monkeypatch.undo()
+    assert restore(images, results, "--recursive", "--resume") == 0
+    assert faults_of_manifest(results, images, set(names)) == []

@@ -91,13 +91,15 @@ def make_all(opening: Opening, tool: Tool, tasks: Sequence[Task]) -> int:
         )
     if not args.quiet and len(waiting) < len(tasks):
         print(f"{len(tasks) - len(waiting):,} of {len(tasks):,} pictures are there already")
+    unlisted = {task.name for task in waiting if task.folder}
     failed: list[Record] = []
     started, done = time.perf_counter(), 0
     try:
         with closing(_records(opening, tool, tasks, waiting, manifest)) as records:
             for record in records:
                 failed += [] if record.done else [record]  # told also where the manifest cannot be written
-                manifest.add(record)
+                if record.path not in unlisted:  # else it would stay there as failed, once it can be listed
+                    manifest.add(record)
                 done += 1
                 left = (time.perf_counter() - started) / done * (len(waiting) - done)
                 _tell(record, f"{done}/{len(waiting)}", left, quiet=args.quiet)

@@ -35,6 +35,7 @@ class Task:
     seed: int | None = None
     margin: float | None = None
     error: str | None = None  # why nothing can be done
+    folder: bool = False  # no picture, but a folder of them that could not be listed
 
     def of(self, args: argparse.Namespace) -> argparse.Namespace:
         """The command line of this picture alone."""
@@ -92,7 +93,9 @@ def _of_folder(args: argparse.Namespace) -> tuple[list[Task], list[str]]:
         Task(name, args.image / name, Path(), seed=seed_of(args.seed, name)) for name in entries.pictures
     ]
     notes = [f"{args.image}: {told}"] if (told := entries.left_out()) else []
-    tasks += [Task(name, args.image / name, Path(), error=error) for name, error in entries.unread]
+    tasks += [
+        Task(name, args.image / name, Path(), error=error, folder=True) for name, error in entries.unread
+    ]
     if masks is None:
         return tasks, notes
     if not masks.is_dir():
