@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.helpers.goldens import GOLDEN
+from tests.helpers.goldens import read_json
 from weights.files import WeightsError
 from weights.tokenizer import CONTEXT, END, START, PromptTokenizer, load_tokenizer, train_tokenizer
 
@@ -39,7 +39,7 @@ def save_as_vocab(folder: Path, captions: list[str] = CAPTIONS) -> None:
 
 def test_clip_ids_match_hf_fast() -> None:
     tokenizer = load_tokenizer(clip_vocabulary())
-    cases = json.loads((GOLDEN / "clip_tokenizer" / "ids.json").read_text())["cases"]
+    cases = read_json("clip_tokenizer/ids.json")["cases"]
     ids = tokenizer([case["text"] for case in cases])
     for row, case in zip(ids.tolist(), cases, strict=True):
         assert row == case["padded77_hf_fast"], case["text"]
