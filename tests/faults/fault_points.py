@@ -45,6 +45,8 @@ FLAT = ("a.png", "b.png", "c.png", "d.png", "e.png", "f.png")
 TREE = ("a.png", "sub/b.jpg", "sub/c.webp", "sub/deep/d.tif", "e.png", "f.jpg")
 EDITED = ("a.png", "sub/b.jpg", "sub/c.webp", "sub/deep/d.png", "e.png", "f.jpg")
 
+LEFT = ".msbd-1-0.tmp"  # what the job that was ended before was writing
+
 
 def make_jobs(folder: Path, model: Path) -> dict[str, Job]:
     """The jobs by their names; their pictures are written into `folder`, the models into `model`."""
@@ -94,7 +96,7 @@ def make_halfway(place: Place) -> Path:
     (results / "msbd.jsonl").write_bytes(b"".join(lines[:3]) + lines[3][:40])
     for name in FLAT[4:]:
         (results / name).unlink()
-    (results / ".msbd-1-0.tmp").write_bytes((results / FLAT[3]).read_bytes()[:50])
+    (results / LEFT).write_bytes((results / FLAT[3]).read_bytes()[:50])
     shutil.copytree(place.out, halfway)
     return halfway
 
@@ -135,6 +137,9 @@ def check_broken(place: Place, expected: Expected, code: int, call: tuple[str, s
         return wrong + ([f"exit code {code} where it was to be killed"] if code != KILLED else [])
     lines = place.lines()
     wrong += [f"said {line!r}" for line in lines if not SAID.fullmatch(line)]
+    left = results.keys() - _whole(results).keys() - {f"results/{LEFT}"}
+    if left and call[0] != "unlink":
+        wrong.append(f"left over: {sorted(left)}")
     if code not in (0, 1):
         wrong.append(f"exit code {code}")
     if code == 0 and _whole(results) != expected.results:
@@ -147,6 +152,20 @@ def check_broken(place: Place, expected: Expected, code: int, call: tuple[str, s
         if not any(_names(line, place, file) for line in errors for file in files):
             wrong.append(f"no error names {call[1]}: {errors}")
     return wrong
+
+
+def check_others(place: Place, made: list[tuple[str, str]]) -> list[str]:
+    """What is wrong where a call failed for a picture, the last of those that were `made`: but this one
+    picture all are there.
+    """
+    read = [path for call, path in made if call == "read" and (place.root / path).suffix != ".jsonl"]
+    if not read:  # pictures were looked for, none was begun
+        return []
+    there = {Path(name).stem for name in _whole(results_of(place.results))}
+    lost = len(place.job.images) - len(there)
+    last = place.lines()[-1]
+    one = re.fullmatch(r"error: 1 of \d+ pictures failed; see above", last)
+    return [] if one and lost <= 1 else [f"{lost} results are missing; the last line is {last!r}"]
 
 
 def check_resumed(place: Place, expected: Expected, code: int) -> list[str]:
@@ -239,7 +258,10 @@ def try_case(
     call = made[number - 1]
     path = re.sub(r"^out-\d+", place.out.name, call[1])
     code = place.run(*again, fault=Calls(place.root, number, fault))
-    wrong = [f"broken: {what}" for what in check_broken(place, expected, code, (call[0], path), fault)]
+    wrong = check_broken(place, expected, code, (call[0], path), fault)
+    if code == 1 and fault in ("EIO", "ENOSPC") and not path.endswith(".jsonl"):
+        wrong += check_others(place, made[:number])
+    wrong = [f"broken: {what}" for what in wrong]
     how = f"signal {-code}" if code < 0 else f"exit code {code}"
     code = place.run("--resume")
     wrong += [f"resumed: {what}" for what in check_resumed(place, expected, code)]
