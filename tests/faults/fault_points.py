@@ -9,33 +9,26 @@ was found. For Linux and macOS.
 """
 
 import argparse
-import contextlib
-import gc
 import importlib
-import io
 import json
 import os
 import random
 import re
 import shutil
-import signal
 import sys
 import tempfile
 import time
-import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import ModuleType
-from unittest import mock
 
 import torch
 
 import tools.edit
 import tools.restore.__main__
-from msbd.pixels import vips
-from tests.faults.io_calls import FAULTS, Calls, faults_of, install
+from tests.faults.forks import KILLED, MEMORY, SAID, Job, Place, in_forks, prepared_once, warm_up
+from tests.faults.io_calls import FAULTS, Calls, faults_of
 from tests.helpers.folder_jobs import (
     BICUBIC,
     QUICK,
@@ -51,19 +44,8 @@ from tests.helpers.tiny_bundle import write_pasd_folder, write_tiny_bundle
 FLAT = ("a.png", "b.png", "c.png", "d.png", "e.png", "f.png")
 TREE = ("a.png", "sub/b.jpg", "sub/c.webp", "sub/deep/d.tif", "e.png", "f.jpg")
 EDITED = ("a.png", "sub/b.jpg", "sub/c.webp", "sub/deep/d.png", "e.png", "f.jpg")
-KILLED = -signal.SIGKILL
-NOT_REACHED, RAISED = 97, 98  # exit codes of a run whose fault never came, and of one with a traceback
-DEADLINE = 60  # seconds that a run has
 
-
-@dataclass(frozen=True)
-class Job:
-    """A folder's job: its command, but for the folder of the results, and what it finds there."""
-
-    tool: ModuleType
-    words: tuple[str, ...]
-    images: tuple[str, ...]
-    halfway: bool = False  # three pictures are done, one was being written, a line of the manifest is torn
+LEFT = ".msbd-1-0.tmp"  # what the job that was ended before was writing
 
 
 def make_jobs(folder: Path, model: Path) -> dict[str, Job]:
@@ -105,61 +87,6 @@ class Report:
 # ---- one run -----------------------------------------------------------------------------------------------
 
 
-class Place:
-    """Where runs of one job lie: inputs that all share, results of each, and what they said."""
-
-    def __init__(self, job: Job, root: Path, number: int) -> None:
-        self.job, self.root = job, root
-        self.out, self.said = root / f"out-{number}", root.parent / f"said-{number}"
-        self.images = Path(job.words[1])
-
-    def clear(self, halfway: Path | None = None) -> None:
-        """Take the results away, or have those of an earlier run there."""
-        shutil.rmtree(self.out, ignore_errors=True)
-        if halfway is not None:
-            shutil.copytree(halfway, self.out)
-
-    def words(self) -> list[str]:
-        """The command."""
-        words = [str(self.out / "compare") if word == "COMPARE" else word for word in self.job.words]
-        return [*words, "-o", str(self.out / "results")]
-
-    def run(self, *more: str, calls: Calls | None = None, told: Path | None = None) -> int:
-        """The exit code of a process that does the job; below 0 the number of the signal that ended it.
-
-        `told` gets what `calls` counted, and the modules that were imported.
-        """
-        words = [*self.words(), *more]
-        process = os.fork()
-        if process:
-            return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
-        code = RAISED
-        try:
-            signal.alarm(DEADLINE)
-            file = os.open(self.said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-            os.dup2(file, 2)
-            os.dup2(file, 1)
-            if calls is not None:
-                install(calls)
-            code = self.job.tool.main(words)
-            if calls is not None and told is not None:
-                told.write_text(
-                    json.dumps({"made": calls.made, "opened": calls.opened, "modules": sorted(sys.modules)})
-                )
-            elif calls is not None and not calls.reached():
-                code = NOT_REACHED
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(code)
-
-    def lines(self) -> list[str]:
-        """What the last run said."""
-        return self.said.read_text(errors="replace").splitlines()
-
-
 def make_halfway(place: Place) -> Path:
     """The results of a run that was ended when three pictures were done."""
     place.clear()
@@ -169,7 +96,7 @@ def make_halfway(place: Place) -> Path:
     (results / "msbd.jsonl").write_bytes(b"".join(lines[:3]) + lines[3][:40])
     for name in FLAT[4:]:
         (results / name).unlink()
-    (results / ".msbd-1-0.tmp").write_bytes((results / FLAT[3]).read_bytes()[:50])
+    (results / LEFT).write_bytes((results / FLAT[3]).read_bytes()[:50])
     shutil.copytree(place.out, halfway)
     return halfway
 
@@ -199,9 +126,6 @@ def inputs_of(root: Path) -> dict[str, tuple[bytes, int]]:
     }
 
 
-SAID = re.compile(r"(note|error|warning): \S.*|\d+/\d+ \S.*|\d+ of \d+ pictures are there already")
-
-
 def check_broken(place: Place, expected: Expected, code: int, call: tuple[str, str], fault: str) -> list[str]:
     """What is wrong after a run with a fault: anything but whole files under final names, and one line for
     each error, among them one that names the file on which the call failed.
@@ -213,6 +137,9 @@ def check_broken(place: Place, expected: Expected, code: int, call: tuple[str, s
         return wrong + ([f"exit code {code} where it was to be killed"] if code != KILLED else [])
     lines = place.lines()
     wrong += [f"said {line!r}" for line in lines if not SAID.fullmatch(line)]
+    left = results.keys() - _whole(results).keys() - {f"results/{LEFT}"}
+    if left and call[0] != "unlink":
+        wrong.append(f"left over: {sorted(left)}")
     if code not in (0, 1):
         wrong.append(f"exit code {code}")
     if code == 0 and _whole(results) != expected.results:
@@ -225,6 +152,20 @@ def check_broken(place: Place, expected: Expected, code: int, call: tuple[str, s
         if not any(_names(line, place, file) for line in errors for file in files):
             wrong.append(f"no error names {call[1]}: {errors}")
     return wrong
+
+
+def check_others(place: Place, made: list[tuple[str, str]]) -> list[str]:
+    """What is wrong where a call failed for a picture, the last of those that were `made`: but this one
+    picture all are there.
+    """
+    read = [path for call, path in made if call == "read" and (place.root / path).suffix != ".jsonl"]
+    if not read:  # pictures were looked for, none was begun
+        return []
+    there = {Path(name).stem for name in _whole(results_of(place.results))}
+    lost = len(place.job.images) - len(there)
+    last = place.lines()[-1]
+    one = re.fullmatch(r"error: 1 of \d+ pictures failed; see above", last)
+    return [] if one and lost <= 1 else [f"{lost} results are missing; the last line is {last!r}"]
 
 
 def check_resumed(place: Place, expected: Expected, code: int) -> list[str]:
@@ -257,38 +198,13 @@ def _names(line: str, place: Place, path: str) -> bool:
     return str(whole) in line
 
 
-def warm_up(place: Place) -> None:
-    """Do the job here with the pictures that need no libvips, whose threads would not be forked."""
-    words = place.words()
-    words[1] = str(place.root / "flat")
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        code = place.job.tool.main(words)
-    if code or vips._process is not None:
-        raise RuntimeError("this process is not warm, or has threads")
-    gc.collect()
-    gc.freeze()  # a collection in a fork would copy all memory
-
-
-@contextlib.contextmanager
-def prepared_once(place: Place) -> Iterator[None]:
-    """What the command checks before it looks at pictures is checked here, once for all forks: the model."""
-    tool = place.job.tool
-    args = tool.build_parser().parse_args(place.words())
-    ready = tool.prepare(args)
-    tool.metadata(args, ready)  # whose hashes are kept
-    with mock.patch.object(tool, "prepare", lambda args: ready):
-        yield
-
-
 # ---- all of them -------------------------------------------------------------------------------------------
 
 
-def run_job(
-    name: str, job: Job, root: Path, report: Report, wanted: Callable[[int, str], bool], processes: int
-) -> None:
+def run_job(name: str, job: Job, root: Path, report: Report, wanted: Callable[[int, str], bool]) -> None:
     """Every wanted call and fault of a job."""
     place = Place(job, root, 0)
-    warm_up(place)
+    warm_up(place, root / "flat")
     halfway = make_halfway(place) if job.halfway else None
     again = ("--resume",) if job.halfway else ()
     place.clear()
@@ -297,14 +213,14 @@ def run_job(
     expected = Expected(results_of(place.out), inputs_of(root))
     place.clear(halfway)
     told, counter = root.parent / "told.json", Calls(root)
-    assert place.run(*again, calls=counter, told=told) == 0, place.lines()
+    assert place.run(*again, fault=counter, told=told) == 0, place.lines()
     assert results_of(place.out) == expected.results
-    counted = json.loads(told.read_text())
-    made = [(call, path) for call, path in counted["made"]]
+    answer = json.loads(told.read_text())
+    made, heard = [(call, path) for call, path in answer["counted"][0]], answer["counted"][1]
     opened = sum(call.startswith("open") for call, _ in made)
-    if opened != counted["opened"]:
-        report.faults.append(f"{name}: {counted['opened']} files were opened, and {opened} counted")
-    for module in counted["modules"]:
+    if opened != heard:
+        report.faults.append(f"{name}: {heard} files were opened, and {opened} counted")
+    for module in answer["modules"]:
         if module.split(".")[0] in ("msbd", "nets", "samplers", "tools", "weights", "PIL", "pyvips", "numpy"):
             importlib.import_module(module)
     report.calls[name] = Counter(call for call, _ in made)
@@ -315,29 +231,15 @@ def run_job(
         for fault in faults_of(call)
         if wanted(number, fault)
     ]
-    workers = []
-    for part in range(processes):
-        answers = root.parent / f"answers-{part}"
-        if worker := os.fork():
-            workers.append((worker, answers))
-            continue
-        code = 1
-        try:
-            own = Place(job, root, part + 1)
-            found = [try_case(own, expected, made, halfway, again, *case) for case in cases[part::processes]]
-            answers.write_text(json.dumps(found))
-            code = 0
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            os._exit(code)
-    for worker, answers in workers:
-        assert os.waitpid(worker, 0)[1] == 0
-        for number, fault, how, wrong in json.loads(answers.read_text()):
-            report.tried[name][fault] += 1
-            report.ended[how] += 1
-            call, path = made[number - 1]
-            report.faults += [f"{name}, call {number} ({call} {path}), {fault}: {what}" for what in wrong]
+
+    def tried(place: Place, case: tuple[int, str]) -> tuple[int, str, str, list[str]]:
+        return try_case(place, expected, made, halfway, again, *case)
+
+    for number, fault, how, wrong in in_forks(job, root, cases, tried):
+        report.tried[name][fault] += 1
+        report.ended[how] += 1
+        call, path = made[number - 1]
+        report.faults += [f"{name}, call {number} ({call} {path}), {fault}: {what}" for what in wrong]
 
 
 def try_case(
@@ -355,8 +257,11 @@ def try_case(
     place.clear(halfway)
     call = made[number - 1]
     path = re.sub(r"^out-\d+", place.out.name, call[1])
-    code = place.run(*again, calls=Calls(place.root, number, fault))
-    wrong = [f"broken: {what}" for what in check_broken(place, expected, code, (call[0], path), fault)]
+    code = place.run(*again, fault=Calls(place.root, number, fault))
+    wrong = check_broken(place, expected, code, (call[0], path), fault)
+    if code == 1 and fault in ("EIO", "ENOSPC") and not path.endswith(".jsonl"):
+        wrong += check_others(place, made[:number])
+    wrong = [f"broken: {what}" for what in wrong]
     how = f"signal {-code}" if code < 0 else f"exit code {code}"
     code = place.run("--resume")
     wrong += [f"resumed: {what}" for what in check_resumed(place, expected, code)]
@@ -367,8 +272,7 @@ def run(jobs: Sequence[str] = (), share: float = 1, seed: int = 0, call: int = 0
     """Every fault of every call of `jobs` (all of them), or a `share` of these, drawn with `seed`; or one."""
     torch.set_num_threads(1)
     report, chance = Report(), random.Random(seed)
-    memory = Path("/dev/shm")
-    with tempfile.TemporaryDirectory(dir=memory if os.access(memory, os.W_OK) else None) as scratch:
+    with tempfile.TemporaryDirectory(dir=MEMORY if os.access(MEMORY, os.W_OK) else None) as scratch:
         root = Path(scratch, "job")
         root.mkdir()
         made = make_jobs(root, Path(scratch))
@@ -381,7 +285,7 @@ def run(jobs: Sequence[str] = (), share: float = 1, seed: int = 0, call: int = 0
                 if jobs and name not in jobs:
                     continue
                 with prepared_once(Place(job, root, 0)):
-                    run_job(name, job, root, report, wanted, os.cpu_count() or 1)
+                    run_job(name, job, root, report, wanted)
     return report
 
 

@@ -1,10 +1,10 @@
 """The N-th I/O call of a process fails or ends it: SQLite's method (sqlite.org/testing.html, "I/O Error
 Testing" and "Crash Testing").
 
-`install` puts counted functions in the place of those by which Python code reaches files: the functions of
-`os` that take a path or a file's number, `open` and all that the files which it gives read, write and close,
-and `fcntl.flock`. Only what concerns a folder is counted. It is for a process that was forked for this and
-ends soon: nothing is put back.
+`Calls.install` puts counted functions in the place of those by which Python code reaches files: the functions
+of `os` that take a path or a file's number, `open` and all that the files which it gives read, write and
+close, and `fcntl.flock`. Only what concerns a folder is counted. It is for a process that was forked for this
+and ends soon: nothing is put back.
 
 Not covered: what a library opens in C (nothing in a folder's job does: pictures are read and encoded in
 memory), the entries that a listing gives after it was opened, and `lseek`. What a kill loses of the system's
@@ -69,6 +69,24 @@ class Calls:
     def reached(self) -> bool:
         """Whether the call that has the fault was made."""
         return 0 < self.at <= len(self.made)
+
+    def counted(self) -> Any:
+        """The calls, and how many of them opened a file by what Python's audit events tell."""
+        return self.made, self.opened
+
+    def install(self) -> None:
+        """Count, and fail, what this process does from now on."""
+        for name in PATHS + NUMBERS:
+            if hasattr(os, name):
+                setattr(os, name, _counted(self, name, getattr(os, name)))
+        builtins.open = io.open = _counted_open(self, io.open)
+        if fcntl is not None:
+            fcntl.flock = _counted(self, "flock", fcntl.flock)
+        sys.addaudithook(self._heard)
+
+    def _heard(self, event: str, words: Any) -> None:
+        if event == "open" and not isinstance(words[0], int) and self.below(words[0]) is not None:
+            self.opened += 1
 
     def call(
         self, name: str, path: str, act: Callable[[], Any], *, half: Callable[[], Any] | None = None
@@ -208,19 +226,3 @@ def _counted(calls: Calls, name: str, plain: Callable[..., Any]) -> Callable[...
         return result
 
     return counted
-
-
-def install(calls: Calls) -> None:
-    """Have `calls` count, and fail, what this process does from now on."""
-    for name in PATHS + NUMBERS:
-        if hasattr(os, name):
-            setattr(os, name, _counted(calls, name, getattr(os, name)))
-    builtins.open = io.open = _counted_open(calls, io.open)
-    if fcntl is not None:
-        fcntl.flock = _counted(calls, "flock", fcntl.flock)
-    sys.addaudithook(lambda event, words: _heard(calls, event, words))
-
-
-def _heard(calls: Calls, event: str, words: Any) -> None:
-    if event == "open" and not isinstance(words[0], int) and calls.below(words[0]) is not None:
-        calls.opened += 1

@@ -56,8 +56,10 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest
     path.write_text('{"image": "a.png"}\n')
 
     class Broken(io.FileIO):
-        readinto = readall = read = fails
+        pass
 
+    for name in ("readinto", "readall", "read"):
+        setattr(Broken, name, fails)
     monkeypatch.setattr(io, "open", lambda *_, **__: Broken(path))
     for read in (
         hash_of,

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.faults.forks import report_of
 from tests.helpers.dying_tool import ALWAYS, ONCE, DyingRestorer, tries_of
 from tests.helpers.folder_jobs import BICUBIC, faults_of_manifest, results_of, write_pictures
 from tests.helpers.fuzzing import ROOT
@@ -218,6 +219,39 @@ def test_a_run_that_is_ended_from_outside_ends_at_once_and_is_resumed(
     assert restore(images, results, "--resume") == 0
     assert results_of(results) == expected
     assert faults_of_manifest(results, images, set(expected)) == []
+
+
+@posix
+@pytest.mark.long
+def test_a_job_that_is_killed_a_hundred_times_is_done_in_the_end(tmp_path: Path) -> None:
+    report = report_of("random_kills", tmp_path, "--kills", "100", "--pictures", "200")
+    assert report["faults"] == [] and report["kills"] == 100
+    assert len(set(report["there"])) > 10  # different moments
+
+
+@posix
+def test_a_job_that_is_killed_a_few_times_is_done_in_the_end(tmp_path: Path) -> None:
+    report = report_of("random_kills", tmp_path, "--kills", "5", "--pictures", "20")
+    assert report["faults"] == [] and report["kills"] == 5
+
+
+@posix
+def test_workers_end_with_the_command_that_is_killed(
+    many: tuple[Path, dict[str, bytes]], tmp_path: Path
+) -> None:
+    (images, expected), results = many, tmp_path / "out"
+    process = start(images, results, "--workers", "2")
+    until(lambda: (results / "msbd.jsonl").exists())
+    process.kill()
+    process.communicate(timeout=10)  # the ends of both pipes, which workers have too
+    assert _whole(results_of(results)).items() <= expected.items()
+    assert restore(images, results, "--resume") == 0
+    assert results_of(results) == expected
+    assert faults_of_manifest(results, images, set(expected)) == []
+
+
+def _whole(results: dict[str, bytes]) -> dict[str, bytes]:
+    return {name: data for name, data in results.items() if not name.endswith(".tmp")}
 
 
 # ---- beside each other -------------------------------------------------------------------------------------

@@ -1,33 +1,20 @@
 """Folder jobs of both tools, each I/O call of which fails or ends the process once: fault_points.py."""
 
-import json
 import os
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from tests.faults.forks import report_of
 from tests.faults.io_calls import FAULTS
-from tests.helpers.fuzzing import ROOT
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="the runs are forked")
 
 CALLS = {"restore": 300, "restore with nets": 500, "edit": 600, "restore, ended once before": 200}  # at least
 
 
-def report_of(folder: Path, *words: str) -> dict[str, Any]:
-    """What the runs gave, made by a process of one thread."""
-    command = [sys.executable, "-m", "tests.faults.fault_points", "--json", str(folder / "report"), *words]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-    assert (folder / "report").exists(), done.stdout + done.stderr
-    return json.loads((folder / "report").read_text())
-
-
 def test_a_part_of_the_calls_fails_and_the_job_is_resumed(tmp_path: Path) -> None:
-    report = report_of(tmp_path, "--share", "0.05", "--seed", "1")
+    report = report_of("fault_points", tmp_path, "--share", "0.05", "--seed", "1")
     assert report["faults"] == []
     for job, least in CALLS.items():
         calls, tried = (sum(report[kind][job].values()) for kind in ("calls", "tried"))
@@ -36,7 +23,7 @@ def test_a_part_of_the_calls_fails_and_the_job_is_resumed(tmp_path: Path) -> Non
 
 @pytest.mark.long
 def test_every_call_fails_in_every_way_and_the_job_is_resumed(tmp_path: Path) -> None:
-    report = report_of(tmp_path)
+    report = report_of("fault_points", tmp_path)
     assert report["faults"] == []
     for job, least in CALLS.items():
         calls, tried = report["calls"][job], report["tried"][job]
