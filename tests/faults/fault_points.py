@@ -11,6 +11,7 @@ was found. For Linux and macOS.
 import argparse
 import importlib
 import json
+import math
 import os
 import random
 import re
@@ -44,8 +45,12 @@ from tests.helpers.tiny_bundle import write_pasd_folder, write_tiny_bundle
 FLAT = ("a.png", "b.png", "c.png", "d.png", "e.png", "f.png")
 TREE = ("a.png", "sub/b.jpg", "sub/c.webp", "sub/deep/d.tif", "e.png", "f.jpg")
 EDITED = ("a.png", "sub/b.jpg", "sub/c.webp", "sub/deep/d.png", "e.png", "f.jpg")
-
+WRITING = {"open for writing", "write", "replace"}
 LEFT = ".msbd-1-0.tmp"  # what the job that was ended before was writing
+
+
+Case = tuple[int, tuple[str, str], str]  # the number of a call, its name and path, the fault
+Cases = list[Case]
 
 
 def make_jobs(folder: Path, model: Path) -> dict[str, Job]:
@@ -144,6 +149,8 @@ def check_broken(place: Place, expected: Expected, code: int, call: tuple[str, s
         wrong.append(f"exit code {code}")
     if code == 0 and _whole(results) != expected.results:
         wrong.append("exit code 0, and not all results are there")
+    if code == 0:
+        wrong += faults_of_manifest(place.results, place.images, set(place.job.images))
     if fault == "short" and code != 0:
         wrong.append(f"exit code {code}, where only a part was written at first")
     if code == 1 and fault != "short":
@@ -201,8 +208,8 @@ def _names(line: str, place: Place, path: str) -> bool:
 # ---- all of them -------------------------------------------------------------------------------------------
 
 
-def run_job(name: str, job: Job, root: Path, report: Report, wanted: Callable[[int, str], bool]) -> None:
-    """Every wanted call and fault of a job."""
+def run_job(name: str, job: Job, root: Path, report: Report, draw: Callable[[Cases], Cases]) -> None:
+    """Every call and fault of a job that is drawn of all."""
     place = Place(job, root, 0)
     warm_up(place, root / "flat")
     halfway = make_halfway(place) if job.halfway else None
@@ -225,15 +232,11 @@ def run_job(name: str, job: Job, root: Path, report: Report, wanted: Callable[[i
             importlib.import_module(module)
     report.calls[name] = Counter(call for call, _ in made)
     report.tried[name] = Counter()
-    cases = [
-        (number, fault)
-        for number, (call, _) in enumerate(made, 1)
-        for fault in faults_of(call)
-        if wanted(number, fault)
-    ]
+    places = enumerate(made, 1)
+    cases = draw([(number, call, fault) for number, call in places for fault in faults_of(call[0])])
 
-    def tried(place: Place, case: tuple[int, str]) -> tuple[int, str, str, list[str]]:
-        return try_case(place, expected, made, halfway, again, *case)
+    def tried(place: Place, case: Case) -> tuple[int, str, str, list[str]]:
+        return try_case(place, expected, made, halfway, again, case[0], case[2])
 
     for number, fault, how, wrong in in_forks(job, root, cases, tried):
         report.tried[name][fault] += 1
@@ -268,6 +271,17 @@ def try_case(
     return number, fault, how, wrong
 
 
+def some(cases: Cases, share: float, chance: random.Random) -> Cases:
+    """A share of the cases, at random, but some of each kind of writing call and of file."""
+    kinds: dict[tuple[str, ...], Cases] = {}
+    for case in cases:
+        _, (call, path), fault = case
+        kind = (call, Path(path).suffix, fault) if call in WRITING else ()
+        kinds.setdefault(kind, []).append(case)
+    drawn = [chance.sample(alike, math.ceil(share * len(alike))) for alike in kinds.values()]
+    return sorted(case for part in drawn for case in part)
+
+
 def run(jobs: Sequence[str] = (), share: float = 1, seed: int = 0, call: int = 0, fault: str = "") -> Report:
     """Every fault of every call of `jobs` (all of them), or a `share` of these, drawn with `seed`; or one."""
     torch.set_num_threads(1)
@@ -277,15 +291,17 @@ def run(jobs: Sequence[str] = (), share: float = 1, seed: int = 0, call: int = 0
         root.mkdir()
         made = make_jobs(root, Path(scratch))
 
-        def wanted(number: int, one: str) -> bool:
-            return chance.random() < share and call in (0, number) and fault in ("", one)
+        def draw(cases: Cases) -> Cases:
+            if call or fault:
+                return [case for case in cases if call in (0, case[0]) and fault in ("", case[2])]
+            return some(cases, share, chance)
 
         with quick_pipelines():
             for name, job in made.items():
                 if jobs and name not in jobs:
                     continue
                 with prepared_once(Place(job, root, 0)):
-                    run_job(name, job, root, report, wanted)
+                    run_job(name, job, root, report, draw)
     return report
 
 

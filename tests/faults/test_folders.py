@@ -182,6 +182,21 @@ def test_a_result_that_was_changed_or_taken_away_is_made_again(
     assert results_of(results) == expected
 
 
+def test_a_comparison_that_was_taken_away_is_made_again_and_so_is_all_with_other_settings(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results, compare = tmp_path / "out", ("--compare", str(tmp_path / "compare"))
+    assert restore(images, results, *compare) == 0
+    expected = results_of(tmp_path / "compare")
+    (tmp_path / "compare" / "b.jpg").unlink()
+    for more, there in (((), 5), ((), 6), (("--strip-metadata",), 0)):
+        capsys.readouterr()
+        assert restore(images, results, *compare, "--resume", *more) == 0
+        told = f"{there} of 6 pictures are there already" if there else "1/6 "
+        assert capsys.readouterr().out.startswith(told)
+        assert results_of(tmp_path / "compare") == expected
+
+
 # ---- signals -----------------------------------------------------------------------------------------------
 
 
