@@ -13,22 +13,19 @@ import shutil
 import time
 from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from msbd.files import lock
 
 from .manifest import Manifest, Record, record_of
 from .tasks import Task
+from .tool import Opening
 from .workers import end, ended, lost
-
-if TYPE_CHECKING:
-    from .tool import Opening
 
 POLL = 0.2  # seconds between two looks for what was made
 
 
 def records(
-    opening: "Opening", tasks: Sequence[Task], waiting: Sequence[Task], manifest: Manifest
+    opening: Opening, tasks: Sequence[Task], waiting: Sequence[Task], manifest: Manifest
 ) -> Generator[Record]:
     """What becomes of each of the `waiting` among `tasks`, in the order in which they are finished.
 
@@ -52,7 +49,7 @@ def records(
 
 
 def _made(
-    opening: "Opening", tasks: Sequence[Task], waiting: Sequence[Task], folder: Path, parts: "_Parts"
+    opening: Opening, tasks: Sequence[Task], waiting: Sequence[Task], folder: Path, parts: "_Parts"
 ) -> Generator[Record]:
     """What the actors write, until Ray has done all. ValueError where it fails."""
     from .ray_job import share_out

@@ -18,15 +18,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from .._cli import ROOT
-from .manifest import Manifest, Record
+from .manifest import Manifest
 from .tasks import Task
-from .tool import attempt, error_line
+from .tool import Opening, Tool, attempt, error_line, failed
 from .workers import TRIES, end_with_parent
 
 if TYPE_CHECKING:
     import pyarrow as pa
-
-    from .tool import Opening, Tool
 
 # Read when Ray is imported: no statistics are sent, and what it starts without a GPU sees none.
 SETTINGS = {
@@ -39,7 +37,7 @@ FILTER = 64 * 2**20  # bytes that Ray keeps free for the names of what is done, 
 
 
 def share_out(
-    opening: "Opening",
+    opening: Opening,
     tasks: Sequence[Task],
     done: Sequence[Task],
     folder: Path,
@@ -63,7 +61,7 @@ def share_out(
 
 
 def _share_out(
-    opening: "Opening", tasks: Sequence[Task], done: Sequence[Task], folder: Path, prefix: str
+    opening: Opening, tasks: Sequence[Task], done: Sequence[Task], folder: Path, prefix: str
 ) -> None:
     os.environ |= SETTINGS
     import pyarrow as pa
@@ -136,7 +134,7 @@ def id_of(task: Task) -> str:
 class Maker:
     """An actor: the tool with its nets, as `map_batches` has it make pictures."""
 
-    def __init__(self, opening: "Opening", prefix: str, folder: str, threads: int) -> None:
+    def __init__(self, opening: Opening, prefix: str, folder: str, threads: int) -> None:
         """`folder` is where relative names begin, `threads` are those of the CPU that one process has."""
         os.chdir(folder)
         torch.set_num_threads(threads)
@@ -153,8 +151,7 @@ class Maker:
         """Make the picture of `batch`, a row of `path` and `task`; `path` comes back, for the checkpoint."""
         task: Task = pickle.loads(batch["task"][0].as_py())
         if isinstance(self._tool, Exception):
-            output = task.output.relative_to(self._args.output).as_posix()
-            record = Record(task.name, "failed", output, task.seed, error=error_line(self._tool, task, ""))
+            record = failed(task, self._args, error_line(self._tool, task, ""))
         else:
             record = attempt(self._tool, task, self._args)
         self._manifest.add(record)

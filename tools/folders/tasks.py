@@ -182,13 +182,13 @@ def _with_masks(tasks: list[Task], masks: Path, *, recursive: bool) -> tuple[lis
     """Each task with the mask of its name, or of its name but for the suffix; and the masks of no picture."""
     entries = Entries(masks, recursive=recursive)
     there = entries.pictures
-    by_stem: dict[str, list[str]] = {}
+    names, by_stem = set(there), dict[str, list[str]]()
     for name in there:
         by_stem.setdefault(_stem(name), []).append(name)
     used: set[str] = set()
 
     def masked(task: Task) -> Task:
-        fitting = [task.name] if task.name in there_set else by_stem.get(_stem(task.name), [])
+        fitting = [task.name] if task.name in names else by_stem.get(_stem(task.name), [])
         used.update(fitting)
         if len(fitting) == 1:
             return replace(task, mask=masks / fitting[0])
@@ -201,7 +201,6 @@ def _with_masks(tasks: list[Task], masks: Path, *, recursive: bool) -> tuple[lis
         why = f"{len(fitting)} masks ({_some(fitting)})" if fitting else "no mask"
         return replace(task, error=f"{task.image}: {why} of that name in {masks}")
 
-    there_set = set(there)
     tasks = [masked(task) for task in tasks]
     return tasks, [name for name in there if name not in used]
 

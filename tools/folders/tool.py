@@ -96,7 +96,7 @@ def warnings_told(tell: Tell) -> Iterator[None]:
 def attempt(tool: Tool, task: Task, args: argparse.Namespace) -> Record:
     """Make one picture, and say what became of it. With --debug every error is raised."""
     start, notes = time.perf_counter(), []
-    record = Record(task.name, "failed", task.output.relative_to(args.output).as_posix(), task.seed)
+    record = failed(task, args, None)
     try:
         if task.error:
             raise ValueError(task.error)
@@ -122,6 +122,12 @@ def attempt(tool: Tool, task: Task, args: argparse.Namespace) -> Record:
         record = replace(record, error=error_line(error, task, tool.memory))
     seconds = round(time.perf_counter() - start, 3)
     return replace(record, seconds=seconds, time=time.time(), notes=tuple(notes))
+
+
+def failed(task: Task, args: argparse.Namespace, why: str | None) -> Record:
+    """What is to be said of a picture that could not be made."""
+    output = task.output.relative_to(args.output).as_posix()
+    return Record(task.name, "failed", output, task.seed, error=why, time=time.time())
 
 
 def error_line(error: Exception, task: Task, way_out: str) -> str:

@@ -13,22 +13,19 @@ from collections.abc import Generator, Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
-from typing import TYPE_CHECKING
 
 from msbd.files import remove_leftovers
 
 from .._cli import Ended, ending_cleanly
 from .manifest import Record
 from .tasks import Task
-
-if TYPE_CHECKING:
-    from .tool import Opening
+from .tool import Opening, attempt, failed
 
 TRIES = 2  # of a picture whose process dies
 PATIENCE = 5  # seconds that a process gets to end by itself
 
 
-def records(opening: "Opening", tasks: Sequence[Task], count: int) -> Generator[Record]:
+def records(opening: Opening, tasks: Sequence[Task], count: int) -> Generator[Record]:
     """What becomes of each task, by `count` processes, in the order in which they are finished."""
     waiting = deque((task, 1) for task in tasks)
     workers = [_Worker(opening, number) for number in range(count)]
@@ -45,7 +42,7 @@ def records(opening: "Opening", tasks: Sequence[Task], count: int) -> Generator[
                     record = worker.result()
                 except EOFError:
                     how = worker.restart()
-                    remove_leftovers({path.parent for path in (task.output, task.compare) if path})
+                    remove_leftovers({path.parent for path in task.files})
                     if tries < TRIES:
                         waiting.appendleft((task, tries + 1))
                         continue
@@ -61,7 +58,7 @@ def records(opening: "Opening", tasks: Sequence[Task], count: int) -> Generator[
 class _Worker:
     """A process, and the task that it works on."""
 
-    def __init__(self, opening: "Opening", number: int) -> None:
+    def __init__(self, opening: Opening, number: int) -> None:
         self._opening, self._number = opening, number
         self.task: Task | None = None
         self.tries = 0
@@ -126,18 +123,15 @@ def ended(code: int) -> str:
     return f"signal {-code}" if code < 0 else f"exit code {code}"
 
 
-def lost(opening: "Opening", task: Task, how: str) -> Record:
+def lost(opening: Opening, task: Task, how: str) -> Record:
     """What is to be said of a picture whose process died at every try; `how`, in brackets or empty."""
-    output = task.output.relative_to(opening.args.output).as_posix()
     why = f"{task.image}: the process that made it died {TRIES} times{how}; is there enough memory?"
-    return Record(task.name, "failed", output, task.seed, error=why)
+    return failed(task, opening.args, why)
 
 
-def _work(opening: "Opening", number: int, connection: Connection) -> None:
+def _work(opening: Opening, number: int, connection: Connection) -> None:
     """A worker process: makes what it is told to until nothing comes any more."""
     end_with_parent()
-    from .tool import attempt
-
     opening.args.quiet = True  # bars of several would be mixed
     with suppress(EOFError, OSError, Ended), ending_cleanly():
         try:
