@@ -120,7 +120,9 @@ def _waiting(args: argparse.Namespace, tool: Tool, tasks: Sequence[Task], manife
         return list(tasks)
     records = manifest.read()
     if manifest.damaged:
-        note = f"{manifest.folder}: {manifest.damaged} lines of the manifest were cut off; their pictures are made again"
+        note = (
+            f"{manifest.folder}: {manifest.damaged} lines of the manifest are cut off, and tell of no picture"
+        )
         print_notes([note], quiet=args.quiet)
 
     def holds(task: Task) -> bool:

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import errno
 import hashlib
 import os
 import unicodedata
@@ -141,7 +142,7 @@ class Entries:
                         waiting.append(path)
                     else:
                         self.folders += 1
-                elif not path.exists():
+                elif _leads_nowhere(path):
                     self.links += 1
                 elif not entry.is_file():
                     self.others += 1
@@ -167,6 +168,17 @@ class Entries:
         more = ", ..." if len(self.suffixes) > len(most) else ""
         told = ", ".join(f"{suffix} {count}" if count > 1 else suffix for suffix, count in most)
         return told and f" ({told}{more})"
+
+
+def _leads_nowhere(path: Path) -> bool:
+    """Whether an entry of a folder is a link to what is not there. OSError where that cannot be found out."""
+    try:
+        path.stat()
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+            raise
+        return True
+    return False
 
 
 def _count(number: int, what: str) -> str:
