@@ -22,7 +22,10 @@ def encode(vae: Any, images: Tensor) -> Tensor:
 
     ValueError where the autoencoder gives NaN or infinity in float32 too.
     """
-    return finite(lambda vae, images: vae.encode(images).mean, vae, images) * vae.config.scaling_factor
+    latents = vae.encode(images.to(dtype_of(vae))).mean.float()
+    if not latents.isfinite().all():
+        latents = in_float32(vae, lambda vae: vae.encode(images.float()).mean)
+    return latents * vae.config.scaling_factor
 
 
 def decode(vae: Any, latents: Tensor) -> Tensor:
@@ -30,31 +33,31 @@ def decode(vae: Any, latents: Tensor) -> Tensor:
 
     ValueError where the autoencoder gives NaN or infinity in float32 too, and for latents that hold either.
     """
-    if not latents.isfinite().all():
-        raise ValueError(
-            "the U-Net gave NaN or infinity in place of a picture; take --dtype float32, or other weights"
-        )
-    return finite(lambda vae, latents: vae.decode(latents), vae, latents / vae.config.scaling_factor).clamp(
-        -1, 1
-    )
+    unscaled = latents / vae.config.scaling_factor
+    pictures = vae.decode(unscaled.to(dtype_of(vae))).float()
+    if not pictures.isfinite().all():
+        if not latents.isfinite().all():
+            raise ValueError(
+                "the U-Net gave NaN or infinity in place of a picture; take --dtype float32, or other weights"
+            )
+        pictures = in_float32(vae, lambda vae: vae.decode(unscaled.float()))
+    return pictures.clamp(-1, 1)
 
 
-def finite(work: Callable[[Any, Tensor], Tensor], vae: Any, inputs: Tensor) -> Tensor:
-    """`work(vae, inputs)`, float32: of `inputs` in the net's dtype, or else of both in float32.
+def in_float32(vae: Any, work: Callable[[Any], Tensor]) -> Tensor:
+    """`work(vae)` once more with the weights in float32, for what held NaN or infinity; a warning says so.
 
-    ValueError where the result holds NaN or infinity even then.
+    ValueError where it does even then.
     """
-    dtype = dtype_of(vae)
-    result = work(vae, inputs.to(dtype)).float()
-    if dtype != torch.float32 and not result.isfinite().all():
+    if (dtype := dtype_of(vae)) != torch.float32:
         told = str(dtype).removeprefix("torch.")
         warnings.warn(f"the autoencoder gave NaN in {told}; asked once more in float32", stacklevel=3)
-        result = work(copy.deepcopy(vae).float(), inputs.float()).float()
-    if not result.isfinite().all():
-        raise ValueError(
-            "the autoencoder gave NaN or infinity in place of a picture; take another --vae or model"
-        )
-    return result
+        result = work(copy.deepcopy(vae).float())
+        if result.isfinite().all():
+            return result
+    raise ValueError(
+        "the autoencoder gave NaN or infinity in place of a picture; take another --vae or model"
+    )
 
 
 def dtype_of(net: nn.Module) -> torch.dtype:

@@ -35,7 +35,7 @@ from samplers.schedule import (
     v_prediction,
 )
 
-from ..latents import decode, dtype_of, finite
+from ..latents import decode, dtype_of, in_float32
 from ..memory import SMALL_TILES, in_batches, tiles_at_once, with_autoencoder
 from ..noise import noise_windows
 from ..pixels.box import Box
@@ -276,7 +276,11 @@ class RestorePipeline:
                 z = posterior.sample(run.noise("posterior", 0, tuple(z.shape)))
             return z
 
-        return finite(latent, vae, control * 2 - 1) * vae.config.scaling_factor
+        image = control * 2 - 1
+        z = latent(vae, image.to(dtype_of(vae))).float()
+        if not z.isfinite().all():
+            z = in_float32(vae, lambda vae: latent(vae, image.float()))
+        return z * vae.config.scaling_factor
 
     # ---- diffusion -----------------------------------------------------------------------------------------
 

@@ -51,7 +51,14 @@ def start(images: Path, results: Path, *words: str) -> "subprocess.Popen[str]":
     command = [sys.executable, "-m", "tools.restore", "-i", str(images), "-o", str(results), *BICUBIC, *words]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     return subprocess.Popen(
-        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command,
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell that started the tests in the background has it ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 

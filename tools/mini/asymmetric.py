@@ -118,7 +118,7 @@ class AsymmetricPart:
         drift = noise(height, width, 0.05) + smooth + noise(1, 1, 0.08)
         scale = self.net.config.scaling_factor
         edited = wanted + drift / scale
-        return torch.lerp(kept + noise(height, width, 0.05) / scale, edited, cells)
+        return torch.lerp(kept + noise(height, width, 0.05) / scale, edited, cells.to(kept))
 
 
 def passage(mask: Tensor) -> Tensor:
