@@ -528,6 +528,15 @@ def test_a_redirected_log_is_alive_and_sigterm_ends_a_run_that_resume_completes(
     assert len(below(tmp_path / "out")) == 300
 
 
+def test_options_for_many_are_noted_for_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_picture(tmp_path / "a.png")
+    job = ["-i", f"{tmp_path}/a.png", "-o", f"{tmp_path}/b.png", "--method", "bicubic"]
+    assert restore([*job, "--resume", "--format", "jpg", "--workers", "2"]) == 0
+    note = "note: --format, --resume, --workers: not used for one picture, but for folders and lists\n"
+    assert capsys.readouterr().err == note
+    assert restore([*job, "--skip-existing"]) == 0 and capsys.readouterr() == ("", "")
+
+
 @pytest.mark.parametrize(
     "more, reason",
     [

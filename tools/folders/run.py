@@ -31,7 +31,7 @@ def carry_out(opening: Opening, kind: type[Tool]) -> None:
     """
     args = opening.args
     many = args.jobs is not None or args.image.is_dir()
-    tasks, notes = find_tasks(args) if many else ([kind.one_task(args)], [])
+    tasks, notes = find_tasks(args) if many else ([kind.one_task(args)], _for_many(args))
     tool = kind(args)
     print_notes([*notes, *tool.notes], quiet=args.quiet)
     if args.dry_run:
@@ -48,6 +48,16 @@ def carry_out(opening: Opening, kind: type[Tool]) -> None:
                 print("\n".join(made.lines))
     if failed:
         raise ValueError(f"{failed:,} of {len(tasks):,} pictures failed; see above")
+
+
+def _for_many(args: argparse.Namespace) -> list[str]:
+    """A note on the options that mean nothing for one picture."""
+    given = {
+        "--recursive": args.recursive, "--format": args.format != "png", "--resume": args.resume,
+        "--shard": args.shard, "--workers": args.workers > 1, "--ray": args.ray is not None,
+    }  # fmt: skip
+    flags = ", ".join(flag for flag, there in given.items() if there)
+    return [f"{flags}: not used for one picture, but for folders and lists"] if flags else []
 
 
 def _describe(args: argparse.Namespace, tool: Tool, tasks: Sequence[Task], *, many: bool) -> int:
