@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
@@ -176,6 +177,7 @@ def read_tokenizer(path: Path) -> Tokenizer:
     """The tokenizer of a tokenizer.json, of CLIP or not. Raises WeightsError for what is none, and for one
     that would fail at a text with an unknown piece.
     """
+    _check_steps(path)
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises bare Exception for whatever it cannot read
@@ -184,6 +186,27 @@ def read_tokenizer(path: Path) -> Tokenizer:
     if unknown is not None and tokenizer.model.token_to_id(unknown) is None:
         raise WeightsError(f"{path}: its token for unknown pieces, {unknown!r:.80}, is not in its vocabulary")
     return tokenizer
+
+
+def _check_steps(path: Path) -> None:
+    """WeightsError for a step of a tokenizer.json at which the library ends the process, where it does not
+    refuse it: one without a type, which it guesses, and a prefix of no letters.
+    """
+    try:
+        content: Any = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError, OSError):
+        return  # for the library to refuse
+    if not isinstance(content, dict):
+        return
+    for name in ("normalizer", "pre_tokenizer"):
+        steps = [content.get(name) or {"type": ""}]
+        for step in steps:
+            if not isinstance(step, dict) or not isinstance(kind := step.get("type"), str):
+                raise WeightsError(f"{path}: its {name} has a step without a type, {step!r:.60}")
+            if kind == "Prepend" and not step.get("prepend"):
+                raise WeightsError(f"{path}: its {name} has a step Prepend that puts nothing before a text")
+            for within in ("normalizers", "pretokenizers"):
+                steps += step[within] if isinstance(step.get(within), list) else []
 
 
 def _from_vocab(path: Path, vocab: object) -> Tokenizer:

@@ -148,6 +148,22 @@ HOSTILE = {
 }
 
 
+@pytest.mark.parametrize("step", [[""], {"type": "Prepend", "prepend": ""}])
+def test_steps_that_would_end_the_process_are_refused(tmp_path: Path, step: object) -> None:
+    """The tokenizers library panics at them."""
+    save(tmp_path / "tokenizer.json", {"type": "Sequence", "normalizers": [step, {"type": "Lowercase"}]})
+    with pytest.raises(WeightsError, match="tokenizer.json: its normalizer has a step"):
+        load_tokenizer(tmp_path)
+    save(tmp_path / "tokenizer.json", {"type": "Prepend", "prepend": "a"})
+    load_tokenizer(tmp_path)(["house"])
+
+
+def save(path: Path, normalizer: object) -> None:
+    """A trained tokenizer with another normalizer."""
+    content = json.loads(train_tokenizer(CAPTIONS, 600).to_str())
+    path.write_text(json.dumps(content | {"normalizer": normalizer}))
+
+
 @pytest.mark.parametrize("case", HOSTILE)
 def test_hostile_files_give_one_line(tmp_path: Path, case: str) -> None:
     name, text = HOSTILE[case]
