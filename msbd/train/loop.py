@@ -241,7 +241,7 @@ class Trainer:
             self.optimizer.load_state_dict(optimizer)
             if state["scaler"]:  # the run was in float16
                 self.scaler.load_state_dict(state["scaler"])
-        except (KeyError, TypeError, AttributeError) as error:  # torch checks the number of parameters only
+        except (KeyError, TypeError, AttributeError, RecursionError) as error:  # torch checks numbers only
             raise ValueError(
                 f"the checkpoint is damaged: its optimizer is not one ({error!r:.80})"
             ) from error
