@@ -94,9 +94,8 @@ def _working_folder(path: Path) -> Iterator[Path]:
         for former in path.iterdir():
             if former.is_dir():
                 shutil.rmtree(former, ignore_errors=True)
-        folder = (
-            path / str(time.time_ns())
-        ).absolute()  # what a killed run's actors still write, goes elsewhere
+        # A new name: what the actors of a killed run may still write goes elsewhere.
+        folder = (path / str(time.time_ns())).absolute()
         folder.mkdir()
         yield folder
         shutil.rmtree(path)
