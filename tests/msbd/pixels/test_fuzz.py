@@ -12,9 +12,9 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="the process tha
 
 
 def test_damaged_pictures_are_read_or_refused_in_one_line(tmp_path: Path) -> None:
-    report = run(4000, seed=1, seconds=20, keep=tmp_path)
+    report = run(4000, seed=1, keep=tmp_path)
     assert report.faults == []
-    assert report.tried >= 500 and report.read > report.tried // 10
+    assert report.tried == 4000 and report.read > 400
 
 
 @pytest.mark.long
