@@ -7,6 +7,7 @@ Copying  this file stands alone: the standard library only, so that a command li
 
 from collections.abc import Mapping
 from dataclasses import field, fields
+from functools import cache
 from math import inf
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -25,15 +26,21 @@ def words(hint: Any) -> tuple[str, ...]:
     return next((get_args(part) for part in (hint, *get_args(hint)) if get_origin(part) is Literal), ())
 
 
+@cache
+def _words(config: type) -> dict[str, tuple[str, ...]]:
+    """The fields of a config class that have fixed words, with these."""
+    return {name: allowed for name, hint in get_type_hints(config).items() if (allowed := words(hint))}
+
+
 def check_options(config: Any, ranges: Mapping[str, tuple[float, float]]) -> None:
     """ValueError where a field of `config` holds none of its words, or a number outside its range; None
     passes.
 
     `ranges` is field -> (least, most), both allowed; most may be `inf`.
     """
-    for name, hint in get_type_hints(type(config)).items():
-        value, allowed = getattr(config, name), words(hint)
-        if allowed and value is not None and value not in allowed:
+    for name, allowed in _words(type(config)).items():
+        value = getattr(config, name)
+        if value is not None and value not in allowed:
             raise ValueError(f"{name} is {value!r}; expected one of {', '.join(allowed)}")
     units = {item.name: item.metadata.get("unit") for item in fields(config)}
     for name, (least, most) in ranges.items():

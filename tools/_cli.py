@@ -4,6 +4,7 @@ Nothing here imports torch when it is itself imported, so that `--help` answers 
 """
 
 import argparse
+import functools
 import importlib.util
 import io
 import math
@@ -284,6 +285,7 @@ def add_folder_options(parser: argparse.ArgumentParser, columns: str) -> None:
     )
 
 
+@functools.cache
 def version() -> str:
     """The project's version, from pyproject.toml: it runs from a checkout, installed nowhere."""
     return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]

@@ -266,7 +266,7 @@ def try_case(
         wrong += check_others(place, made[:number])
     wrong = [f"broken: {what}" for what in wrong]
     how = f"signal {-code}" if code < 0 else f"exit code {code}"
-    code = place.run("--resume")
+    code = place.resume()
     wrong += [f"resumed: {what}" for what in check_resumed(place, expected, code)]
     return number, fault, how, wrong
 

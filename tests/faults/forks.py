@@ -71,6 +71,7 @@ class Place:
         self.job, self.root = job, root
         self.out, self.said = root / f"out-{number}", root.parent / f"said-{number}"
         self.images, self.results = Path(job.words[1]), self.out / "results"
+        self._resumer: tuple[int, int] | None = None  # pipes: to ask it, and for its answers
 
     def clear(self, halfway: Path | None = None) -> None:
         """Take the results away, or have those of an earlier run there."""
@@ -92,11 +93,7 @@ class Place:
             return process
         code = RAISED
         try:
-            signal.alarm(DEADLINE)
-            file = os.open(self.said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-            os.dup2(file, 2)
-            os.dup2(file, 1)
-            files._cleaned.clear()  # what this process's parent has looked through
+            self._begin()
             if fault is not None:
                 fault.install()
             code = self.job.tool.main(words)
@@ -114,6 +111,53 @@ class Place:
     def run(self, *more: str, fault: Fault | None = None, told: Path | None = None) -> int:
         """The exit code of a process that does the job; below 0 the number of the signal that ended it."""
         return code_of(self.start(*more, fault=fault, told=told))
+
+    def _begin(self) -> None:
+        """Have this process say what it says into a file, and end if the run takes too long."""
+        signal.alarm(DEADLINE)
+        file = os.open(self.said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        os.dup2(file, 2)
+        os.dup2(file, 1)
+        os.close(file)
+        files._cleaned.clear()  # what this process, or its parent, has looked through
+
+    def resume(self) -> int:
+        """The exit code of the job with --resume, done by a process that resumes one run after the other: to
+        fork one takes as long as the run.
+        """
+        if self._resumer is None:
+            self._resumer = self._start_resumer()
+        asking, answers = self._resumer
+        os.write(asking, b"?")
+        if answer := os.read(answers, 1):
+            return answer[0]
+        for pipe in self._resumer:
+            os.close(pipe)
+        self._resumer = None
+        return RAISED
+
+    def _start_resumer(self) -> tuple[int, int]:
+        """The pipes of a new process, which ends when this one does."""
+        (asked, asking), (answers, answering) = os.pipe(), os.pipe()
+        if os.fork():
+            os.close(asked)
+            os.close(answering)
+            return asking, answers
+        try:
+            os.close(asking)
+            os.close(answers)
+            while os.read(asked, 1):
+                self._begin()
+                code = self.job.tool.main([*self.words(), "--resume"])
+                signal.alarm(0)
+                sys.stdout.flush()
+                sys.stderr.flush()
+                os.write(answering, bytes([code]))
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stderr.flush()
+            os._exit(RAISED)
 
     def lines(self) -> list[str]:
         """What the last run said."""

@@ -172,7 +172,7 @@ def try_case(
             wrong.append(f"other pixels by {far} levels")
     else:
         wrong.append(f"exit code {code}: {lines[-1:]}")
-    resumed = place.run("--resume")
+    resumed = place.resume()
     again = results_of(place.results)
     if resumed or again != (expected if code else results):
         wrong.append(f"resumed with exit code {resumed}, and other results")
