@@ -13,8 +13,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.helpers.dying_tool import ALWAYS, DyingRestorer, tries_of
+from tests.helpers.folder_jobs import BICUBIC, write_pictures
 from tests.helpers.fuzzing import ROOT
 from tools.folders.manifest import Manifest
+from tools.folders.run import carry_out
+from tools.folders.tool import Opening
+from tools.restore.__main__ import build_parser
 
 pytest.importorskip("ray")
 pytestmark = pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="actors are found in /proc")
@@ -127,6 +132,19 @@ def test_an_actor_that_is_killed_is_replaced_and_every_picture_is_as_by_one_proc
 @pytest.mark.long
 def test_actors_hold_nets_and_give_what_one_process_gives(tmp_path: Path) -> None:
     check_one_actor_killed(tmp_path, 6, WITH_NETS)
+
+
+@pytest.mark.long
+def test_a_picture_whose_actor_dies_each_time_takes_no_other_down(tmp_path: Path) -> None:
+    dying = [f"{ALWAYS}{number}.png" for number in range(3)]
+    others = ["a.png", "b.png", "c.png", "x.png", "y.png", "z.png"]
+    images, results = write_pictures(tmp_path / "in", (*dying, *others)), tmp_path / "out"
+    args = build_parser().parse_args(["-i", str(images), "-o", str(results), *BICUBIC, "--ray", "1"])
+    with pytest.raises(ValueError, match="^3 of 9 pictures failed"):
+        carry_out(Opening(DyingRestorer.__module__, "DyingRestorer", args), DyingRestorer)
+    assert {tries_of(results / name).read_text() for name in dying} == {"xx"}
+    assert sorted(pictures(results)) == others
+    assert {name for name, record in Manifest(results).read().items() if not record.done} == set(dying)
 
 
 @pytest.mark.long

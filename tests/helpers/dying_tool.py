@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import signal
+import sys
 from pathlib import Path
 
 from msbd.files import whole_file
@@ -14,10 +15,13 @@ ONCE, ALWAYS = "dies-once", "dies-always"  # names begin so
 
 
 class DyingRestorer(Restorer):
-    """As any other, but for those pictures: there a process that works for another is killed as it writes."""
+    """As any other, but for those pictures: there a process that works for another, or that Ray started, is
+    killed as it writes.
+    """
 
     def make(self, task: Task, tell: Tell) -> Made:
-        if task.name.startswith((ONCE, ALWAYS)) and multiprocessing.parent_process() is not None:
+        works_for_another = multiprocessing.parent_process() is not None or "ray" in sys.modules
+        if task.name.startswith((ONCE, ALWAYS)) and works_for_another:
             tries = tries_of(task.output)
             tries.write_text(tries.read_text() + "x" if tries.exists() else "x")
             if task.name.startswith(ALWAYS) or tries.read_text() == "x":

@@ -33,6 +33,8 @@ SETTINGS = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
 }
+# Pictures that an actor has: one that waits for another would die with it, and be tried less often.
+IN_FLIGHT = 1
 FILTER = 64 * 2**20  # bytes that Ray keeps free for the names of what is done, in place of 1 GiB
 
 
@@ -99,7 +101,7 @@ def _share_out(
         fn_constructor_args=(opening, prefix, os.getcwd(), torch.get_num_threads()),
         batch_size=1,
         batch_format="pyarrow",
-        compute=ray.data.ActorPoolStrategy(size=actors, max_tasks_in_flight_per_actor=2),
+        compute=ray.data.ActorPoolStrategy(size=actors, max_tasks_in_flight_per_actor=IN_FLIGHT),
         num_cpus=1,
         num_gpus=min(1.0, gpus / actors),
         max_task_retries=TRIES - 1,
