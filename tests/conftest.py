@@ -2,6 +2,7 @@
 and markers that skip where they cannot run.
 """
 
+import gc
 import importlib.util
 import os
 import random
@@ -44,6 +45,12 @@ def check_not_shadowed() -> None:
 
 
 check_not_shadowed()
+
+
+def pytest_collection_finish() -> None:
+    """What is imported by now stays: collections, for which many tests ask, need not look at it."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

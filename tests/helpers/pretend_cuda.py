@@ -15,10 +15,11 @@ other threads and processes, and what happens inside of one call of torch.
 The tests marked `cuda` run on it by `python -m pytest -p tests.helpers.pretend_cuda -m "cuda and not full"`.
 """
 
+import functools
 import sys
 import weakref
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 from unittest.mock import patch
@@ -28,7 +29,6 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map_only
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 TOTAL_MEMORY = 141 * 10**9  # bytes that a GPU without a limit says it has
@@ -90,11 +90,9 @@ class _Memory(TorchDispatchMode):
         self._known: set[int] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = func.name()
-        asked = name.startswith("aten::") and "cpu" not in name and "mkldnn" not in name
-        if asked and not any(torch._C._dispatch_has_kernel_for_dispatch_key(name, key) for key in _KERNELS):
-            raise NotImplementedError(f"{name} has no CUDA kernel")
-        return tree_map_only(Tensor, self.hold, func(*args, **(kwargs or {})))
+        if not _has_kernel(func.name()):
+            raise NotImplementedError(f"{func.name()} has no CUDA kernel")
+        return _changed(func(*args, **(kwargs or {})), Tensor, self.hold)
 
     def hold(self, tensor: Tensor) -> Tensor:
         """`tensor`, whose storage counts from now on until it is freed."""
@@ -116,6 +114,28 @@ class _Memory(TorchDispatchMode):
         self._known.remove(key)
 
 
+@functools.cache
+def _has_kernel(name: str) -> bool:
+    """Whether CUDA has a kernel of an operator, or is never asked for it."""
+    if not name.startswith("aten::") or "cpu" in name or "mkldnn" in name:
+        return True
+    return any(torch._C._dispatch_has_kernel_for_dispatch_key(name, key) for key in _KERNELS)
+
+
+def _changed(value: Any, kinds: Any, change: Callable[[Any], Any]) -> Any:
+    """`value` with `change` done to what it has of `kinds`, in containers too. It is done at every operation,
+    and torch's own for this takes three times as long.
+    """
+    if isinstance(value, kinds):
+        return change(value)
+    if type(value) is dict:
+        return {key: _changed(item, kinds, change) for key, item in value.items()}
+    if not isinstance(value, (tuple, list)) or isinstance(value, torch.Size):
+        return value
+    made = [_changed(item, kinds, change) for item in value]
+    return type(value)(*made) if hasattr(value, "_fields") else type(value)(made)
+
+
 class PretendedGPU(TorchFunctionMode):
     """The mode behind `pretend_cuda`, and what it counted.
 
@@ -131,7 +151,8 @@ class PretendedGPU(TorchFunctionMode):
         kwargs, name = dict(kwargs or {}), getattr(func, "__name__", "")
         if name == "__get__" and isinstance(args[0], OnGPU) and func.__self__.__name__ in _SAYS:
             return _SAYS[func.__self__.__name__]
-        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        tensors: list[Tensor] = []
+        _changed((args, kwargs), Tensor, tensors.append)
         ours = {id(tensor.held): tensor for tensor in tensors if isinstance(tensor, OnGPU)}
         there = _result_on_gpu(name, args, kwargs, bool(ours))
         if not ours and not there:
@@ -150,11 +171,11 @@ class PretendedGPU(TorchFunctionMode):
         crosses = name in _MOVE and isinstance(args[1] if name == "copy_" else args[0], OnGPU) != there
         if crosses or (ours and name in _WAIT):
             self.crossings[name + ", to GPU" * (crosses and there), _caller()] += 1
-        args, kwargs = tree_map_only((slice, OnGPU, torch.device, str), _on_cpu, (args, kwargs))
+        args, kwargs = _changed((args, kwargs), (slice, OnGPU, torch.device, str), _on_cpu)
         func, args = (Tensor.cpu, args[:1]) if func is Tensor.cuda else (func, args)
         # CUDA's autocast widens the norms; the CPU's, which runs in its place, does not.
         if func in (F.group_norm, F.layer_norm) and torch.is_autocast_enabled("cpu"):
-            args, kwargs = tree_map_only(Tensor, Tensor.float, (args, kwargs))
+            args, kwargs = _changed((args, kwargs), Tensor, Tensor.float)
         with self.memory:
             result = func(*args, **kwargs)
             held = (*tensors, *(tensor.held for tensor in ours.values()))
@@ -166,7 +187,7 @@ class PretendedGPU(TorchFunctionMode):
         def wrap(tensor: Tensor) -> Tensor:
             return ours[id(tensor)] if id(tensor) in ours else OnGPU(self.memory.hold(tensor))
 
-        return tree_map_only(Tensor, wrap, result)
+        return _changed(result, Tensor, wrap)
 
 
 def _caller() -> str:

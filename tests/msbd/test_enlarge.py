@@ -108,7 +108,10 @@ def photo() -> Tensor:
 
 
 @pytest.mark.enlarge
-@pytest.mark.parametrize("name", OFFICIAL)
+@pytest.mark.parametrize(
+    "name",
+    [name if name != "realsr-df2k" else pytest.param(name, marks=pytest.mark.long) for name in OFFICIAL],
+)
 def test_a_seam_of_the_official_nets_does_not_show(name: str, photo: Tensor) -> None:
     """Issue 15's measure: means within 4 pixels of the input, the step across the seam beside the whole's."""
     net = load_restore_pipeline(name).upscaler

@@ -25,7 +25,7 @@ from tests.helpers.tiny_bundle import write_pasd_folder, write_tiny_bundle
 from weights.files import read_metadata, read_state_dict, write_safetensors
 
 ROOT = Path(__file__).resolve().parents[2]
-FEW, MANY = 3, 20  # runs
+FEW, MANY = 2, 20  # runs
 EDIT = ("--steps", "3", "--repaint-steps", "1", "--first-stage-batch", "1", "--decoderopt-steps", "1")
 
 
