@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from msbd.files import lock
 from tests.faults.forks import report_of
 from tests.helpers.dying_tool import ALWAYS, ONCE, DyingRestorer, tries_of
 from tests.helpers.folder_jobs import BICUBIC, faults_of_manifest, results_of, write_pictures
@@ -286,6 +287,27 @@ def test_two_commands_into_one_folder_do_no_harm(many: tuple[Path, dict[str, byt
     assert results_of(results) == expected
     assert faults_of_manifest(results, images, set(expected)) == []
     assert Manifest(results).damaged == 0
+
+
+@posix
+def test_what_a_killed_run_on_ray_left_is_taken_over(images: Path, tmp_path: Path) -> None:
+    results = tmp_path / "out"
+    assert restore(images, results) == 0
+    before, times = (
+        results_of(results),
+        {path.name: path.stat().st_mtime_ns for path in results.glob("*.png")},
+    )
+    (results / "msbd.jsonl").rename(results / "msbd-ray-17-3.jsonl")
+    (results / ".msbd-ray/17/checkpoint").mkdir(parents=True)
+    with (results / ".msbd-ray/lock").open("wb") as file:
+        assert lock(file.fileno())
+        assert restore(images, results, "--resume") == 0
+        assert (results / ".msbd-ray/17").exists()
+    assert restore(images, results, "--resume") == 0
+    assert results_of(results) == before
+    assert {path.name: path.stat().st_mtime_ns for path in results.glob("*.png")} == times
+    assert {path.name for path in results.iterdir()} == {*NAMES, "msbd.jsonl"}
+    assert faults_of_manifest(results, images, set(NAMES)) == []
 
 
 def test_order_shards_workers_and_resuming_do_not_change_a_picture(tmp_path: Path) -> None:

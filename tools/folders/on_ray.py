@@ -34,7 +34,7 @@ def records(
     """
     if importlib.util.find_spec("ray") is None or importlib.util.find_spec("pyarrow") is None:
         raise ImportError('--ray needs the extra `ray`: pip install "ray[data]"')
-    with _working_folder(manifest.folder / f".{manifest.path.stem}-ray") as folder:
+    with _working_folder(_place(manifest)) as folder:
         parts = _Parts(manifest)
         parts.take_in()  # of a run that was killed
         finished: set[str] = set()
@@ -46,6 +46,22 @@ def records(
             if task.name not in finished:
                 yield lost(opening, task, "")
         parts.remove()
+
+
+def take_over(manifest: Manifest) -> None:
+    """Have in the manifest what a run on Ray left that was killed, and nothing else of it. A run that works
+    there now is let be. OSError.
+    """
+    if (place := _place(manifest)).is_dir():
+        with (place / "lock").open("wb") as file:
+            if lock(file.fileno()):
+                _Parts(manifest).take_in()
+                shutil.rmtree(place)
+
+
+def _place(manifest: Manifest) -> Path:
+    """The folder that Ray works in."""
+    return manifest.folder / f".{manifest.path.stem}-ray"
 
 
 def _made(

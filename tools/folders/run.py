@@ -90,9 +90,12 @@ def make_all(opening: Opening, tool: Tool, tasks: Sequence[Task]) -> int:
 
     What --resume or --skip-existing finds done is left.
     """
+    from .on_ray import take_over
+
     args = opening.args
     args.output.mkdir(parents=True, exist_ok=True)
     manifest = Manifest(args.output, "{}-of-{}".format(*args.shard) if args.shard else "")
+    take_over(manifest)
     waiting = _waiting(args, tool, tasks, manifest)
     folders = dict.fromkeys(path.parent for task in waiting for path in task.files)
     if removed := remove_leftovers(dict.fromkeys([args.output, *folders])):
