@@ -473,7 +473,7 @@ def test_bad_input_gets_one_line(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("tools.mini.pasd.ScenePictures", lambda: [None])
+    monkeypatch.setattr("tools.scenes.data.ScenePictures", lambda: [None])
     assert main([*words, "-o", str(tmp_path / "run"), "--device", "cpu"]) == 1  # the job pasd is understood
     error = capsys.readouterr().err
     assert said in error and error.count("\n") == 1
