@@ -293,10 +293,8 @@ def test_two_commands_into_one_folder_do_no_harm(many: tuple[Path, dict[str, byt
 def test_what_a_killed_run_on_ray_left_is_taken_over(images: Path, tmp_path: Path) -> None:
     results = tmp_path / "out"
     assert restore(images, results) == 0
-    before, times = (
-        results_of(results),
-        {path.name: path.stat().st_mtime_ns for path in results.glob("*.png")},
-    )
+    before = results_of(results)
+    times = {path.name: path.stat().st_mtime_ns for path in results.glob("*.png")}
     (results / "msbd.jsonl").rename(results / "msbd-ray-17-3.jsonl")
     (results / ".msbd-ray/17/checkpoint").mkdir(parents=True)
     with (results / ".msbd-ray/lock").open("wb") as file:
