@@ -17,6 +17,8 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol, TypeVar
@@ -71,7 +73,7 @@ class Place:
         self.job, self.root = job, root
         self.out, self.said = root / f"out-{number}", root.parent / f"said-{number}"
         self.images, self.results = Path(job.words[1]), self.out / "results"
-        self._resumer: tuple[int, int] | None = None  # pipes: to ask it, and for its answers
+        self._resumer: Connection | None = None
 
     def clear(self, halfway: Path | None = None) -> None:
         """Take the results away, or have those of an earlier run there."""
@@ -127,32 +129,28 @@ class Place:
         """
         if self._resumer is None:
             self._resumer = self._start_resumer()
-        asking, answers = self._resumer
-        os.write(asking, b"?")
-        if answer := os.read(answers, 1):
-            return answer[0]
-        for pipe in self._resumer:
-            os.close(pipe)
-        self._resumer = None
-        return RAISED
-
-    def _start_resumer(self) -> tuple[int, int]:
-        """The pipes of a new process, which ends when this one does."""
-        (asked, asking), (answers, answering) = os.pipe(), os.pipe()
-        if os.fork():
-            os.close(asked)
-            os.close(answering)
-            return asking, answers
         try:
-            os.close(asking)
-            os.close(answers)
-            while os.read(asked, 1):
+            self._resumer.send("go on")
+            return self._resumer.recv()
+        except (EOFError, ConnectionError):
+            self._resumer = None
+            return RAISED
+
+    def _start_resumer(self) -> Connection:
+        """The connection to a new process, which ends when this one does."""
+        ours, its = Pipe()
+        if os.fork():
+            its.close()
+            return ours
+        ours.close()
+        try:
+            while its.recv():  # EOFError where nobody asks any more
                 self._begin()
                 code = self.job.tool.main([*self.words(), "--resume"])
                 signal.alarm(0)
                 sys.stdout.flush()
                 sys.stderr.flush()
-                os.write(answering, bytes([code]))
+                its.send(code)
         except BaseException:
             traceback.print_exc()
         finally:
