@@ -11,6 +11,7 @@ Copying  this file, files.py (for WeightsError) and pickles.py; torch, safetenso
 import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -104,7 +105,7 @@ def load_tokenizer(folder_or_file: str | Path) -> PromptTokenizer:
             f"{path}: not a JSON file ({error}); expected tokenizer.json or vocab.json"
         ) from None
     whole = isinstance(content, dict) and {"model", "normalizer"} <= content.keys()  # a tokenizer.json
-    return PromptTokenizer(read_tokenizer(path) if whole else _from_vocab(path, content))
+    return PromptTokenizer(read_tokenizer(path, content) if whole else _from_vocab(path, content))
 
 
 def train_tokenizer(captions: Iterable[str], vocab_size: int) -> Tokenizer:
@@ -173,11 +174,14 @@ def _merge(word: tuple[str, ...], pair: tuple[str, str]) -> tuple[str, ...]:
     return tuple(joined)
 
 
-def read_tokenizer(path: Path) -> Tokenizer:
-    """The tokenizer of a tokenizer.json, of CLIP or not. Raises WeightsError for what is none, and for one
-    that would fail at a text with an unknown piece.
+def read_tokenizer(path: Path, content: Any = None) -> Tokenizer:
+    """The tokenizer of a tokenizer.json, of CLIP or not; `content` is its JSON, where that is read already.
+    Raises WeightsError for what is none, and for one that would fail at a text with an unknown piece.
     """
-    _check_steps(path)
+    if content is None:
+        with suppress(ValueError, RecursionError, OSError):  # for the library to refuse
+            content = json.loads(path.read_text(encoding="utf-8"))
+    _check_steps(path, content)
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises bare Exception for whatever it cannot read
@@ -188,16 +192,12 @@ def read_tokenizer(path: Path) -> Tokenizer:
     return tokenizer
 
 
-def _check_steps(path: Path) -> None:
+def _check_steps(path: Path, content: Any) -> None:
     """WeightsError for a step of a tokenizer.json at which the library ends the process, where it does not
     refuse it: one without a type, which it guesses, and a prefix of no letters.
     """
-    try:
-        content: Any = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError, OSError):
-        return  # for the library to refuse
     if not isinstance(content, dict):
-        return
+        return  # for the library to refuse
     for name in ("normalizer", "pre_tokenizer"):
         steps = [content.get(name) or {"type": ""}]
         for step in steps:
