@@ -87,6 +87,7 @@ def load_edit_pipeline(
     preprocessing = {} if clip is None else _clip_preprocessing(located.net("clip"), clip.config)
     decoder = None if seam_decoder is None else read_seam_decoder(seam_decoder, autoencoder)
     located.release()
+    notes = tuple(parts.notes)
     del parts  # it holds the tensors too
     return EditPipeline(
         unet=place.main(unet),
@@ -100,6 +101,7 @@ def load_edit_pipeline(
         spec=facts.spec,
         upscaler=None if enlarger is None else place.upscaler(enlarger),
         clip=None if clip is None else place.side(clip),
+        notes=notes,
         **preprocessing,
     )
 
@@ -289,6 +291,7 @@ def load_restore_pipeline(
     )
     for read in (model.own, located):
         read.release()
+    notes = tuple(parts.notes)
     del parts, state  # they hold the tensors too
     autoencoder = place.vae(autoencoder)
     return RestorePipeline(
@@ -302,6 +305,7 @@ def load_restore_pipeline(
         prediction_type=facts.prediction_type,
         spec=_restore_spec(located, facts),
         upscaler=None if enlarger is None else place.upscaler(enlarger),
+        notes=notes,
     )
 
 

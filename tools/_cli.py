@@ -439,8 +439,15 @@ def finite(text: str) -> float:
 
 
 def weighted_file(text: str) -> tuple[str, float]:
-    """FILE:WEIGHT for argparse, or FILE alone at weight 1; a colon may be part of the file's name."""
+    """FILE:WEIGHT for argparse, or FILE alone at weight 1; a colon may be part of the file's name.
+
+    What stands behind the last colon and is no number belongs to the name: "C:\\loras\\x.safetensors".
+    """
     file, colon, weight = text.rpartition(":")
+    try:
+        float(weight)
+    except ValueError:
+        return text, 1.0
     return (file, finite(weight)) if colon and not os.path.exists(text) else (text, 1.0)
 
 

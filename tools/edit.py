@@ -239,6 +239,7 @@ def prepare(args: argparse.Namespace) -> EditJob:
     model = locate_editor(name, upscaler=args.upscaler, vae=args.vae)
     facts = plan_facts(model)
     loras = [(read_lora_file(path), weight) for path, weight in args.lora]  # refused now, not after minutes
+    notes += [note for lora, _ in loras for note in lora.notes]
     with errors_by_flag(OPTIONS):
         seam = config.for_model(facts.spec).seam  # and refuses unsuitable sizes before pictures are read
     decoder = None

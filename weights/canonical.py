@@ -4,8 +4,8 @@ Tensors  {key in the file: tensor} -> {part: {canonical key: tensor}}, views of 
 Parts    unet, vae, asymmetric_vae, text_encoder, clip, clip_vision, controlnet, rrdb; lora (names as in the
          file); pasd_added (PASD's own tensors without their base), asymmetric_added (what a mask-conditioned
          decoder has over a plain autoencoder)
-Copying  this file, keymap.py, ldm.py, hub.py, ncnn.py, esrgan.py, lora.py, merge.py, detect.py, files.py
-         and pickles.py; torch, safetensors
+Copying  this file, keymap.py, ldm.py, hub.py, ncnn.py, esrgan.py, lora.py, lora_changes.py,
+         lora_names.py, merge.py, detect.py, files.py and pickles.py; torch, safetensors
 """
 
 from collections.abc import Iterable, Mapping

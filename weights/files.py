@@ -10,6 +10,7 @@ Copying  this file and pickles.py; torch, safetensors
 import ctypes
 import hashlib
 import json
+import math
 import mmap
 import os
 import time
@@ -71,8 +72,8 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     with _messages_of(path):
         start = _beginning(path)
         if not _begins_as_pickle(start):
-            _read_header(path, start)  # first, because its refusals say more than the library's
-            return load_file(path)
+            header = _read_header(path, start)  # first, because its refusals say more than the library's
+            return _load_padded(path, header, start) if _is_padded(path, header, start) else load_file(path)
         if path.suffix.lower() == ".safetensors":  # whoever asked for the safe format did not ask for this
             raise WeightsError("named .safetensors, but is a PyTorch pickle; if you trust it, name it .ckpt")
         return read_pickle(path, zipped=start.startswith(b"PK"))
@@ -173,6 +174,49 @@ def _make_header(ordered: list[tuple[str, Tensor]], metadata: Mapping[str, str])
     return text.ljust(-(-len(text) // 8) * 8)  # spaces up to a multiple of 8, where the tensors begin
 
 
+def _end(header: Mapping[str, Any], start: bytes) -> int:
+    """The size of a safetensors file that ends with its last tensor."""
+    last = max((entry["data_offsets"][1] for name, entry in header.items() if name != METADATA), default=0)
+    return 8 + int.from_bytes(start[:8], "little") + last
+
+
+def _is_padded(path: Path, header: Mapping[str, Any], start: bytes) -> bool:
+    """Whether zeros follow the last tensor, as programs that write in blocks leave them. WeightsError for
+    other bytes there, which the format forbids.
+    """
+    end, size = _end(header, start), path.stat().st_size
+    with open(path, "rb") as file:
+        file.seek(end)
+        while behind := file.read(1 << 20):
+            if any(behind):
+                raise WeightsError(
+                    f"{size - end:,} bytes behind its last tensor that are no padding; a safetensors file ends there: "
+                    f"take another, or cut this one to {end:,} bytes"
+                )
+    return size > end
+
+
+def _load_padded(path: Path, header: Mapping[str, Any], start: bytes) -> dict[str, Tensor]:
+    """What the library's `load_file` gives of a file without its padding: views of the mapped file."""
+    dtypes = {name: dtype for dtype, name in DTYPE_NAMES.items()}
+    begin = 8 + int.from_bytes(start[:8], "little")
+    content = torch.from_file(str(path), shared=False, size=path.stat().st_size, dtype=torch.uint8)[begin:]
+    tensors, covered = {}, 0
+    for name, entry in sorted(header.items(), key=lambda item: item[1].get("data_offsets", [0])):
+        if name == METADATA:
+            continue
+        dtype, shape, (first, last) = dtypes[entry["dtype"]], entry["shape"], entry["data_offsets"]
+        if first != covered or last - first != math.prod(shape) * dtype.itemsize:
+            raise WeightsError(
+                f"damaged: tensor {name!r:.80} does not lie where its header says; download it again"
+            )
+        values = content[first:last]
+        aligned = (begin + first) % dtype.itemsize == 0
+        tensors[name] = (values if aligned else values.clone()).view(dtype).reshape(shape)
+        covered = last
+    return tensors
+
+
 @contextmanager
 def _messages_of(path: Path) -> Iterator[None]:
     """Whatever goes wrong with reading `path` becomes a WeightsError that begins with it."""
@@ -236,7 +280,7 @@ def _read_header(path: Path, start: bytes) -> dict[str, Any]:
     try:
         header = json.loads(text)
         entries = [entry for name, entry in header.items() if name != METADATA]
-        need = 8 + length + max((entry["data_offsets"][1] for entry in entries), default=0)
+        need = _end(header, start)
         axes = max((len(entry["shape"]) for entry in entries), default=0)
     except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError):
         raise WeightsError("damaged: its safetensors header is not readable; download it again") from None

@@ -66,7 +66,12 @@ def read_pickle(path: Path, *, zipped: bool) -> dict[str, Tensor]:
         with torch.serialization.safe_globals(stand_ins):
             tensors = _find_tensors(torch.load(path, map_location="cpu", weights_only=True, mmap=zipped))
     if not tensors:
-        raise PickleError(f"no weights: a pickle without tensors at its top or in {', '.join(WRAPPERS)}")
+        arrays = (
+            ", but with numpy arrays, which are not read" if any("numpy" in name for name in names) else ""
+        )
+        raise PickleError(
+            f"no weights: a pickle without tensors at its top or in {', '.join(WRAPPERS)}{arrays}"
+        )
     for key, tensor in tensors.items():
         if not _is_plain(tensor):
             raise PickleError(

@@ -54,10 +54,13 @@ class EditPipeline:
         clip_std: Sequence[float] = CLIP_STD,
         tiled_vae: Callable[..., Any] | None = None,
         seam_decoder: Any = None,
+        notes: Sequence[str] = (),
     ) -> None:
         """`tiled_vae(encoder_tile=..., decoder_tile=..., storage=...)` is `vae` for pictures of any size
         (nets/tiled_vae.py), `seam_decoder` the autoencoder of seam "asymmetric" (nets/asymmetric_vae.py).
+        `notes`, on how the nets came to be, stand before those of each result.
         """
+        self.notes = tuple(notes)
         self.unet, self.vae, self.upscaler = unet, vae, upscaler
         self.text_encoder, self.tokenizer = text_encoder, tokenizer
         self.alphas_cumprod, self.prediction_type = alphas_cumprod, prediction_type
@@ -140,7 +143,7 @@ class EditPipeline:
             x = self._later_stage(edit, stage, x_in, x)  # lines 20-27
             # line 28: the next s
         result, weight = self._composite(edit, image, mask, x)  # line 29: x_out
-        notes = tuple(edit.notes)
+        notes = (*self.notes, *edit.notes)
         return EditResult(result, plan, candidates, scores, chosen, seconds, notes, weight=weight)
 
     def _later_stage(self, edit: Edit, stage: Stage, x_in: Tensor, previous: Tensor) -> Tensor:

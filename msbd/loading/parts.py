@@ -13,7 +13,7 @@ from weights.files import WeightsError, release_pages
 from weights.hub import Source, find_source, read_source, source_of
 from weights.locate import Located, locate
 from weights.lora import PARTS as LORA_PARTS
-from weights.lora import Lora, is_finite, merge_loras
+from weights.lora import Lora, is_finite, left_out, merge_loras
 from weights.merge import added_tensors, base_tensors, blend
 
 from .nets import build_net
@@ -104,6 +104,7 @@ class ModelParts:
         """
         self._located, self._loras, self._weight = located, loras, weight
         self._other = ModelParts(other) if other else None
+        self.notes: list[str] = []  # what of the LoRAs was left out, as far as parts were asked for
         self._stored: dict[str, tuple[dict[str, Tensor], Source]] = {}
         if self._other is not None and not self._available & self._other._available & set(BASE):
             theirs, ours = ", ".join(self._other.parts), ", ".join(self.parts)
@@ -146,6 +147,8 @@ class ModelParts:
             except WeightsError as error:
                 raise WeightsError(f"{file.path}: {error}") from None
         if self._loras and part in LORA_PARTS:
+            for lora, _ in self._loras:
+                self.notes += left_out(lora, {part: state})
             state = state | merge_loras({part: state}, self._loras).get(part, {})
         return state, source
 

@@ -96,6 +96,7 @@ class RestorePipeline:
         spec: ModelSpec | None = None,
         upscaler: Any = None,
         tiled_vae: Callable[..., Any] | None = None,
+        notes: Sequence[str] = (),
     ) -> None:
         """Nets and what they were trained with; of an enlarger alone `upscaler` and nothing else.
 
@@ -104,8 +105,9 @@ class RestorePipeline:
         "v_prediction" says what `unet` predicts; `spec` (None: PASD's on Stable Diffusion 1.5) fills in what
         a config leaves open. `controlnet` and `upscaler` are needed by some methods only.
         `tiled_vae(mode=..., encoder_tile=..., decoder_tile=...)` is `vae` for pictures of any size
-        (nets/tiled_vae.py).
+        (nets/tiled_vae.py). `notes`, on how the nets came to be, stand before those of each result.
         """
+        self.notes = tuple(notes)
         self.unet, self.controlnet, self.vae, self.tiled_vae = unet, controlnet, vae, tiled_vae
         self.text_encoder, self.tokenizer = text_encoder, tokenizer
         if alphas_cumprod is None:
@@ -213,7 +215,7 @@ class RestorePipeline:
         else:
             result = rules.finish(restored, control * 2 - 1, image, plan.output_size, plan.config.color_fix)
         show("result", result)
-        return RestoreResult(result.to(device), plan, *prompts, seconds, tuple(run.notes))
+        return RestoreResult(result.to(device), plan, *prompts, seconds, (*self.notes, *run.notes))
 
     def _prompts(
         self, prompt: str, information: Sequence[str], config: ResolvedRestoreConfig

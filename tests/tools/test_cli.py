@@ -222,6 +222,8 @@ def test_a_wrong_value_of_an_earlier_flag_is_refused_under_its_new_name(
         (_cli.picture_size, "31x77", (77, 31)),
         (_cli.finite, "1e3", 1000.0),
         (_cli.weighted_file, "a:b:2", ("a:b", 2.0)),
+        (_cli.weighted_file, "C:\\loras\\x.safetensors", ("C:\\loras\\x.safetensors", 1.0)),
+        (_cli.weighted_file, "C:\\loras\\x.safetensors:-0.5", ("C:\\loras\\x.safetensors", -0.5)),
     ],
 )
 def test_words_of_a_command_line(kind: Callable[[str], Any], text: str, expected: Any) -> None:

@@ -16,6 +16,7 @@ from tests.helpers.tiny_bundle import VAE, write_part, write_tiny_bundle
 from tools import _cli
 from tools.edit import Editor, build_parser, main, preset_options
 from weights.files import WeightsError
+from weights.lora import Lora
 from weights.registry import MODELS, check_kind
 
 QUICK = [
@@ -127,7 +128,7 @@ def test_what_does_not_apply_is_noted(job: list[str], bundle: Path, monkeypatch:
     assert notes(*job, *upscaler) == []
     (note,) = notes(*job, *upscaler, "--upscaling-mode", "bilinear")
     assert note == "--upscaler: not used with --upscaling-mode bilinear"
-    monkeypatch.setattr("msbd.loading.nets.read_lora_file", lambda path: None)
+    monkeypatch.setattr("msbd.loading.nets.read_lora_file", lambda path: Lora(path, ()))
     args = build_parser().parse_args([*job, "--model", str(bundle), "--lora", "lcm-lora"])
     few = Editor(args).job
     assert few.config.sampler == "lcm" and few.config.num_steps == 2  # as `job` says

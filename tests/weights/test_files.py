@@ -97,6 +97,48 @@ def test_the_same_content_gives_the_same_bytes(tmp_path: Path) -> None:
     assert sha256(tmp_path / "first") != sha256(tmp_path / "second")
 
 
+@pytest.mark.parametrize("header_length", [0, 1], ids=["aligned", "unaligned"])
+def test_zeros_behind_the_last_tensor_are_padding(tmp_path: Path, header_length: int) -> None:
+    path = tmp_path / "x.safetensors"
+    tensors = {
+        "a": torch.randn(3, 5), "b": torch.arange(7), "c": torch.ones(2, 3, dtype=torch.float16), "d": torch.ones(0, 4), "e": torch.tensor(2.0)
+    }  # fmt: skip
+    write_safetensors(path, tensors, {"note": "x"})
+    length = int.from_bytes(path.read_bytes()[:8], "little")
+    content = path.read_bytes()
+    header = content[8 : 8 + length] + b" " * header_length
+    content = len(header).to_bytes(8, "little") + header + content[8 + length :]
+    for padding in (1, 64, 5000):
+        path.write_bytes(content + bytes(padding))
+        back = read_state_dict(path)
+        assert back.keys() == tensors.keys() and read_metadata(path)["note"] == "x"
+        assert all(
+            torch.equal(back[name], value) and back[name].dtype == value.dtype
+            for name, value in tensors.items()
+        )
+    path.write_bytes(content + bytes(60) + b"more")
+    message = (
+        rf"64 bytes behind its last tensor that are no padding; .* or cut this one to {len(content):,} bytes"
+    )
+    with pytest.raises(WeightsError, match=message):
+        read_state_dict(path)
+
+
+def test_a_padded_file_whose_header_is_wrong_is_damaged(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    write_safetensors(path, {"a": torch.ones(4), "b": torch.ones(4)})
+    content = path.read_bytes() + bytes(8)
+    for there, wrong in (
+        (b"[16,32]", b"[20,36]"),
+        (b"[4]", b"[5]"),
+        (b"[0,16]", b"[0,12]"),
+        (b'"F32"', b'"F99"'),
+    ):
+        path.write_bytes(content.replace(there, wrong))
+        with pytest.raises(WeightsError, match="damaged"):
+            read_state_dict(path)
+
+
 def test_sha256_of_known_bytes(tmp_path: Path) -> None:
     (tmp_path / "abc").write_bytes(b"abc")
     assert (

@@ -18,7 +18,7 @@ from tests.helpers.parity_cases import lora_outputs
 from tests.helpers.seeded_nets import seeded_lora
 from tests.helpers.seeded_weights import seeded_tensor
 from weights.files import WeightsError
-from weights.lora import METADATA_KEY, Lora, is_lora, merge_loras, read_lora
+from weights.lora import METADATA_KEY, Lora, is_lora, left_out, merge_loras, read_lora
 
 Base = dict[str, dict[str, Tensor]]
 
@@ -338,6 +338,15 @@ def test_describe() -> None:
     assert read_lora(state).describe() == f"{counts}, rank 2 to 4 (alpha 0.5 to 4)"
 
 
+def test_describe_names_other_kinds() -> None:
+    state = loha() | {f"{kohya('unet', 'conv_in')}.diff": torch.ones(6, 5)}
+    assert read_lora(state).describe() == "LoHa, whole difference: 2 layers of the U-Net, rank 2 (alpha 2)"
+    state = named("unet", "conv_in", factors((6, 5), 2)) | {
+        f"{kohya('unet', 'conv_in')}.dora_scale": torch.ones(6)
+    }
+    assert read_lora(state).describe().startswith("DoRA: 1 layer")
+
+
 def test_is_lora() -> None:
     for spelling in SPELLINGS:
         assert is_lora(whole_lora(spelling=spelling)), spelling
@@ -376,11 +385,15 @@ def test_alpha_from_the_metadata_where_there_is_no_tensor() -> None:
         (settings(lora_alpha=True), "lora_alpha True"),
         ({METADATA_KEY: '{"lora_alpha": NaN}'}, "lora_alpha nan"),
         ({METADATA_KEY: '{"lora_alpha": 1' + "0" * 400 + "}"}, "lora_alpha 10000"),
-        (settings(unet__use_rslora=True), "rsLoRA"),
-        (settings(text_encoder__alpha_pattern={"q_proj": 3}), "alpha_pattern"),
+        (settings(unet__use_rslora="yes"), "use_rslora 'yes'"),
+        (settings(alpha_pattern=[3]), "alpha_pattern"),
+        (settings(text_encoder__alpha_pattern={"q_proj": "3"}), "alpha_pattern '3'"),
+        (settings(alpha_pattern={"(a+)+": 3}), r"alpha_pattern has '\(a\+\)\+'"),
+        (settings(alpha_pattern={"(q": 3}), r"alpha_pattern has '\(q'"),
+        (settings(alpha_pattern={"": 3}), "alpha_pattern has ''"),
     ],
 )
-def test_settings_that_are_not_read_are_refused(metadata: dict[str, str], message: str) -> None:
+def test_settings_that_make_no_sense_are_refused(metadata: dict[str, str], message: str) -> None:
     with pytest.raises(WeightsError, match=message) as caught:
         read_lora(whole_lora(spelling="peft"), metadata=metadata)
     check_line(caught.value)
@@ -407,16 +420,42 @@ Q = kohya("unet", f"{ATTENTION}.attn1.to_q")
 REFUSED: dict[str, tuple[Callable[[], dict[str, Tensor]], str]] = {
     "empty": (dict, "no tensors"),
     "a model": (lambda: make_base()["unet"], "no LoRA key"),
-    "LoHa": (lambda: {f"{Q}.hada_w1_a": torch.ones(2, 2)}, "LoHa"),
-    "LoKr": (lambda: {f"{Q}.lokr_w1": torch.ones(2, 2)}, "LoKr"),
-    "DoRA of kohya": (lambda: whole_lora() | {f"{Q}.dora_scale": torch.ones(6, 1)}, "DoRA"),
-    "DoRA of PEFT": (lambda: whole_lora() | {"unet.x.lora_magnitude_vector": torch.ones(6)}, "DoRA"),
+    "half a LoHa": (lambda: {f"{Q}.hada_w1_a": torch.ones(2, 2)}, "has hada_w1_a but no hada_w1_b and no hada_w2_a"),
+    "LoHa of unlike halves": (lambda: loha(hada_w2_b=torch.ones(2, 4)), "both halves of a LoHa are alike"),
+    "LoHa of unlike ranks": (lambda: loha(hada_w2_a=torch.ones(6, 3), hada_w2_b=torch.ones(3, 5)), "ranks 2 and 3"),
+    "LoHa of an absurd rank": (lambda: loha(hada_w1_a=torch.ones(6, 25), hada_w1_b=torch.ones(25, 5)), "at most 4 times"),
+    "LoHa with one middle": (lambda: loha(hada_t1=torch.ones(2, 2, 3, 3)), "expected"),
+    "LoHa beside a LoRA": (lambda: loha() | whole_lora(), "has a LoRA and a LoHa; expected one change"),
+    "half a LoKr": (lambda: {f"{Q}.lokr_w1": torch.ones(2, 2)}, "has lokr_w1 but no lokr_w2_a and no lokr_w2_b"),
+    "LoKr twice": (lambda: lokr(lokr_w1_a=torch.ones(2, 1), lokr_w1_b=torch.ones(1, 5)), "lokr_w1 whole and in factors"),
+    "LoKr of two ranks": (lambda: lokr(
+        lokr_w1=None, lokr_w1_a=torch.ones(2, 1), lokr_w1_b=torch.ones(1, 5), lokr_w2=None,
+        lokr_w2_a=torch.ones(3, 2), lokr_w2_b=torch.ones(2, 1)), "ranks 1 and 2; a LoKr has one rank"),
+    "LoKr of a vector": (lambda: lokr(lokr_w1=torch.ones(2)), "expected matrices"),
+    "LoKr, kernel first": (lambda: lokr(lokr_w1=torch.ones(2, 5, 3, 3)), "expected matrices"),
+    "DoRA alone": (lambda: {f"{Q}.dora_scale": torch.ones(6, 1)}, "has dora_scale but no down and no up"),
+    "DoRA of a difference": (lambda: {f"{Q}.dora_scale": torch.ones(6, 1), f"{Q}.diff": torch.ones(6, 5)}, "without one change"),
+    "DoRA, a matrix": (lambda: whole_lora() | {f"{Q}.dora_scale": torch.ones(6, 2)}, "expected one row"),
+    "DoRA, nothing": (lambda: whole_lora() | {f"{Q}.dora_scale": torch.ones(0)}, "expected one row"),
+    "DoRA twice": (lambda: whole_lora() | {f"{Q}.dora_scale": torch.ones(6), f"{Q}.lora_magnitude_vector": torch.ones(6)}, "magnitude and dora_scale"),
+    "DoRA not a number": (lambda: whole_lora() | {f"{Q}.dora_scale": torch.full((6,), torch.nan)}, "not finite"),
+    "scalar not finite": (lambda: whole_lora() | {f"{Q}.scalar": torch.tensor(torch.inf)}, "inf, expected one number"),
+    "scalar a list": (lambda: whole_lora() | {f"{Q}.scalar": torch.ones(2)}, "expected one number"),
+    "scalar alone": (lambda: {f"{Q}.scalar": torch.ones(1)}, "has scalar but no down and no up"),
+    "a difference of five axes": (lambda: {f"{Q}.diff": torch.ones(1, 1, 1, 1, 1)}, "expected a weight's"),
+    "a bias of two axes": (lambda: {f"{Q}.diff_b": torch.ones(6, 1)}, r"diff_b \(6, 1\): expected \(out,\)"),
+    "two biases": (lambda: whole_lora() | {f"{Q}.diff_b": torch.ones(6), f"{Q}.b_norm": torch.ones(6)}, "diff_b and b_norm"),
     "OFT": (lambda: {f"{Q}.oft_blocks": torch.ones(2, 2)}, "OFT"),
-    "whole differences": (lambda: whole_lora() | {f"{Q}.diff": torch.ones(6, 5)}, "whole differences"),
+    "a difference beside a LoRA": (lambda: whole_lora() | {f"{Q}.diff": torch.ones(6, 5)}, "a LoRA and a whole difference"),
+    "GLoRA": (lambda: {f"{Q}.a1.weight": torch.ones(6, 5), f"{Q}.b1.weight": torch.ones(6, 5)}, "GLoRA"),
+    "(IA)^3": (lambda: {f"{Q}.weight": torch.ones(6), f"{Q}.on_input": torch.ones(1)}, "IA"),
     "embeddings": (lambda: whole_lora() | {"text_encoder.x.lora_embedding_A": torch.ones(2, 2)}, "embeddings"),
     "SDXL's second text encoder": (lambda: whole_lora() | {"lora_te2_x.lora_up.weight": torch.ones(6, 2)}, "SDXL"),
     "the same in diffusers": (lambda: {"text_encoder_2.x.lora_A.weight": torch.ones(6, 2)}, "SDXL"),
-    "SDXL's U-Net": (lambda: {"lora_unet_input_blocks_4_1_proj_in.lora_up.weight": torch.ones(6, 2)}, "SDXL"),
+    "SDXL's U-Net, by its width": (lambda: {f"{Q.replace('attn1_to_q', 'attn2_to_k')}.lora_down.weight": torch.ones(2, 2048)}, "SDXL"),
+    "SDXL's U-Net, by its depth": (lambda: {f"{Q.replace('blocks_0_attn1', 'blocks_1_attn1')}.lora_down.weight": torch.ones(2, 5)}, "SDXL"),
+    "Stable Diffusion 2": (lambda: {f"unet.{ATTENTION}.attn2.to_v.lora_A.weight": torch.ones(2, 1024)}, "Stable Diffusion 2"),
+    "embeddings alone": (lambda: {"bundle_emb.cat.string_to_param": torch.ones(2, 8), "lora_x.y": torch.ones(1)}, "no LoRA key"),
     "FLUX": (lambda: {"transformer.single_transformer_blocks.0.x.lora_A.weight": torch.ones(6, 2)}, "FLUX"),
     "unknown net": (lambda: {"lora_vae_x.lora_up.weight": torch.ones(6, 2)}, "no LoRA key"),
     "unknown role": (lambda: whole_lora() | {f"{Q}.lora_down.bias": torch.ones(6)}, "no LoRA key"),
@@ -440,14 +479,26 @@ REFUSED: dict[str, tuple[Callable[[], dict[str, Tensor]], str]] = {
         f"{Q}.lora_up.weight": torch.ones(6, 2, 1, 1)}, "mid"),
     "not a number": (lambda: altered("lora_up.weight", torch.full((6, 2), torch.nan)), "not finite"),
     "infinite": (lambda: altered("lora_up.weight", torch.full((6, 2), torch.inf)), "not finite"),
-    "integers": (lambda: altered("lora_up.weight", torch.ones(6, 2, dtype=torch.int8)), "int8, expected float32"),
-    "float8": (lambda: altered("lora_up.weight", torch.ones(6, 2).to(torch.float8_e4m3fn)), "float8_e4m3fn, expected"),
+    "integers": (lambda: altered("lora_up.weight", torch.ones(6, 2, dtype=torch.int8)), "int8, expected floating"),
     "alpha not a number": (lambda: altered("alpha", torch.tensor(torch.nan)), "nan, expected one number"),
     "alpha infinite": (lambda: altered("alpha", torch.tensor(-torch.inf)), "inf, expected one number"),
     "alpha absurd": (lambda: altered("alpha", torch.tensor(2**60)), "expected one number"),
     "alpha a list": (lambda: altered("alpha", torch.ones(2)), "expected one number"),
     "alpha a flag": (lambda: altered("alpha", torch.tensor(True)), "bool"),
 }  # fmt: skip
+
+
+def loha(**other: Tensor) -> dict[str, Tensor]:
+    """A LoHa of to_q, with `other` tensors in it."""
+    pieces = {"hada_w1_a": torch.ones(6, 2), "hada_w1_b": torch.ones(2, 5)}
+    pieces |= {name.replace("w1", "w2"): value for name, value in pieces.items()}
+    return {f"{Q}.{name}": value for name, value in (pieces | other).items()}
+
+
+def lokr(**other: Tensor | None) -> dict[str, Tensor]:
+    """A LoKr of to_q, with `other` tensors in it, or without those that are None."""
+    pieces = {"lokr_w1": torch.ones(2, 5), "lokr_w2": torch.ones(3, 1)} | other
+    return {f"{Q}.{name}": value for name, value in pieces.items() if value is not None}
 
 
 @pytest.mark.parametrize("case", REFUSED)
@@ -463,15 +514,71 @@ def test_layers_that_do_not_fit_the_base_are_counted() -> None:
     lora, base = read_lora(whole_lora(), "some"), make_base()
     del base["unet"][f"{ATTENTION}.attn1.to_q.weight"]
     base["text_encoder"][f"{TEXT_LAYER}.mlp.fc1.weight"] = torch.ones(8, 7)
-    first = "the first, 'down_blocks_0_.*_to_q' of the U-Net, is no module of the base"
+    first = r"the first, '.*_mlp_fc1' of the text encoder, changes a weight of .*\(8, 6, 1, 1\), the base's is \(8, 7\)"
     with pytest.raises(WeightsError, match=f"^some: 2 of 7 layers do not fit the base; {first}") as caught:
         merge_loras(base, [(lora, 1.0)])
     check_line(caught.value)
-    with pytest.raises(
-        WeightsError, match=r"1 of 2 layers .*\(8, 6, 1, 1\), the base's is \(8, 7\)"
-    ) as caught:
+    with pytest.raises(WeightsError, match="some: 1 of 2 layers") as caught:
         merge_loras({"text_encoder": base["text_encoder"]}, [(lora, 1.0)])
     check_line(caught.value)
+
+
+def test_modules_that_the_base_has_not_are_told_of_up_to_half_of_a_file() -> None:
+    lora, base = read_lora(whole_lora(), "some"), make_base()
+    missing = [path for part, path in MODULES if part == "unet"][:4]
+    for number, path in enumerate(missing, 1):
+        del base["unet"][f"{path}.weight"]
+        if number <= 3:
+            merged = flat(merge_loras(base, [(lora, 1.0)]))
+            assert len(merged) == 7 - number
+            (line,) = left_out(lora, base)
+            assert line.startswith(
+                f"some: {number} of 7 modules left out, which the base has not; first 'down_"
+            )
+    with pytest.raises(WeightsError, match="4 of 7 layers .*is no module of the base") as caught:
+        merge_loras(base, [(lora, 1.0)])
+    check_line(caught.value)
+    assert left_out(lora, make_base()) == left_out(lora, {}) == []
+
+
+@pytest.mark.parametrize(
+    "name, tensor, message",
+    [
+        (f"{Q}.dora_scale", torch.ones(7, 1), r"has 7 lengths for a weight of \(6, 5\)"),
+        (f"{Q}.dora_scale", torch.ones(1, 6), r"has 6 lengths for a weight of \(6, 5\)"),
+        (f"{Q}.lora_magnitude_vector", torch.ones(5), r"has 5 lengths for a weight of \(6, 5\)"),
+        (f"{Q}.diff_b", torch.ones(6), "a bias of shape \\(6,\\), the base's has none"),
+        (f"{kohya('unet', 'time_embedding.linear_1')}.diff_b", torch.ones(6), "the base's is of \\(7,\\)"),
+    ],
+)  # fmt: skip
+def test_lengths_and_biases_that_do_not_fit_the_base(name: str, tensor: Tensor, message: str) -> None:
+    lora = read_lora(whole_lora() | {name: tensor})
+    with pytest.raises(WeightsError, match=message) as caught:
+        merge_loras(make_base(), [(lora, 1.0)])
+    check_line(caught.value)
+
+
+def test_a_product_that_the_base_cannot_hold_is_refused_before_it_is_made() -> None:
+    """Two small factors of which a terabyte would come."""
+    side = 2**10
+    claims = [
+        lokr(lokr_w1=torch.ones(side, side), lokr_w2=torch.ones(side, side)),
+        loha(**{f"hada_w{n}_{end}": torch.ones(shape) for n in (1, 2) for end, shape in (("a", (2**20, 1)), ("b", (1, 2**20)))}),
+    ]  # fmt: skip
+    for state in claims:
+        with pytest.raises(WeightsError, match="changes a weight of shape") as caught:
+            merge_loras(make_base(), [(read_lora(state), 1.0)])
+        check_line(caught.value)
+
+
+def test_what_is_no_lora_of_a_net_here_is_left_out_with_a_note() -> None:
+    embedding = {"bundle_emb.cat.clip_l": torch.ones(2, 6), "bundle_emb.dog.clip_l": torch.ones(2, 6)}
+    lora = read_lora(whole_lora() | embedding | {"lora_vae_x.lora_up.weight": torch.ones(6, 2)}, "some")
+    assert len(lora.layers) == 7
+    assert lora.notes == (
+        "some: 1 of 8 modules left out, of no net here; first 'lora_vae_x'",
+        "some: 2 bundled embeddings left out ('cat', 'dog'): it is the LoRA that is read",
+    )
 
 
 @pytest.mark.parametrize(
@@ -516,6 +623,12 @@ beginnings = [
     "",
 ]
 endings = [
+    ".hada_w1_a",
+    ".lokr_w1",
+    ".dora_scale",
+    ".diff",
+    ".diff_b",
+    ".scalar",
     ".lora_down.weight",
     ".lora_up.weight",
     ".lora_mid.weight",

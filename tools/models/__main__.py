@@ -307,7 +307,8 @@ def _part_keys(contents: "Contents", part: str, source: "Source", *, every: bool
         from weights.files import read_metadata
         from weights.lora import read_lora
 
-        print("    " + read_lora(contents.state, source.path, read_metadata(source.path)).describe())
+        lora = read_lora(contents.state, source.path, read_metadata(source.path))
+        print("\n".join(f"    {line}" for line in (lora.describe(), *lora.notes)))
     elif part not in ("pasd_added", "asymmetric_added"):
         from msbd.loading.nets import fit_net
 

@@ -21,6 +21,8 @@ from weights.merge import pack_delta
 from weights.settings import read_config, read_training
 from weights.tokenizer import load_tokenizer
 
+from .._cli import print_notes
+
 State = Mapping[str, Tensor]
 TOKENIZER = "tokenizer.json"
 
@@ -42,6 +44,7 @@ def convert(args: argparse.Namespace) -> Iterator[Path]:
         yield model.write_part(model.parts[0], args.output)
     else:
         yield from model.write_folder(args.output)
+    print_notes(model.notes, quiet=False)
 
 
 def copying(model: str | Path, folder: Path) -> argparse.Namespace:
@@ -57,6 +60,7 @@ class _Conversion:
     def __init__(self, args: argparse.Namespace) -> None:
         self._located = locate(args.model)
         loras = [(read_lora_file(path), weight) for path, weight in args.lora]
+        self._lora_notes = [note for lora, _ in loras for note in lora.notes]
         other, weight = args.blend or (None, 0.0)
         self._parts = ModelParts(self._located, loras, other and locate(other), weight)
         self._dtype: torch.dtype | None = getattr(torch, args.dtype) if args.dtype else None
@@ -76,6 +80,11 @@ class _Conversion:
                 raise ValueError(
                     f"{lora.source}: changes none of the parts to be written ({', '.join(self.parts)})"
                 )
+
+    @property
+    def notes(self) -> list[str]:
+        """What of the LoRAs is not in what was written."""
+        return [*self._lora_notes, *dict.fromkeys(self._parts.notes)]
 
     def tensors(self, part: str) -> dict[str, Tensor]:
         """One part's tensors with everything mixed in, in the dtype asked for."""
@@ -109,7 +118,7 @@ class _Conversion:
         if part == "lora":
             source = self._located.net(part)
             metadata = read_metadata(source.path)  # PEFT keeps a layer's alpha there
-            read_lora(state, source.path, metadata)
+            self._lora_notes += read_lora(state, source.path, metadata).notes
             return self._write(path, state, metadata)
         return self.write(path, state, self.configs({part: state})[part])
 

@@ -234,6 +234,7 @@ def prepare(args: argparse.Namespace) -> RestoreJob:
     if config.method not in NET_FREE:
         # Refused now, not after minutes.
         loras = [(read_lora_file(path), weight) for path, weight in args.lora]
+        notes += [note for lora, _ in loras for note in lora.notes]
         kinds = kinds_to_recognise(args, facts)
     credentials = read_credentials(*args.c2pa) if args.c2pa else None
     return RestoreJob(config, model, loras, facts, kinds, device, dtype, notes, credentials)
