@@ -40,6 +40,7 @@ from .loading.nets import build_net, fit_net, read_lora_file
 from .loading.parts import BASE, ModelParts
 from .loading.placement import Placement, make_placement
 from .loading.seam import read_seam_decoder
+from .loading.words import Embeddings, teach_words
 from .pixels.preprocess import CLIP_MEAN, CLIP_STD
 from .restore.config import NET_FREE, NOT_PASD, Method
 from .restore.config import ModelSpec as RestoreSpec
@@ -61,9 +62,10 @@ def load_edit_pipeline(
     upscaler: str | Path | None = None,
     vae: str | Path | None = None,
     seam_decoder: str | Path | None = None,
+    embeddings: Embeddings = (),
 ) -> EditPipeline:
     """The ready `EditPipeline` of a model: a name ("mini", "sd-v1-5"), a folder or a file, with `loras`
-    merged in.
+    merged in and `embeddings`, files of textual inversions, taught.
 
     `upscaler` and `vae`, a name, folder or file each, take the place of its own; `seam_decoder` is the
     mask-conditioned decoder that seam "asymmetric" needs. A `Located` model's files are not read a second
@@ -84,6 +86,7 @@ def load_edit_pipeline(
     enlarger = parts.net("rrdb") if "rrdb" in located.nets else None
     tokenizer = _load_tokenizer(located)
     _check_together(located, unet.config, autoencoder, text_encoder, clip, enlarger, tokenizer, facts.spec)
+    clip_tokenizer = teach_words(embeddings, tokenizer, text_encoder, clip, partial(_load_tokenizer, located))
     preprocessing = {} if clip is None else _clip_preprocessing(located.net("clip"), clip.config)
     decoder = None if seam_decoder is None else read_seam_decoder(seam_decoder, autoencoder)
     located.release()
@@ -101,6 +104,7 @@ def load_edit_pipeline(
         spec=facts.spec,
         upscaler=None if enlarger is None else place.upscaler(enlarger),
         clip=None if clip is None else place.side(clip),
+        clip_tokenizer=clip_tokenizer,
         notes=notes,
         **preprocessing,
     )
@@ -240,6 +244,7 @@ def load_restore_pipeline(
     dtype: torch.dtype = torch.float32,
     upscaler: str | Path | None = None,
     vae: str | Path | None = None,
+    embeddings: Embeddings = (),
 ) -> RestorePipeline:
     """The ready `RestorePipeline` of a model of PASD's: a name ("mini", "pasd"), a folder, or a file together
     with its base. With `method` rrdb or bicubic, or of an upscaler ("realesrgan-x4plus"), no other net is
@@ -250,8 +255,9 @@ def load_restore_pipeline(
 
     `base`, a Stable Diffusion 1.x model, replaces the U-Net, VAE and text encoder. With `base_weight` w < 1
     each is blended: (1 - w) own + w base. A part the model lacks comes from `base` entirely. PASD's layers
-    are never changed. `loras` are merged in last. The methods controlnet and img2img run on the U-Net without
-    PASD's layers. Precision as in `load_edit_pipeline`. Raises WeightsError, one line, for a file that is
+    are never changed. `loras` are merged in last; `embeddings` are files of textual inversions, whose words
+    prompts may then name. The methods controlnet and img2img run on the U-Net without PASD's layers.
+    Precision as in `load_edit_pipeline`. Raises WeightsError, one line, for a file that is
     missing, damaged, of another kind, or not of one model with the others; ValueError for another dtype.
     """
     place = make_placement(device, dtype)
@@ -264,9 +270,9 @@ def load_restore_pipeline(
         model = locate_restorer(model, mode=mode, method=method, base=base, upscaler=upscaler, vae=vae)
     located, other = model.both, model.base
     if model.method in NET_FREE:
-        if loras or vae is not None or base_weight != 1:
+        if loras or embeddings or vae is not None or base_weight != 1:
             raise ValueError(
-                f"method {model.method} has no diffusion; expected no loras, vae and base_weight"
+                f"method {model.method} has no diffusion; expected no loras, embeddings, vae and base_weight"
             )
         return _enlarging_pipeline(located, place)
     facts = model_facts(located)
@@ -289,6 +295,7 @@ def load_restore_pipeline(
     _check_together(
         located, unet.config, autoencoder, text_encoder, None, enlarger, tokenizer, facts.spec, controlnet
     )
+    teach_words(embeddings, tokenizer, text_encoder, None, lambda: tokenizer)
     for read in (model.own, located):
         read.release()
     notes = tuple(parts.notes)

@@ -153,12 +153,22 @@ class TextEmbeddings(nn.Module):
         super().__init__()
         self.token_embedding = nn.Embedding(config.vocab_size, config.hidden_size)
         self.position_embedding = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+        self.added: Tensor | None  # (n, D), of the ids from vocab_size on
+        self.register_buffer("added", None, persistent=False)
         nn.init.normal_(self.token_embedding.weight, std=0.02)
         nn.init.normal_(self.position_embedding.weight, std=0.01)
 
     def forward(self, ids: Tensor) -> Tensor:
         """(B, N) -> (B, N, D)."""
-        return self.token_embedding(ids) + self.position_embedding.weight[: ids.shape[1]]
+        return self.tokens(ids) + self.position_embedding.weight[: ids.shape[1]]
+
+    def tokens(self, ids: Tensor) -> Tensor:
+        """(B, N) -> (B, N, D), of added ids their own vectors."""
+        if self.added is None:
+            return self.token_embedding(ids)
+        size = self.token_embedding.num_embeddings
+        known = self.token_embedding(ids.clamp(max=size - 1))
+        return torch.where((ids < size)[..., None], known, self.added[(ids - size).clamp(min=0)])
 
 
 class VisionEmbeddings(nn.Module):
@@ -207,7 +217,7 @@ class TextTransformer(nn.Module):
     def pooled(self, ids: Tensor) -> Tensor:
         """(B, N) -> (B, D), see CLIPTextModel.pooled."""
         eos = self.config.eos_token_id
-        ends = ids if eos == _LEGACY_EOS else (ids == eos).int()
+        ends = ids * (ids < self.config.vocab_size) if eos == _LEGACY_EOS else (ids == eos).int()
         first_end = ends.argmax(dim=1)  # (B,), of equal values the first
         return self(ids)[torch.arange(len(ids), device=ids.device), first_end]
 
@@ -236,6 +246,21 @@ class VisionTransformer(nn.Module):
     def pooled(self, pixels: Tensor) -> Tensor:
         """(B, 3, S, S) -> (B, D), see CLIPVisionModel.pooled."""
         return self.post_layernorm(self(pixels)[:, 0])
+
+
+def add_vectors(text: TextTransformer, vectors: Tensor) -> int:
+    """Let `text` take further ids, for `vectors` (n, D) in place of token embeddings; returns the first id.
+
+    Those of textual inversion (Gal et al. 2022, arXiv:2208.01618). They are no part of the state dict.
+    ValueError for another width than D = hidden_size.
+    """
+    embeddings, width = text.embeddings, text.config.hidden_size
+    if vectors.ndim != 2 or vectors.shape[1] != width:
+        raise ValueError(f"vectors have shape {tuple(vectors.shape)}: expected (n, {width})")
+    before = 0 if embeddings.added is None else len(embeddings.added)
+    new = vectors.to(embeddings.token_embedding.weight)
+    embeddings.added = new if embeddings.added is None else torch.cat([embeddings.added, new])
+    return text.config.vocab_size + before
 
 
 class CLIPTextModel(nn.Module):

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from msbd.pixels.files import Photo
     from msbd.progress import EditStep
+    from weights.embeddings import Embedding
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -187,6 +188,18 @@ def add_lora(add: Callable[..., Any], to: str) -> None:
         default=[],
         metavar="FILE:WEIGHT",
         help=f"add a LoRA to {to}; may be repeated",
+    )
+
+
+def add_embedding(add: Callable[..., Any]) -> None:
+    """--embedding, which teaches the text encoder words."""
+    add(
+        "--embedding",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="a textual inversion; the prompt names it as the file is named; may be repeated",
     )
 
 
@@ -441,14 +454,11 @@ def finite(text: str) -> float:
 def weighted_file(text: str) -> tuple[str, float]:
     """FILE:WEIGHT for argparse, or FILE alone at weight 1; a colon may be part of the file's name.
 
-    What stands behind the last colon and is no number belongs to the name: "C:\\loras\\x.safetensors".
+    So is one of a drive: "C:\\loras\\x.safetensors".
     """
     file, colon, weight = text.rpartition(":")
-    try:
-        float(weight)
-    except ValueError:
-        return text, 1.0
-    return (file, finite(weight)) if colon and not os.path.exists(text) else (text, 1.0)
+    of_the_name = re.search(r"[/\\]|\.[a-z]", weight) or os.path.exists(text)
+    return (file, finite(weight)) if colon and not of_the_name else (text, 1.0)
 
 
 def picture_size(text: str) -> tuple[int, int]:
@@ -517,6 +527,13 @@ def check_transparency(photo: "Photo", image: Path, output: Path) -> None:
         raise ValueError(
             f"{output}: JPEG has no transparency, which {image} has; write a .png, .webp or .tif"
         )
+
+
+def embedding_names(files: Iterable[Path]) -> list[str] | None:
+    """Textual inversions as a result's file names them: name, first digits of the hash; None for none."""
+    from weights.files import sha256
+
+    return [f"{path.name} ({sha256(path)[:10]})" for path in files] or None
 
 
 def lora_names(loras: Iterable[tuple[str, float]]) -> list[str] | None:
@@ -607,17 +624,26 @@ class Progress:
         self._bar.update(at.step - self._bar.n)
 
 
-def long_prompts(tokenizer: Any, prompts: Iterable[str]) -> list[str]:
+def long_prompts(tokenizer: Any, prompts: Iterable[str], syntax: str = "plain") -> list[str]:
     """A note for each prompt whose end is not read; `tokenizer` is a pipeline's."""
     from weights.tokenizer import CONTEXT, PromptTokenizer
 
-    if not isinstance(tokenizer, PromptTokenizer):
+    if syntax != "plain" or not isinstance(tokenizer, PromptTokenizer):
         return []
     lengths = [tokenizer.length(prompt) for prompt in prompts]
     return [
         f"a prompt has {length} tokens, the last {length - CONTEXT} are cut off"
         for length in lengths
         if length > CONTEXT
+    ]
+
+
+def word_notes(tokenizer: Any, embeddings: "Iterable[Embedding]", prompts: Sequence[str]) -> list[str]:
+    """A note for each of `embeddings` that no prompt names; `tokenizer` is a pipeline's."""
+    return [
+        f"--embedding {embedding.source}: no prompt names it; its word is {embedding.words[0]!r}"
+        for embedding in embeddings
+        if not any(tokenizer.has_word(word, prompt) for word in embedding.words for prompt in prompts)
     ]
 
 
@@ -630,27 +656,33 @@ def check_prompt(flag: str, prompt: str | None) -> None:
         )
 
 
-# Constructs of other programs' prompts, how each is found, and what is said of it; {0} is what was found.
+# Constructs of other programs' prompts: how each is found, and what is said of it in a plain prompt and in
+# one of the web interface's syntax; {0} is what was found. "" says nothing: it is read.
+_WEBUI = "{0}: taken for words; --prompt-syntax webui"
 _PROMPT_SYNTAX = (
-    (r"(?<!\\)\([^()]*:\s*[\d.]+\s*\)", "{0}: weights in brackets are not read, but taken for words"),
-    (r"<lora:([^:>]+)(?::([^:>]*))?[^>]*>", "{0}: taken for words; give --lora {1}.safetensors:{2}"),
-    (r"<(?:hypernet|lyco|embedding):[^>]*>", "{0}: taken for words; networks in a prompt are not read"),
-    (r"\bembedding:\S+", "{0}: taken for words; textual inversions are not read"),
-    (r"\bBREAK\b", "BREAK: taken for a word; a prompt is not cut there"),
-    (r"\bAND\b", "AND: taken for a word; prompts are not composed"),
-    (r"\[[^\[\]]*:[^\[\]]*\]", "{0}: taken for words; prompts do not change on the way"),
-    (r"\(\([^()]*\)\)|\[[^\[\]:]*\]", "{0}: brackets neither strengthen nor weaken a word"),
-)
+    (r"(?<!\\)\([^()]*:\s*[\d.]+\s*\)", f"{_WEBUI} reads weights in brackets", ""),
+    (r"<lora:([^:>]+)(?::([^:>]*))?[^>]*>", "{0}: taken for words; give --lora {1}.safetensors:{2}",
+     "{0}: left out; give --lora {1}.safetensors:{2}"),
+    (r"<(?:hypernet|lyco|embedding):[^>]*>", *["{0}: not read; networks are given by --lora and --embedding"] * 2),
+    (r"\bembedding:([\w.-]+)", *["{0}: taken for words; give --embedding {1}.safetensors"] * 2),
+    (r"\bBREAK\b", "BREAK: taken for a word; --prompt-syntax webui cuts a prompt there", ""),
+    (r"\bAND\b", *["AND: taken for a word; prompts are not composed"] * 2),
+    (r"\[[^\[\]]*[:|][^\[\]]*\]", *["{0}: taken for words; prompts do not change on the way"] * 2),
+    (r"\(\([^()]*\)\)|\[[^\[\]:|]*\]", f"{_WEBUI} strengthens or weakens them", ""),
+)  # fmt: skip
 
 
-def prompt_notes(*prompts: str) -> list[str]:
-    """A note for each construct that other programs act on and this one reads as words."""
+def prompt_notes(*prompts: str, syntax: str = "plain", embeddings: Iterable[Path] = ()) -> list[str]:
+    """A note for each construct that other programs act on and this one, in that `syntax`, does not."""
     text = "\n".join(prompts)
+    given = {path.stem for path in embeddings}
     notes = []
-    for pattern, note in _PROMPT_SYNTAX:
-        if found := re.search(pattern, text):
+    for pattern, plain, webui in _PROMPT_SYNTAX:
+        note, found = plain if syntax == "plain" else webui, re.search(pattern, text)
+        if found and note:
             name, weight = (found.groups() + (None, None))[:2]
-            notes.append("prompt: " + note.format(found[0], name, weight or 1))
+            if name is None or Path(name).stem not in given:
+                notes.append("prompt: " + note.format(found[0], name, weight or 1))
     return notes
 
 

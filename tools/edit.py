@@ -25,6 +25,7 @@ from ._cli import (
     CommandParser,
     Progress,
     add_config_options,
+    add_embedding,
     add_folder_options,
     add_lora,
     add_model_and_preset,
@@ -38,6 +39,7 @@ from ._cli import (
     check_transparency,
     choose_device,
     config_options,
+    embedding_names,
     errors_by_flag,
     given_options,
     long_prompts,
@@ -52,6 +54,7 @@ from ._cli import (
     sampling_of,
     wide,
     without_machine,
+    word_notes,
 )
 from ._pictures import FileBytes, check_result, read_mask, read_photo
 from .folders.run import carry_out, check_usage
@@ -69,6 +72,7 @@ if TYPE_CHECKING:
     from msbd.pixels.box import Box
     from msbd.pixels.files import Photo
     from msbd.pixels.mask_files import MaskFile
+    from weights.embeddings import Embedding
     from weights.locate import Located
     from weights.lora import Lora
 
@@ -83,7 +87,7 @@ OPTIONS = config_options(EditConfig, FLAGS, DEFAULT)
 # options, --seed among those that all commands share.
 GROUPS: dict[str, tuple[str, ...]] = {
     "sampling": (
-        "method", "sampler", "spacing", "guidance_scale", "negative_prompt", "eta", "background_level", "background_noise",
+        "method", "sampler", "spacing", "guidance_scale", "negative_prompt", "prompt_syntax", "eta", "background_level", "background_noise",
         "latent_mask", "dilate_mask", "formulas",
     ),
     "first stage": (
@@ -141,6 +145,7 @@ def build_parser() -> CommandParser:
     add("--compare", type=Path, metavar="PATH", help="before, the mask's outline and after, side by side")
     add = parser.add_argument_group("model and mask").add_argument
     add_lora(add, "the model")
+    add_embedding(add)
     add_parts(add, "the net that enlarges one stage's result for the next")
     add(
         "--seam-decoder",
@@ -196,6 +201,7 @@ class EditJob:
     config: EditConfig
     seam_decoder: str | None  # where the seam is asymmetric
     loras: "list[tuple[Lora, float]]"
+    embeddings: "list[Embedding]"
     device: "torch.device"
     dtype: "torch.dtype"
     notes: list[str]
@@ -226,6 +232,7 @@ def prepare(args: argparse.Namespace) -> EditJob:
     from msbd.loading.choose import choose_editor
     from msbd.loading.nets import read_lora_file
     from msbd.loading.seam import choose_seam_decoder, find_seam_decoder
+    from weights.embeddings import read_embedding
 
     device, dtype = choose_device(args.device, args.dtype, args.threads)
     with errors_by_flag(OPTIONS):
@@ -240,6 +247,7 @@ def prepare(args: argparse.Namespace) -> EditJob:
     facts = plan_facts(model)
     loras = [(read_lora_file(path), weight) for path, weight in args.lora]  # refused now, not after minutes
     notes += [note for lora, _ in loras for note in lora.notes]
+    embeddings = [read_embedding(path) for path in args.embedding]
     with errors_by_flag(OPTIONS):
         seam = config.for_model(facts.spec).seam  # and refuses unsuitable sizes before pictures are read
     decoder = None
@@ -252,7 +260,7 @@ def prepare(args: argparse.Namespace) -> EditJob:
         {name: few_steps(sampling) for name, sampling in sampling_of(args.lora).items()}, OPTIONS
     )
     credentials = read_credentials(*args.c2pa) if args.c2pa else None
-    return EditJob(model, facts, config, decoder, loras, device, dtype, notes, credentials)
+    return EditJob(model, facts, config, decoder, loras, embeddings, device, dtype, notes, credentials)
 
 
 class Editor:
@@ -310,7 +318,9 @@ class Editor:
         """Read, edit and write one picture. ValueError or OSError."""
         edit = self.read(task)
         tell(edit.notes)
-        tell(long_prompts(self._nets.tokenizer, (edit.args.prompt, edit.config.negative_prompt)))
+        prompts = (edit.args.prompt, edit.config.negative_prompt)
+        tell(long_prompts(self._nets.tokenizer, prompts, edit.config.prompt_syntax))
+        tell(word_notes(self._nets.tokenizer, self.job.embeddings, prompts))
         lines = self._edit(edit, tell)
         mask = edit.mask_source
         return Made(
@@ -359,7 +369,10 @@ class Editor:
         notes = [f"{args.image}: {note}" for note in photo.notes] + list(read.notes)
         notes = list(dict.fromkeys(notes))  # of one file both say the same
         notes += not_upscaled(args, [plan for _, plan in parts])
-        notes += prompt_notes(args.prompt, parts[0][1].config.negative_prompt)
+        config = parts[0][1].config
+        notes += prompt_notes(
+            args.prompt, config.negative_prompt, syntax=config.prompt_syntax, embeddings=args.embedding
+        )
         return EditTask(args, source, mask_source, photo, mask, parts, notes)
 
     @property
@@ -370,8 +383,9 @@ class Editor:
         if self._pipeline is None:
             job = self.job
             self._pipeline = load_edit_pipeline(
-                job.model, device=job.device, dtype=job.dtype, loras=job.loras, seam_decoder=job.seam_decoder
-            )
+                job.model, device=job.device, dtype=job.dtype, loras=job.loras, embeddings=job.embeddings,
+                seam_decoder=job.seam_decoder,
+            )  # fmt: skip
         return self._pipeline
 
     def _edit(self, edit: EditTask, tell: Tell) -> list[str]:
@@ -640,6 +654,7 @@ def metadata(args: argparse.Namespace, job: EditJob) -> dict[str, Any]:
         "seam_decoder": decoder and part_name(decoder, find_seam_decoder(decoder).path),
         "model_hash": model_hash(job.model),
         "loras": lora_names(args.lora),
+        "embeddings": embedding_names(args.embedding),
         "preset": args.preset,
     }
 

@@ -60,13 +60,14 @@ _KINDS: dict[str, Callable[[Any], bool]] = {
 
 _NO_PIPELINE = "no pipeline here runs it; use a Stable Diffusion 1.x model"
 _OPENAI = "CLIP in OpenAI's layout; use the Hugging Face layout (openai/clip-vit-large-patch14)"
-_EMBEDDING = "a textual inversion embedding, not a model; nothing here applies it"
+_EMBEDDING = "a textual inversion embedding, not a model; give it with --embedding"
 
 # Part of a key ("\n" marks its beginning) -> what it gives away, and the way out. The first that is found
 # counts.
 FOREIGN = (
     ("\nstring_to_param", _EMBEDDING),
     ("\nemb_params", _EMBEDDING),
+    ("\n<", _EMBEDDING),
     ("joint_blocks.", f"Stable Diffusion 3; {_NO_PIPELINE}"),
     ("double_blocks.", f"FLUX; {_NO_PIPELINE}"),
     ("\nconditioner.embedders.", f"an SDXL single file; {_NO_PIPELINE}"),
@@ -101,6 +102,9 @@ def refuse_foreign(state: State, source: object = "the state dict") -> None:
     for mark, what in FOREIGN:
         if mark in keys:
             raise WeightsError(f"{source}: {what}")
+    alone = [t for key, t in state.items() if t.ndim in (1, 2) and not key.endswith((".weight", ".bias"))]
+    if len(alone) == len(state) == 1 and alone[0].shape[-1] in (768, 1024):
+        raise WeightsError(f"{source}: {_EMBEDDING}")
     context = next((state[key] for key in state if key.endswith(".attn2.to_k.weight")), None)
     if context is not None and context.shape[-1:] in ((1024,), (2048,)):
         family = {1024: "Stable Diffusion 2.x", 2048: "SDXL"}[context.shape[-1]]

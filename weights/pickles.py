@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 WRAPPERS = ("state_dict", "params_ema", "params", "model")  # where the tensors lie, the better ones first
+WORDS = "string_to_param"  # where those of a textual inversion lie; they keep that name in front
 _BLOCKED = ("sys", "os", "posix", "nt")  # modules of which torch.load lets nothing pass, not even a stand-in
 _OLD_FORMAT = 5  # pickles in it: magic number, version, system, content, keys of the storages
 _PROTOCOL = 2  # of every file that torch.save writes unless it is told otherwise
@@ -96,6 +97,19 @@ def _find_tensors(content: Any, depth: int = 3) -> dict[str, Tensor]:
     for name in WRAPPERS if depth else ():  # `model` may hold a `state_dict`
         if found := _find_tensors(items.get(name), depth - 1):
             return found
+    if found := _tensors_in(_parameters(items.get(WORDS))):
+        return {f"{WORDS}.{word}": tensor for word, tensor in found.items()}
+    return _tensors_in(items)
+
+
+def _parameters(table: Any) -> dict[Any, Any]:
+    """A table of parameters: a dict, or the stand-in of torch's ParameterDict, which holds one."""
+    inner = getattr(table, "__dict__", {}).get("_parameters")
+    held = inner if isinstance(inner, dict) else table
+    return dict(dict.items(held)) if isinstance(held, dict) else {}
+
+
+def _tensors_in(items: dict[Any, Any]) -> dict[str, Tensor]:
     return {k: v.detach() for k, v in items.items() if isinstance(k, str) and isinstance(v, Tensor)}
 
 

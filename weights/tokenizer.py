@@ -9,6 +9,7 @@ Copying  this file, files.py (for WeightsError) and pickles.py; torch, safetenso
 """
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -47,6 +48,8 @@ class PromptTokenizer:
         self._tokenizer = tokenizer
         self._tokenizer.no_padding()  # a tokenizer.json may ask for either; lengths are settled in __call__
         self._tokenizer.no_truncation()
+        self._words: dict[str, list[int]] = {}  # added, in lower case -> their ids
+        self._added: re.Pattern[str] | None = None
 
     @property
     def vocab_size(self) -> int:
@@ -61,24 +64,74 @@ class PromptTokenizer:
         """
         if isinstance(prompts, str):
             raise TypeError("prompts is one string, expected a list of strings: write [prompt]")
-        rows = torch.full((len(prompts), CONTEXT), self.end_id, dtype=torch.int64)
-        for row, prompt in zip(rows, prompts, strict=True):
-            ids = [self.start_id, *self._pieces(prompt)[: CONTEXT - 2]]
-            row[: len(ids)] = torch.tensor(ids)
+        return self.rows([self.pieces(prompt)[: CONTEXT - 2] for prompt in prompts])
+
+    def rows(self, pieces: Sequence[Sequence[int]]) -> Tensor:
+        """Token ids (B, 77) of B texts, of up to 75 ids each, between a start and an end."""
+        rows = torch.full((len(pieces), CONTEXT), self.end_id, dtype=torch.int64)
+        for row, inner in zip(rows, pieces, strict=True):
+            row[: len(inner) + 1] = torch.tensor([self.start_id, *inner])
         return rows
 
     def length(self, prompt: str) -> int:
         """Tokens that `prompt` needs, start and end included; above 77 its tail is cut off."""
-        return len(self._pieces(prompt)) + 2
+        return len(self.pieces(prompt)) + 2
+
+    def add_word(self, word: str, ids: Sequence[int]) -> None:
+        """Read `word`, where it stands by itself and in any case, as `ids`: a textual inversion's.
+
+        As AUTOMATIC1111's interface names embeddings by their files, and ComfyUI writes "embedding:" before
+        and the ending of a file behind. ValueError for a word of nothing.
+        """
+        if not (word := _normal(word)):
+            raise ValueError("the word to add is empty")
+        self._words[word] = list(ids)
+        longest_first = sorted(self._words, key=len, reverse=True)
+        words = "|".join(map(_by_itself, longest_first))
+        self._added = re.compile(rf"(?:\bembedding:)?({words})(?:\.(?:pt|bin|safetensors)\b)?", re.IGNORECASE)
+
+    def has_word(self, word: str, prompt: str) -> bool:
+        """Whether an added `word` stands in `prompt`."""
+        wanted = _normal(word)
+        return self._added is not None and any(
+            _normal(found[1]) == wanted for found in self._added.finditer(prompt)
+        )
 
     def save(self, path: str | Path) -> None:
         """Write `tokenizer.json`, which `load_tokenizer` reads."""
         self._tokenizer.save(str(path))
 
+    def pieces(self, prompt: str) -> list[int]:
+        """The ids of `prompt`, however many, without start and end."""
+        return [token for unit in self.units(prompt) for token in unit]
+
+    def units(self, prompt: str) -> list[list[int]]:
+        """`pieces`, each token by itself, those of an added word together."""
+        units: list[list[int]] = []
+        at = 0
+        for found in self._added.finditer(prompt) if self._added else ():
+            units += [[token] for token in self._pieces(prompt[at : found.start()])]
+            units.append(self._words[_normal(found[1])])
+            at = found.end()
+        return units + [[token] for token in self._pieces(prompt[at:])]
+
     def _pieces(self, prompt: str) -> list[int]:
         # One prompt at a time: encode_batch starts threads, which then warn whenever the process forks data
         # workers.
         return self._tokenizer.encode(prompt, add_special_tokens=False).ids
+
+
+def _normal(word: str) -> str:
+    return " ".join(word.lower().split())
+
+
+def _by_itself(word: str) -> str:
+    """An expression for `word`, not as a part of a longer one."""
+    before, after = (
+        r"(?<!\w)" if re.match(r"\w", word) else "",
+        r"(?!\w)" if re.match(r"\w", word[-1]) else "",
+    )
+    return before + r"\s+".join(map(re.escape, word.split(" "))) + after
 
 
 def load_tokenizer(folder_or_file: str | Path) -> PromptTokenizer:

@@ -51,6 +51,10 @@ class EditConfig:
         None, "how strongly to follow the prompt; 1 is without guidance", unset="the model's, 7.5 as a rule"
     )
     negative_prompt: str = option("", "what to keep away from")
+    prompt_syntax: Literal["plain", "webui"] = option(
+        "plain",
+        "how prompts are read: as words, or with (weights:1.3) and BREAK as the web interface reads them",
+    )
     background_level: Literal["prev", "current"] = option(
         "prev", "noise level of the blended background: that of the next evaluation (line 7), or of this one"
     )

@@ -26,6 +26,7 @@ from ..pixels.resize import put_back, resize, take
 from ..pixels.tiles import covered
 from ..pixels.upscale import low_pass_reference, super_resolve
 from ..progress import EditStep, reporter
+from ..prompts import encode_prompts, words_of
 from .config import EditConfig, ModelSpec
 from .decode import decode_each, stage_picture
 from .plan import EditPlan, EditResult, Stage, check_inputs, halve_tiles, plan_edit
@@ -124,7 +125,7 @@ class EditPipeline:
         looked_at = None
         if plan.config.rerank_area == "mask":
             looked_at = mask_box(resize_mask(take(mask, plan.crop), plan.stages[0].size))
-        score = partial(self._scores, prompt, looked_at)
+        score = partial(self._scores, words_of(prompt, plan.config.prompt_syntax), looked_at)
         seconds: dict[str, float] = {}
         edit = self._begin(prompt, plan, score, reporter(on_step, seconds), on_picture)
         first, *later = edit.plan.stages
@@ -230,8 +231,9 @@ class EditPipeline:
     ) -> Edit:
         """The edit under way: the texts encoded once, the plan's masks moved to where the nets are."""
         device = next((p.device for p in self.unet.parameters()), plan.stages[0].mask.device)
-        ids = self.tokenizer([prompt, plan.config.negative_prompt, ""]).to(device)
-        cond, uncond, empty = self.text_encoder(ids).split(1)
+        prompts, syntax = (prompt, plan.config.negative_prompt, ""), plan.config.prompt_syntax
+        contexts = encode_prompts(prompts, self.tokenizer, self.text_encoder, device, syntax)
+        cond, uncond, empty = contexts.split(1)
         tiled = self.tiled_vae
         return Edit(
             unet=self.unet,

@@ -76,6 +76,10 @@ class RestoreConfig:
     added_prompt: str | None = option(
         None, "words after the prompt", unset='the model\'s, as a rule "clean, high-resolution, 8k"'
     )
+    prompt_syntax: Literal["plain", "webui"] = option(
+        "plain",
+        "how prompts are read: as words, or with (weights:1.3) and BREAK as the web interface reads them",
+    )
     negative_prompt: str | None = option(
         None, "what to keep away from", unset="the model's: blurry, noise, ..."
     )

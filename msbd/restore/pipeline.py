@@ -6,7 +6,7 @@ Tensors  image (1, 3, H, W) in [-1, 1]; control (1, 3, h, w) in [0, 1], h and w 
          latents (1, 4, h / 8, w / 8), scaled
 Nets     arrive loaded, in evaluation mode, on one device
 Copying  needs latents.py, memory.py, noise.py, pixels/box.py, pixels/pieces.py, pixels/resize.py,
-         pixels/upscale.py, progress.py, restore/config.py, restore/plan.py, restore/prompts.py,
+         pixels/upscale.py, progress.py, prompts.py, restore/config.py, restore/plan.py, restore/prompts.py,
          solvers.py, samplers/guidance.py, samplers/schedule.py
 
 Large pictures are sampled in overlapping tiles: at every step the tiles' predictions are faded into one for
@@ -43,6 +43,7 @@ from ..pixels.pieces import inner_pieces, run_in_pieces
 from ..pixels.resize import take
 from ..pixels.upscale import enlarge_by_net, super_resolve
 from ..progress import EditStep, reporter
+from ..prompts import encode_prompts
 from ..solvers import sample
 from .config import NET_FREE, ModelSpec, ResolvedRestoreConfig, RestoreConfig
 from .plan import RestorePlan, RestoreResult, plan_restore
@@ -196,7 +197,9 @@ class RestorePipeline:
             return RestoreResult(result.to(device), plan, "", "", seconds)
 
         prompts = self._prompts(prompt, information, plan.config)  # section 3.4
-        cond, uncond = self.text_encoder(self.tokenizer(list(prompts)).to(self.device)).split(1)  # c, c_neg
+        syntax = plan.config.prompt_syntax
+        contexts = encode_prompts(prompts, self.tokenizer, self.text_encoder, self.device, syntax)
+        cond, uncond = contexts.split(1)  # c, c_neg
         run = _Run(plan, cond, uncond, noise or _noise_of(plan), partial(report, "restore"))
         rules, colours = plan.rules, plan.config.mode == "colorize"
         control = rules.prepare(  # figure 2: the LQ image at the size of the picture to come

@@ -279,11 +279,16 @@ def _check_file(path: Path) -> "Check":
 
 def _keys(args: argparse.Namespace) -> int:
     from weights.canonical import read_contents
+    from weights.embeddings import embedding_of, is_embedding
     from weights.files import WeightsError
     from weights.hub import find_source, read_source, source_of
 
     source = find_source(args.file) if args.file.is_dir() else source_of(args.file)
-    contents = read_contents(read_source(source), source.path)
+    state = read_source(source)
+    if is_embedding(state):
+        print(f"{source.path}: {embedding_of(state, source.path).describe()}")
+        return 0
+    contents = read_contents(state, source.path)
     values = sum(tensor.numel() for tensor in contents.state.values())
     dtypes = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in contents.state.values()})
     print(f"{source.path}: {contents.layout}")

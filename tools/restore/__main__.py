@@ -25,6 +25,7 @@ from .._cli import (
     CommandParser,
     Progress,
     add_config_options,
+    add_embedding,
     add_folder_options,
     add_lora,
     add_model_and_preset,
@@ -38,6 +39,7 @@ from .._cli import (
     check_transparency,
     choose_device,
     config_options,
+    embedding_names,
     errors_by_flag,
     finite,
     given_options,
@@ -53,6 +55,7 @@ from .._cli import (
     sampling_of,
     wide,
     without_machine,
+    word_notes,
 )
 from .._pictures import FileBytes, check_result, read_photo
 from ..folders.run import carry_out, check_usage
@@ -68,6 +71,7 @@ if TYPE_CHECKING:
     from msbd.restore.captions import Kind
     from msbd.restore.pipeline import RestorePipeline
     from msbd.restore.plan import RestorePlan, RestoreResult
+    from weights.embeddings import Embedding
     from weights.lora import Lora
 
 # Preset -> what it sets; explicit flags overrule it. "official" is msbd.restore.official.OPTIONS, which needs
@@ -91,7 +95,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "faithful or inventive": (
         "alpha_a", "added_noise_level", "conditioning_scale", "control_start", "control_end", "color_fix",
     ),
-    "prompts": ("guidance_scale", "guidance_start", "guidance_end", "added_prompt", "negative_prompt"),
+    "prompts": ("guidance_scale", "guidance_start", "guidance_end", "added_prompt", "negative_prompt", "prompt_syntax"),
     "sampling": (
         "method", "sampler", "spacing", "final_level", "eta", "init_latent_with_noise", "offset_noise_scale",
         "posterior", "strength", "formulas", "ans",
@@ -142,6 +146,7 @@ def build_parser() -> CommandParser:
         help="its share where the model has a base of its own, 0 to 1 (default: 1)",
     )
     add_lora(add, "the base")
+    add_embedding(add)
     add_parts(add, "enlarge with this net: it is what --method rrdb runs, and without --model implies that")
     add(
         "--high-level-info",
@@ -197,6 +202,7 @@ class RestoreJob:
     config: RestoreConfig
     model: "RestoreModel"
     loras: "list[tuple[Lora, float]]"
+    embeddings: "list[Embedding]"
     facts: "RestoreFacts"
     kinds: "tuple[Kind, ...]"
     device: "torch.device"
@@ -210,6 +216,7 @@ def prepare(args: argparse.Namespace) -> RestoreJob:
     from msbd.load import restore_facts
     from msbd.loading.nets import read_lora_file
     from msbd.restore.plan import plan_restore
+    from weights.embeddings import read_embedding
 
     device, dtype = choose_device(args.device, args.dtype, args.threads)
     if args.scale is not None and not 0 < args.scale <= 64:
@@ -228,16 +235,20 @@ def prepare(args: argparse.Namespace) -> RestoreJob:
     facts = restore_facts(model)
     with errors_by_flag(OPTIONS):
         plan_restore((64, 64), None, config, **vars(facts))  # what suits no picture
-    notes += remarks(args, model) + prompt_notes(args.prompt, config.negative_prompt or "")
+    notes += remarks(args, model) + prompt_notes(
+        args.prompt, config.negative_prompt or "", syntax=config.prompt_syntax, embeddings=args.embedding
+    )
     loras: list[tuple[Lora, float]] = []
+    embeddings: list[Embedding] = []
     kinds: tuple[Kind, ...] = ()
     if config.method not in NET_FREE:
         # Refused now, not after minutes.
         loras = [(read_lora_file(path), weight) for path, weight in args.lora]
         notes += [note for lora, _ in loras for note in lora.notes]
+        embeddings = [read_embedding(path) for path in args.embedding]
         kinds = kinds_to_recognise(args, facts)
     credentials = read_credentials(*args.c2pa) if args.c2pa else None
-    return RestoreJob(config, model, loras, facts, kinds, device, dtype, notes, credentials)
+    return RestoreJob(config, model, loras, embeddings, facts, kinds, device, dtype, notes, credentials)
 
 
 def find_model(args: argparse.Namespace) -> "tuple[RestoreModel, list[str]]":
@@ -284,7 +295,7 @@ def remarks(args: argparse.Namespace, model: "RestoreModel") -> list[str]:
         return notes + (unused if args.upscaler else [])
     fields = given_options(args, OPTIONS).keys() - {"mode", "method", "seed"}
     flags = {OPTIONS[name].flag for name in fields}
-    others = ("prompt", "lora", "vae", "high_level_info")
+    others = ("prompt", "lora", "embedding", "vae", "high_level_info")
     flags |= {f"--{name.replace('_', '-')}" for name in others if getattr(args, name)}
     flags |= {"--preset"} if args.preset != "paper" else set()
     flags |= {"--base"} if args.base and model.origin != "base" else set()
@@ -410,7 +421,9 @@ class Restorer:
         restored, result, information = self._restored(task, photo, plan.output_size)
         written = self._written(task, source, result, information)
         source_type = ENHANCED if self.job.config.method in NET_FREE else EDITED
-        tell([*result.notes, *long_prompts(self._nets.tokenizer, (result.prompt, result.negative_prompt))])
+        tokenizer, prompts = self._nets.tokenizer, (result.prompt, result.negative_prompt)
+        tell([*result.notes, *long_prompts(tokenizer, prompts, self.job.config.prompt_syntax)])
+        tell(word_notes(tokenizer, self.job.embeddings, prompts))
         notes = save_photo(
             restored,
             task.output,
@@ -435,7 +448,7 @@ class Restorer:
             job = self.job
             self._pipeline = load_restore_pipeline(
                 job.model, base_weight=self.args.base_weight if job.model.base else 1.0,
-                loras=job.loras, device=job.device, dtype=job.dtype,
+                loras=job.loras, embeddings=job.embeddings, device=job.device, dtype=job.dtype,
             )  # fmt: skip
             self._captioners = load_captioners(job.kinds, job.device) if job.kinds else {}
         return self._pipeline
@@ -514,6 +527,7 @@ def metadata(args: argparse.Namespace, job: RestoreJob) -> dict[str, Any]:
         "vae": part_name(args.vae, both.net("vae").path) if diffusion and args.vae else None,
         "base": base and f"{Path(args.base).name}:{args.base_weight:g} ({model_hash(base)})",
         "loras": lora_names(args.lora) if diffusion else None,
+        "embeddings": embedding_names(args.embedding) if diffusion else None,
         "preset": args.preset if diffusion else None,
         **machine_facts(job.device, job.dtype),
     }
