@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .schedule import Denoiser, NoiseSource, OnStep, StepInfo, noise_source, predict_x0, step_levels
+from .schedule import Denoiser, NoiseSource, OnStep, StepInfo, noise_source, predict_x0, step_levels, to_eps
 
 
 def ddim_sigma(a_t: float, a_prev: float, eta: float) -> float:
@@ -69,6 +69,7 @@ def ddim_sample(
     *,
     eta: float = 0.0,
     final_alpha: float = 1.0,
+    prediction: str = "epsilon",
     noise: NoiseSource | None = None,
     generator: torch.Generator | None = None,
     on_step: OnStep | None = None,
@@ -77,13 +78,14 @@ def ddim_sample(
 
     timesteps (N,) descending; alphas_cumprod (T,). The last step goes to `final_alpha`: 1 is a clean latent,
     LDM and diffusers with set_alpha_to_one=False use alphas_cumprod[0]. Noise sites: "step" (x's shape; step
-    = index of the evaluation), drawn only where the step adds noise, so never with eta = 0. Gradients are not
-    switched off here.
+    = index of the evaluation), drawn only where the step adds noise, so never with eta = 0. `prediction` says
+    what `denoise` answers, one of PREDICTIONS, turned into noise at the latent's own level (`to_eps`).
+    Gradients are not switched off here.
     """
     draw = noise_source(noise, generator)
     steps = step_levels(timesteps, alphas_cumprod, final_alpha)
     for step, (t, a_t, a_prev) in enumerate(steps):
-        eps = denoise(x, torch.tensor(t, device=x.device))
+        eps = to_eps(denoise(x, torch.tensor(t, device=x.device)), x, a_t, prediction)
         step_noise = draw("step", step, tuple(x.shape)) if ddim_sigma(a_t, a_prev, eta) > 0 else None
         x, pred_x0 = ddim_step(x, eps, a_t, a_prev, eta, step_noise)
         if on_step is not None:

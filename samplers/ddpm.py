@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .schedule import Denoiser, NoiseSource, OnStep, StepInfo, noise_source, predict_x0, step_levels
+from .schedule import Denoiser, NoiseSource, OnStep, StepInfo, noise_source, predict_x0, step_levels, to_eps
 
 
 def ddpm_sigma(a_t: float, a_prev: float, variance: str = "fixed_small") -> float:
@@ -69,6 +69,7 @@ def ddpm_sample(
     *,
     variance: str = "fixed_small",
     final_alpha: float = 1.0,
+    prediction: str = "epsilon",
     noise: NoiseSource | None = None,
     generator: torch.Generator | None = None,
     on_step: OnStep | None = None,
@@ -76,12 +77,13 @@ def ddpm_sample(
     """Denoise `x` (B, C, h, w), at the level of timesteps[0], over `timesteps`, to level `final_alpha`.
 
     timesteps (N,) descending; alphas_cumprod (T,). Noise sites: "step" (x's shape; step = index of the
-    evaluation), drawn in every step but one into level 1. Gradients are not switched off here.
+    evaluation), drawn in every step but one into level 1. `prediction` says what `denoise` answers, one of
+    PREDICTIONS, turned into noise at the latent's own level (`to_eps`). Gradients are not switched off here.
     """
     draw = noise_source(noise, generator)
     steps = step_levels(timesteps, alphas_cumprod, final_alpha)
     for step, (t, a_t, a_prev) in enumerate(steps):
-        eps = denoise(x, torch.tensor(t, device=x.device))
+        eps = to_eps(denoise(x, torch.tensor(t, device=x.device)), x, a_t, prediction)
         step_noise = draw("step", step, tuple(x.shape)) if ddpm_sigma(a_t, a_prev, variance) > 0 else None
         x, pred_x0 = ddpm_step(x, eps, a_t, a_prev, step_noise, variance)
         if on_step is not None:

@@ -21,6 +21,7 @@ from .schedule import (
     noise_source,
     predict_x0,
     solver_steps,
+    to_eps,
 )
 
 
@@ -58,6 +59,7 @@ def dpmpp_sample(
     *,
     levels: Sequence[float] | Tensor | None = None,
     final_alpha: float = 1.0,
+    prediction: str = "epsilon",
     noise: NoiseSource | None = None,
     generator: torch.Generator | None = None,
     on_step: OnStep | None = None,
@@ -67,13 +69,14 @@ def dpmpp_sample(
     timesteps (N,) descending, as a rule `linspace_timesteps(N, drop_zero=True)`, or `karras_steps` together
     with its `levels` (N,); alphas_cumprod (T,). The last step is of first order in runs of fewer than 15
     ("lower order final", which few steps need to be stable), and always into level 1. Draws no noise; `noise`
-    and `generator` are there because every sampler has them. Gradients are not switched off here.
+    and `generator` are there because every sampler has them. `prediction` says what `denoise` answers, one of
+    PREDICTIONS, turned into noise at the latent's own level (`to_eps`). Gradients are not switched off here.
     """
     noise_source(noise, generator)  # refuses two sources
     steps = solver_steps(timesteps, alphas_cumprod, final_alpha, levels)
     history: tuple[Tensor, ...] = ()
     for step, (t, a_t, a_prev) in enumerate(steps):
-        eps = denoise(x, torch.tensor(t, device=x.device))
+        eps = to_eps(denoise(x, torch.tensor(t, device=x.device)), x, a_t, prediction)
         if step == len(steps) - 1 < 14:
             history = ()
         x, pred_x0, history = dpmpp_step(x, eps, a_t, a_prev, history)

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .schedule import Denoiser, NoiseSource, OnStep, StepInfo, noise_source, predict_x0, solver_steps
+from .schedule import Denoiser, NoiseSource, OnStep, StepInfo, noise_source, predict_x0, solver_steps, to_eps
 
 
 def euler_sigmas(a_t: float, a_prev: float, eta: float = 0.0) -> tuple[float, float, float]:
@@ -81,6 +81,7 @@ def euler_sample(
     eta: float = 0.0,
     levels: Sequence[float] | Tensor | None = None,
     final_alpha: float = 1.0,
+    prediction: str = "epsilon",
     noise: NoiseSource | None = None,
     generator: torch.Generator | None = None,
     on_step: OnStep | None = None,
@@ -91,12 +92,13 @@ def euler_sample(
     torch.linspace(T - 1, 0, N)) and are then handed to `denoise` as float32; or `karras_steps` together with
     its `levels` (N,): see `solver_steps`. eta = 1 is Euler ancestral. Noise sites: "step" (x's shape; step =
     index of the evaluation), drawn only where the step adds noise: never with eta = 0 nor into level 1.
-    Gradients are not switched off here.
+    `prediction` says what `denoise` answers, one of PREDICTIONS, turned into noise at the latent's own level
+    (`to_eps`). Gradients are not switched off here.
     """
     draw = noise_source(noise, generator)
     steps = solver_steps(timesteps, alphas_cumprod, final_alpha, levels)
     for step, (t, a_t, a_prev) in enumerate(steps):
-        eps = denoise(x, torch.tensor(t, device=x.device))
+        eps = to_eps(denoise(x, torch.tensor(t, device=x.device)), x, a_t, prediction)
         step_noise = draw("step", step, tuple(x.shape)) if euler_sigmas(a_t, a_prev, eta)[2] > 0 else None
         x, pred_x0 = euler_step(x, eps, a_t, a_prev, eta, step_noise)
         if on_step is not None:

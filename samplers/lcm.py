@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .schedule import Denoiser, NoiseSource, OnStep, StepInfo, noise_source, predict_x0, step_levels
+from .schedule import Denoiser, NoiseSource, OnStep, StepInfo, noise_source, predict_x0, step_levels, to_eps
 
 SIGMA_DATA = 0.5  # of the boundary condition; published models and LCM-LoRA are trained with these two
 TIMESTEP_SCALING = 10.0
@@ -65,6 +65,7 @@ def lcm_sample(
     timesteps: Sequence[int] | Tensor,
     alphas_cumprod: Tensor,
     *,
+    prediction: str = "epsilon",
     noise: NoiseSource | None = None,
     generator: torch.Generator | None = None,
     on_step: OnStep | None = None,
@@ -73,12 +74,13 @@ def lcm_sample(
 
     timesteps (N,) descending, as a rule `lcm_timesteps`; alphas_cumprod (T,). The last step gives the
     prediction itself, so there is no final_alpha. Noise sites: "step" (x's shape; step = index of the
-    evaluation), drawn in every step but the last. Gradients are not switched off here.
+    evaluation), drawn in every step but the last. `prediction` says what `denoise` answers, one of
+    PREDICTIONS, turned into noise at the latent's own level (`to_eps`). Gradients are not switched off here.
     """
     draw = noise_source(noise, generator)
     steps = step_levels(timesteps, alphas_cumprod)
     for step, (t, a_t, a_prev) in enumerate(steps):
-        eps = denoise(x, torch.tensor(t, device=x.device))
+        eps = to_eps(denoise(x, torch.tensor(t, device=x.device)), x, a_t, prediction)
         step_noise = draw("step", step, tuple(x.shape)) if a_prev < 1 else None
         x, pred_x0 = lcm_step(x, eps, t, a_t, a_prev, step_noise)
         if on_step is not None:

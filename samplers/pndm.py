@@ -14,7 +14,16 @@ import torch
 from torch import Tensor
 
 from .ddim import ddim_step
-from .schedule import Denoiser, NoiseSource, OnStep, StepInfo, noise_source, step_levels, working_dtype
+from .schedule import (
+    Denoiser,
+    NoiseSource,
+    OnStep,
+    StepInfo,
+    noise_source,
+    step_levels,
+    to_eps,
+    working_dtype,
+)
 
 # Adams-Bashforth weights of the newest eps and those before it, by their number, for evenly spaced steps.
 _ADAMS_BASHFORTH = (
@@ -50,6 +59,7 @@ def pndm_sample(
     alphas_cumprod: Tensor,
     *,
     final_alpha: float = 1.0,
+    prediction: str = "epsilon",
     noise: NoiseSource | None = None,
     generator: torch.Generator | None = None,
     on_step: OnStep | None = None,
@@ -60,7 +70,8 @@ def pndm_sample(
     (T,). The last step goes to `final_alpha`: LDM and Stable Diffusion 1.x's scheduler config use
     alphas_cumprod[0]. The second timestep is evaluated twice, so N > 1 steps report N + 1 evaluations: after
     the second, x is the first step's result improved. Draws no noise; `noise` and `generator` are there
-    because every sampler has them. Gradients are not switched off here.
+    because every sampler has them. `prediction` says what `denoise` answers, one of PREDICTIONS, turned into
+    noise at the latent's own level (`to_eps`). Gradients are not switched off here.
     """
     noise_source(noise, generator)  # refuses two sources
     steps = step_levels(timesteps, alphas_cumprod, final_alpha)
@@ -70,7 +81,9 @@ def pndm_sample(
     start = x
     history: tuple[Tensor, ...] = ()
     for step, (t, a_t, a_prev) in enumerate(steps):
-        eps = denoise(x, torch.tensor(t, device=x.device))
+        eps = to_eps(
+            denoise(x, torch.tensor(t, device=x.device)), x, a_prev if step == 1 else a_t, prediction
+        )
         if step == 1:  # pseudo improved Euler: with the mean of the eps at both ends; history holds the first
             x, pred_x0 = ddim_step(start, sum(history, eps) / 2, a_t, a_prev)
         else:

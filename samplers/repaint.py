@@ -20,7 +20,16 @@ import torch
 from torch import Tensor
 
 from .ddim import ddim_sigma, ddim_step
-from .schedule import Denoiser, NoiseSource, OnStep, StepInfo, noise_source, q_sample_between, step_levels
+from .schedule import (
+    Denoiser,
+    NoiseSource,
+    OnStep,
+    StepInfo,
+    noise_source,
+    q_sample_between,
+    step_levels,
+    to_eps,
+)
 
 # What a step leaves to the next one of the same kind: a multistep method's predictions, else nothing.
 History = tuple[Tensor, ...]
@@ -271,6 +280,7 @@ def blended_sample(
     generator: torch.Generator | None = None,
     eta: float = 1.0,
     solver: Solver | None = None,
+    prediction: str = "epsilon",
     share_known_noise: bool = False,
     start: int = 0,
     stop: int | None = None,
@@ -292,8 +302,9 @@ def blended_sample(
       "known"   x's shape, step = known_id, once per id; where a_known < 1. With share_known_noise in
                 `known`'s shape: a single source then has one noise for the whole batch, as in official MSBD
       "renoise" x's shape, step = index of the evaluation; where renoise_to is set
-    The start is the caller's: q_sample of `known` with noise of site "init", step 0. Gradients are not
-    switched off here. Raises ValueError if shapes do not fit.
+    The start is the caller's: q_sample of `known` with noise of site "init", step 0. `prediction` says what
+    `denoise` answers, one of PREDICTIONS, turned into noise at the latent's own level (`to_eps`). Gradients
+    are not switched off here. Raises ValueError if shapes do not fit.
     """
     _check_shape("known", known, x, x.shape[1])
     draw = noise_source(noise, generator)
@@ -304,7 +315,7 @@ def blended_sample(
     x_hats: dict[int, Tensor] = {}  # noised known latents still to be used again, by known_id
     history: History = ()
     for step, now in list(enumerate(plan))[start:stop]:
-        eps = denoise(x, torch.tensor(now.t, device=x.device))
+        eps = to_eps(denoise(x, torch.tensor(now.t, device=x.device)), x, now.a_t, prediction)
         # algorithm 1, lines 6 and 11
         x, pred_x0, history = solve(x, eps, now, history, partial(draw, "step", step, tuple(x.shape)))
         if now.a_known is not None:

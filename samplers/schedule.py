@@ -2,7 +2,7 @@
 
 Papers   Ho et al. 2020, arXiv:2006.11239 (betas, q); Song et al. 2021, arXiv:2010.02502 (sub-sequences);
          Salimans and Ho 2022, arXiv:2202.00512 (v); Lin et al. 2024, arXiv:2305.08891 (zero terminal SNR);
-         Karras et al. 2022, arXiv:2206.00364 (sigmas)
+         Karras et al. 2022, arXiv:2206.00364 (sigmas); Lee et al. 2024, arXiv:2407.12173 (Beta spacing)
 Tensors  x (B, C, h, w) latents of any floating dtype · alphas_cumprod (T,) float64 · timesteps (N,) int64
 Copying  this file stands alone: torch only
 
@@ -23,7 +23,11 @@ from torch import Tensor
 Denoiser = Callable[[Tensor, Tensor], Tensor]
 """`denoise(x, t) -> eps`: x, eps (B, C, h, w), t a 0-dim int64 tensor on x's device; all else closed over.
 
-Between two timesteps t is float32 (`solver_steps`)."""
+Between two timesteps t is float32 (`solver_steps`). Samplers that are told `prediction` take a v or a clean
+latent for the answer (`to_eps`)."""
+
+PREDICTIONS = ("epsilon", "v_prediction", "sample")
+"""What a denoiser's answer may be: the noise, Salimans and Ho's v, or the clean latent."""
 
 NoiseSource = Callable[[str, int, tuple[int, ...]], Tensor]
 """`noise(site, step, shape) -> Tensor`: standard normal, float32, of that shape; samplers list sites."""
@@ -106,13 +110,26 @@ def rescale_zero_terminal_snr(betas: Tensor) -> Tensor:
     """Betas whose last level is 0: the last timestep is pure noise (Lin et al., algorithm 1). (T,) float64.
 
     An eps-prediction says nothing at level 0 (it would be divided by); samplers refuse it. Use v-prediction,
-    and clamp alphas_cumprod to a tiny positive number such as 2**-24 before sampling.
+    and `lift_zero_level` before sampling.
     """
     roots = make_alphas_cumprod(betas).sqrt()
     roots = (roots - roots[-1]) * roots[0] / (roots[0] - roots[-1])  # last becomes 0, first stays
     levels = roots**2
     alphas = torch.cat([levels[:1], levels[1:] / levels[:-1]])
     return 1 - alphas
+
+
+def lift_zero_level(alphas_cumprod: Tensor, least: float = 2**-24) -> Tensor:
+    """`alphas_cumprod` (T,) with a last level of 0 replaced by `least`, for sampling. float64 on the CPU.
+
+    2**-24 is diffusers' number (sigma 4096). Where the level before it is smaller still (1.5e-9 with Ho et
+    al.'s betas at T = 1100), half of that is taken instead, so that levels fall strictly; diffusers' sigmas
+    then rise and fall again.
+    """
+    levels = alphas_cumprod.to("cpu", torch.float64).clone()
+    if float(levels[-1]) < least:
+        levels[-1] = min(least, float(levels[-2]) / 2) if len(levels) > 1 else least
+    return levels
 
 
 # ---- which timesteps to visit ------------------------------------------------------------------------------
@@ -235,33 +252,181 @@ def solver_steps(
     if any(not 0 <= t <= len(alphas_cumprod) - 1 for t in ts):
         raise ValueError(f"timesteps must lie in 0..{len(alphas_cumprod) - 1}, got {ts}")
     given = [_level_at(t, alphas_cumprod) for t in ts] if levels is None else [float(a) for a in levels]
-    if len(given) != len(ts) or not all(a < b for a, b in pairwise(given)):
-        raise ValueError(f"{len(ts)} timesteps need as many levels, rising strictly; got {given}")
+    if len(given) != len(ts):
+        raise ValueError(f"{len(ts)} timesteps need as many levels, got {len(given)}")
+    for k, (now, following) in enumerate(pairwise(given)):
+        if not now < following:
+            raise ValueError(
+                f"levels must be rising strictly, but step {k} of {len(given)}, at timestep {ts[k]}, has level {now} "
+                f"and the next {following}"
+            )
     return list(zip(ts, given, _following(given, final_alpha), strict=True))
 
 
-def karras_steps(num_steps: int, alphas_cumprod: Tensor, *, rho: float = 7.0) -> tuple[Tensor, Tensor]:
-    """Timesteps (N,) int64 and levels (N,) float64 of N sigmas spaced as by Karras et al., eq. 5.
+def karras_steps(
+    num_steps: int,
+    alphas_cumprod: Tensor,
+    *,
+    rho: float = 7.0,
+    sigma_min: float | None = None,
+    sigma_max: float | None = None,
+    rounded: bool = True,
+) -> tuple[Tensor, Tensor]:
+    """`sigma_steps` of `karras_sigmas`: timesteps (N,) and levels (N,) float64 of N sigmas.
 
-    From the sigma of the last table entry to that of the first, evenly in sigma^(1 / rho). Sigmas lie between
-    the table's; the timestep a net is told there is found linearly in log sigma and rounded, as in diffusers'
-    DPM-Solver++, so towards the clean end it may repeat. Pass both: `dpmpp_sample(..., timesteps,
-    alphas_cumprod, levels=levels)`.
+    From the sigma of the last table entry to that of the first, unless `sigma_max` and `sigma_min` say
+    otherwise. `rounded` tells the net whole timesteps (int64), as diffusers' DPM-Solver++ and UniPC do; False
+    tells it the fractions (float64), as diffusers' Euler and k-diffusion do. Pass both on:
+    `dpmpp_sample(..., timesteps, alphas_cumprod, levels=levels)`.
     """
     _check_num_steps(num_steps, len(alphas_cumprod))
+    least, most = sigma_range(alphas_cumprod)
+    low = least if sigma_min is None else sigma_min
+    high = most if sigma_max is None else sigma_max
+    return sigma_steps(karras_sigmas(num_steps, low, high, rho), alphas_cumprod, rounded=rounded)
+
+
+def karras_sigmas(num_steps: int, sigma_min: float, sigma_max: float, rho: float = 7.0) -> Tensor:
+    """N sigmas from `sigma_max` down to `sigma_min`, evenly in sigma^(1 / rho). (N,) float64.
+
+    Karras et al., eq. 5. One sigma alone is sigma_max. Raises ValueError unless 0 < sigma_min <= sigma_max
+    and rho > 0.
+    """
+    _check_sigmas(num_steps, sigma_min, sigma_max)
+    if not rho > 0:
+        raise ValueError(f"rho is {rho}; it must be above 0 (7: Karras et al.)")
+    inner = _between(sigma_max ** (1 / rho), sigma_min ** (1 / rho), _ramp(num_steps)) ** rho
+    return _with_ends(inner, sigma_min, sigma_max)
+
+
+def exponential_sigmas(num_steps: int, sigma_min: float, sigma_max: float) -> Tensor:
+    """N sigmas from `sigma_max` down to `sigma_min`, evenly in log sigma. (N,) float64.
+
+    That is evenly in lambda = -log sigma: the "uniform logSNR" steps of Lu et al. (arXiv:2206.00927, section
+    3.4), diffusers' `use_exponential_sigmas` and its `use_lu_lambdas` alike. One sigma alone is sigma_max.
+    Raises ValueError unless 0 < sigma_min <= sigma_max.
+    """
+    _check_sigmas(num_steps, sigma_min, sigma_max)
+    inner = _between(math.log(sigma_max), math.log(sigma_min), _ramp(num_steps)).exp()
+    return _with_ends(inner, sigma_min, sigma_max)
+
+
+def beta_sigmas(
+    num_steps: int, sigma_min: float, sigma_max: float, alpha: float = 0.6, beta: float = 0.6
+) -> Tensor:
+    """N sigmas from `sigma_max` down to `sigma_min`, spaced as quantiles of Beta(alpha, beta). (N,) float64.
+
+    Lee et al. ("Beta sampling"): below 1 both parameters put steps at both ends. The quantiles of
+    1, ..., 0 are taken of sigma itself, as in diffusers' `use_beta_sigmas`. One sigma alone is sigma_max.
+    Raises ValueError unless 0 < sigma_min <= sigma_max and alpha and beta are above 0.
+    """
+    _check_sigmas(num_steps, sigma_min, sigma_max)
+    if not (alpha > 0 and beta > 0):
+        raise ValueError(f"alpha and beta are {alpha} and {beta}; a Beta distribution needs both above 0")
+    inner = _between(sigma_min, sigma_max, beta_quantiles(1 - _ramp(num_steps), alpha, beta))
+    return _with_ends(inner, sigma_min, sigma_max)
+
+
+def sigma_steps(
+    sigmas: Sequence[float] | Tensor, alphas_cumprod: Tensor, *, rounded: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Timesteps (N,) and levels (N,) float64 of N falling sigmas, for samplers that take `levels`.
+
+    Sigmas lie between the table's, or beyond its ends; the timestep a net is told there is found linearly in
+    log sigma and kept inside the table. It is a fraction (float64), as in diffusers' Euler and k-diffusion;
+    `rounded` gives whole ones (int64), which towards the clean end may repeat, as in diffusers' DPM-Solver++.
+    Raises ValueError unless the sigmas fall strictly and are above 0; the step to 0 is `final_alpha`.
+    """
+    values = torch.as_tensor(sigmas, dtype=torch.float64, device="cpu")
+    if values.dim() != 1 or not bool((values > 0).all()) or bool((values.diff() >= 0).any()):
+        raise ValueError(f"sigmas must be a row of falling numbers above 0, got {values.tolist()}")
     levels = alphas_cumprod.to("cpu", torch.float64)
     table = ((1 - levels) / levels).sqrt()  # (T,) sigmas, rising
-    fraction = torch.arange(num_steps, dtype=torch.float64) / max(num_steps - 1, 1)
-    sigmas = torch.lerp(table[-1] ** (1 / rho), table[0] ** (1 / rho), fraction) ** rho
-    high = torch.searchsorted(table, sigmas).clamp(1, len(table) - 1)
+    high = torch.searchsorted(table, values).clamp(1, len(table) - 1)
     low_log, high_log = table[high - 1].log(), table[high].log()
-    timesteps = high - 1 + (sigmas.log() - low_log) / (high_log - low_log)
-    return timesteps.round().long(), (1 / (1 + sigmas**2)).clamp(levels[-1], levels[0])
+    timesteps = high - 1 + ((values.log() - low_log) / (high_log - low_log)).clamp(0, 1)
+    found = 1 / (1 + values**2)
+    for end in (0, -1):  # exactly the table's ends, which the way to sigma and back may miss by a rounding
+        found = torch.where(values == table[end], levels[end], found)
+    return timesteps.round().long() if rounded else timesteps, found
+
+
+def sigma_range(alphas_cumprod: Tensor) -> tuple[float, float]:
+    """(sigma_min, sigma_max) of a table (T,): the sigmas of its first and last level, sqrt((1 - a) / a)."""
+    first, last = float(alphas_cumprod[0]), float(alphas_cumprod[-1])
+    return math.sqrt((1 - first) / first), math.sqrt((1 - last) / last)
+
+
+def beta_quantiles(probabilities: Tensor, alpha: float, beta: float) -> Tensor:
+    """The quantiles in 0..1 of Beta(alpha, beta) at `probabilities` (N,) in 0..1; (N,) float64.
+
+    The inverse of the regularised incomplete beta function, by halving: right to 1e-14 or so, absolutely.
+    """
+    wanted = probabilities.to("cpu", torch.float64)
+    low, high = torch.zeros_like(wanted), torch.ones_like(wanted)
+    for _ in range(54):
+        middle = (low + high) / 2
+        below = incomplete_beta(middle, alpha, beta) < wanted
+        low, high = torch.where(below, middle, low), torch.where(below, high, middle)
+    quantiles = (low + high) / 2
+    return torch.where(wanted <= 0, 0.0, torch.where(wanted >= 1, 1.0, quantiles))
+
+
+def incomplete_beta(x: Tensor, alpha: float, beta: float) -> Tensor:
+    """The regularised incomplete beta function I_x(alpha, beta), the distribution of Beta. (N,) float64.
+
+    x (N,) in 0..1. Its continued fraction (DLMF 8.17.22, dlmf.nist.gov), which converges fast below the mean;
+    above it I_x(a, b) = 1 - I_{1-x}(b, a) (DLMF 8.17.4).
+    """
+    mirrored = x > (alpha + 1) / (alpha + beta + 2)
+    lower = _incomplete_beta_below(torch.where(mirrored, 0.0, x), alpha, beta)
+    upper = _incomplete_beta_below(torch.where(mirrored, 1 - x, 0.0), beta, alpha)
+    return torch.where(mirrored, 1 - upper, lower)
+
+
+def _incomplete_beta_below(x: Tensor, a: float, b: float, terms: int = 64) -> Tensor:
+    """I_x(a, b) for x at most (a + 1) / (a + b + 2): DLMF 8.17.22, from the last term to the first."""
+    fraction = torch.ones_like(x)
+    for n in range(terms, 0, -1):
+        m = n // 2
+        if n % 2:
+            d = -(a + m) * (a + b + m) / ((a + 2 * m) * (a + 2 * m + 1))  # d_{2m+1} / x
+        else:
+            d = m * (b - m) / ((a + 2 * m - 1) * (a + 2 * m))  # d_{2m} / x
+        fraction = 1 + d * x / fraction
+    log_scale = math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b) - math.log(a)  # 1 / (a B(a, b))
+    return torch.exp(log_scale + a * x.log() + b * torch.log1p(-x)) / fraction
+
+
+def _ramp(num_steps: int) -> Tensor:
+    """0 to 1 in `num_steps` numbers; one alone is 0."""
+    return torch.arange(num_steps, dtype=torch.float64) / max(num_steps - 1, 1)
+
+
+def _between(start: float, end: float, fraction: Tensor) -> Tensor:
+    return torch.lerp(
+        torch.tensor(start, dtype=torch.float64), torch.tensor(end, dtype=torch.float64), fraction
+    )
+
+
+def _with_ends(sigmas: Tensor, sigma_min: float, sigma_max: float) -> Tensor:
+    """`sigmas` with the ends that were asked for, which a power and its root may miss by a rounding."""
+    sigmas[-1], sigmas[0] = sigma_min, sigma_max
+    return sigmas
+
+
+def _check_sigmas(num_steps: int, sigma_min: float, sigma_max: float) -> None:
+    if num_steps < 1:
+        raise ValueError(f"num_steps is {num_steps}; it must be at least 1")
+    if not 0 < sigma_min <= sigma_max < math.inf:
+        raise ValueError(f"sigmas run from {sigma_max} to {sigma_min}; expected 0 < sigma_min <= sigma_max")
 
 
 def _level_at(t: float, alphas_cumprod: Tensor) -> float:
     """The level of a timestep that may be a fraction, sigma being linear in between."""
     low, fraction = int(t), t - int(t)
+    if not 0 <= t <= len(alphas_cumprod) - 1:
+        raise ValueError(f"timestep {t} lies outside the table's 0..{len(alphas_cumprod) - 1}")
     if fraction == 0:
         return float(alphas_cumprod[low])
     before, after = (math.sqrt((1 - a) / a) for a in map(float, alphas_cumprod[low : low + 2]))
@@ -334,7 +499,31 @@ def half_log_snr(level: float) -> float:
     return (math.log(level) - math.log1p(-level)) / 2
 
 
-# ---- v-prediction ------------------------------------------------------------------------------------------
+# ---- what a net predicts -----------------------------------------------------------------------------------
+
+
+def to_eps(output: Tensor, x: Tensor, a_t: float | Tensor, prediction: str = "epsilon") -> Tensor:
+    """The noise that a net's `output` implies for the latent `x` at level `a_t`, in the working dtype.
+
+    output and x (B, C, h, w); a_t in 0..1. `prediction` is one of PREDICTIONS:
+      "epsilon"       output itself
+      "v_prediction"  sqrt(a) v + sqrt(1 - a) x  (Salimans and Ho, appendix D)
+      "sample"        (x - sqrt(a) x0) / sqrt(1 - a), the clean latent turned round (Song et al., eq. 9)
+    Samplers ask it with the level that the latent is at, whichever timestep the net was told. Raises
+    ValueError for any other word, and for "sample" at level 1, where there is no noise to name.
+    """
+    a_t = float(a_t)
+    dtype = working_dtype(x)
+    output = output.to(dtype)
+    if prediction == "epsilon":
+        return output
+    if prediction == "v_prediction":
+        return math.sqrt(a_t) * output + math.sqrt(1 - a_t) * x.to(dtype)
+    if prediction == "sample":
+        if not 0 <= a_t < 1:
+            raise ValueError(f"level a_t is {a_t}; a predicted clean latent implies a noise only below 1")
+        return (x.to(dtype) - math.sqrt(a_t) * output) / math.sqrt(1 - a_t)
+    raise ValueError(f"prediction {prediction!r} is not known; it is one of {', '.join(PREDICTIONS)}")
 
 
 def velocity(x0: Tensor, noise: Tensor, t: int | Tensor, alphas_cumprod: Tensor) -> Tensor:
@@ -346,14 +535,23 @@ def velocity(x0: Tensor, noise: Tensor, t: int | Tensor, alphas_cumprod: Tensor)
     return (root_a * noise.to(x0.device) - root_1_a * x0).to(x0.dtype)
 
 
-def eps_from_velocity(v: Tensor, x: Tensor, t: int | Tensor, alphas_cumprod: Tensor) -> Tensor:
-    """eps = sqrt(a_t) v + sqrt(1 - a_t) x, the noise that `v` implies for `x`; in the working dtype."""
+def eps_from_velocity(v: Tensor, x: Tensor, t: float | Tensor, alphas_cumprod: Tensor) -> Tensor:
+    """eps = sqrt(a_t) v + sqrt(1 - a_t) x, the noise that `v` implies for `x`; in the working dtype.
+
+    By timestep, one or (B,) of them, fractions too (as in `solver_steps`); `to_eps` is the same by level.
+    """
     root_a, root_1_a = _level_roots(alphas_cumprod, t, x)
     return root_a * v + root_1_a * x
 
 
 def v_prediction(model: Denoiser, alphas_cumprod: Tensor) -> Denoiser:
-    """A denoiser (x, t -> eps) out of a model that predicts v."""
+    """A denoiser (x, t -> eps) out of a model that predicts v, which takes x to be at the level of t.
+
+    That is so in every run without `levels`, fractions of timesteps included. With `levels` (`karras_steps`
+    and the like) a rounded t is not where the latent is (6e-5 to 1e-4 of the result): pass the model itself
+    and `prediction="v_prediction"` to the sampler, which asks by the latent's own level and is right in every
+    run.
+    """
 
     def denoise(x: Tensor, t: Tensor) -> Tensor:
         return eps_from_velocity(model(x, t), x, t, alphas_cumprod)
@@ -361,9 +559,14 @@ def v_prediction(model: Denoiser, alphas_cumprod: Tensor) -> Denoiser:
     return denoise
 
 
-def _level_roots(alphas_cumprod: Tensor, t: int | Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+def _level_roots(alphas_cumprod: Tensor, t: float | Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
     """sqrt(a_t) and sqrt(1 - a_t), each (1 or B, 1, 1, 1), made in float64 on the CPU."""
-    a_t = alphas_cumprod.to("cpu", torch.float64)[torch.as_tensor(t, device="cpu")]
+    t = torch.as_tensor(t, device="cpu").reshape(-1)
+    table = alphas_cumprod.to("cpu", torch.float64)
+    if t.is_floating_point():
+        a_t = torch.tensor([_level_at(one, table) for one in t.tolist()], dtype=torch.float64)
+    else:
+        a_t = table[t]
     a_t = a_t.reshape(-1, *([1] * (x.dim() - 1)))
     dtype = working_dtype(x)
     return a_t.sqrt().to(dtype).to(x.device), (1 - a_t).sqrt().to(dtype).to(x.device)

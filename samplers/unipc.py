@@ -24,6 +24,7 @@ from .schedule import (
     noise_source,
     predict_x0,
     step_levels,
+    to_eps,
 )
 
 
@@ -78,6 +79,7 @@ def unipc_sample(
     corrector: bool = True,
     lower_order_final: bool = True,
     final_alpha: float = 1.0,
+    prediction: str = "epsilon",
     noise: NoiseSource | None = None,
     generator: torch.Generator | None = None,
     on_step: OnStep | None = None,
@@ -88,13 +90,14 @@ def unipc_sample(
     variant and corrector as in `unipc_step`; with `lower_order_final` the order falls to 1 over the last
     steps, which few steps need to be stable. The result is a prediction: nothing is evaluated there that
     could correct it. Draws no noise; `noise` and `generator` are there because every sampler has them.
-    Gradients are not switched off here.
+    `prediction` says what `denoise` answers, one of PREDICTIONS, turned into noise at the latent's own level
+    (`to_eps`). Gradients are not switched off here.
     """
     noise_source(noise, generator)  # refuses two sources
     steps = step_levels(timesteps, alphas_cumprod, final_alpha)
     history: tuple[Tensor, ...] = ()
     for step, (t, a_t, a_prev) in enumerate(steps):
-        eps = denoise(x, torch.tensor(t, device=x.device))
+        eps = to_eps(denoise(x, torch.tensor(t, device=x.device)), x, a_t, prediction)
         now = min(order, len(steps) - step) if lower_order_final else order
         x, pred_x0, history = unipc_step(
             x, eps, a_t, a_prev, history, order=now, variant=variant, corrector=corrector

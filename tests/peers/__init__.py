@@ -1,0 +1,1 @@
+"""The numbers that diffusers' own scheduler tests store, computed by the samplers here."""
