@@ -2,7 +2,8 @@
 
 Papers   Ho et al. 2020, arXiv:2006.11239 (betas, q); Song et al. 2021, arXiv:2010.02502 (sub-sequences);
          Salimans and Ho 2022, arXiv:2202.00512 (v); Lin et al. 2024, arXiv:2305.08891 (zero terminal SNR);
-         Karras et al. 2022, arXiv:2206.00364 (sigmas); Lee et al. 2024, arXiv:2407.12173 (Beta spacing)
+         Karras et al. 2022, arXiv:2206.00364 (sigmas); Lee et al. 2024, arXiv:2407.12173 (Beta spacing);
+         Saharia et al. 2022, arXiv:2205.11487 (dynamic thresholding)
 Tensors  x (B, C, h, w) latents of any floating dtype · alphas_cumprod (T,) float64 · timesteps (N,) int64
 Copying  this file stands alone: torch only
 
@@ -474,17 +475,18 @@ def q_sample_between(x: Tensor, a_from: float | Tensor, a_to: float | Tensor, no
     return noised.to(x.dtype)
 
 
-def predict_x0(x: Tensor, eps: Tensor, a_t: float) -> Tensor:
+def predict_x0(x: Tensor, eps: Tensor, a_t: float, limit: "Limit | None" = None) -> Tensor:
     """The clean latent that `eps` implies for `x` at level `a_t`, in the working dtype (Song et al., eq. 9).
 
-    Raises ValueError unless 0 < a_t <= 1.
+    Kept in range by `limit`, if there is one. Raises ValueError unless 0 < a_t <= 1.
     """
     if not 0 < a_t <= 1:
         raise ValueError(
             f"level a_t is {a_t}; an eps-prediction needs 0 < a_t <= 1 (zero terminal SNR: clamp to 2**-24)"
         )
     dtype = working_dtype(x)
-    return (x.to(dtype) - math.sqrt(1 - a_t) * eps.to(dtype)) / math.sqrt(a_t)
+    pred_x0 = (x.to(dtype) - math.sqrt(1 - a_t) * eps.to(dtype)) / math.sqrt(a_t)
+    return pred_x0 if limit is None else limit(pred_x0)
 
 
 def half_log_snr(level: float) -> float:
@@ -497,6 +499,41 @@ def half_log_snr(level: float) -> float:
             f"level is {level}; log(signal / noise) needs 0 < level < 1 (zero terminal SNR: clamp to 2**-24)"
         )
     return (math.log(level) - math.log1p(-level)) / 2
+
+
+# ---- keeping predictions in range --------------------------------------------------------------------------
+
+Limit = Callable[[Tensor], Tensor]
+"""`limit(pred_x0) -> pred_x0`: a predicted clean latent (B, C, h, w) brought into range, same dtype."""
+
+
+def clip_sample(most: float = 1.0) -> Limit:
+    """A limit that cuts every value at -most and most (Ho et al.'s code; diffusers' `clip_sample_range`).
+
+    For nets of pictures in -1..1; latents of Stable Diffusion reach past 4. Raises ValueError unless most is
+    above 0.
+    """
+    if not most > 0:
+        raise ValueError(f"clip_sample is {most}; it must be above 0 (1: pictures in -1..1)")
+    return lambda pred_x0: pred_x0.clamp(-most, most)
+
+
+def dynamic_threshold(ratio: float = 0.995, most: float = 1.0) -> Limit:
+    """A limit that cuts at s and divides by s, each picture by its own (Saharia et al., section 2.3).
+
+    s is the quantile `ratio` of the absolute values, at least 1 and at most `most` (diffusers'
+    `sample_max_value`, which wins where it is below 1). With the usual `most` of 1 this is `clip_sample(1)`;
+    Imagen has no such cap: math.inf. Raises ValueError for a ratio outside 0..1 and unless most is above 0.
+    """
+    if not (0 <= ratio <= 1 and most > 0):
+        raise ValueError(f"dynamic thresholding has ratio {ratio} and most {most}; expected 0..1 and above 0")
+
+    def limit(pred_x0: Tensor) -> Tensor:
+        quantiles = torch.stack([one.abs().flatten().quantile(ratio) for one in pred_x0])
+        s = quantiles.clamp(min=1).clamp(max=most).reshape(-1, *([1] * (pred_x0.dim() - 1)))
+        return torch.minimum(torch.maximum(pred_x0, -s), s) / s
+
+    return limit
 
 
 # ---- what a net predicts -----------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from .cases import STORED, Case
+from .cases import LACKING, STORED, Case
 
 
 def all_cases() -> list[Case]:
@@ -28,7 +28,8 @@ def main() -> int:
     cases = all_cases()
     counts = reproduced(cases)
     for file, stored in STORED.items():
-        print(f"{file:24} {counts[file]:3} of {stored:3}")
+        reason = f"  {LACKING[file][0]} lack: {LACKING[file][1]}" if file in LACKING else ""
+        print(f"{file:24} {counts[file]:3} of {stored:3}{reason}")
     print(f"{'all':24} {sum(counts.values()):3} of {sum(STORED.values()):3}")
     for case in cases:
         if case.because:
