@@ -1,6 +1,7 @@
 """Noise schedules and the forward process, and the types every sampler here shares.
 
-Papers   Ho et al. 2020, arXiv:2006.11239 (betas, q); Song et al. 2021, arXiv:2010.02502 (sub-sequences);
+Papers   Ho et al. 2020, arXiv:2006.11239 (betas, q); Nichol and Dhariwal 2021, arXiv:2102.09672 (cosine);
+         Song et al. 2021, arXiv:2010.02502 (sub-sequences);
          Salimans and Ho 2022, arXiv:2202.00512 (v); Lin et al. 2024, arXiv:2305.08891 (zero terminal SNR);
          Karras et al. 2022, arXiv:2206.00364 (sigmas); Lee et al. 2024, arXiv:2407.12173 (Beta spacing);
          Saharia et al. 2022, arXiv:2205.11487 (dynamic thresholding)
@@ -83,6 +84,9 @@ def working_dtype(x: Tensor) -> torch.dtype:
 # ---- betas and levels --------------------------------------------------------------------------------------
 
 
+BETA_SCHEDULES = ("scaled_linear", "linear", "squaredcos_cap_v2")
+
+
 def make_betas(
     schedule: str = "scaled_linear",
     *,
@@ -93,13 +97,21 @@ def make_betas(
     """Variances beta_t of the forward process, (T,) float64; the defaults are Stable Diffusion 1.x's.
 
     "scaled_linear" is linear in sqrt(beta) (LDM's code calls this one "linear"), "linear" is linear in beta
-    (Ho et al., section 4). Raises ValueError for any other name.
+    (Ho et al., section 4). "squaredcos_cap_v2" is the cosine schedule (Nichol and Dhariwal, eq. 17; no beta
+    above 0.999), which has no ends to choose. A model's own betas ("trained_betas") need none of this: pass
+    them to `make_alphas_cumprod` as a tensor. Raises ValueError for any other name.
     """
     if schedule == "scaled_linear":
         return torch.linspace(beta_start**0.5, beta_end**0.5, num_train_timesteps, dtype=torch.float64) ** 2
     if schedule == "linear":
         return torch.linspace(beta_start, beta_end, num_train_timesteps, dtype=torch.float64)
-    raise ValueError(f"beta schedule {schedule!r} is not known; it is 'scaled_linear' or 'linear'")
+    if schedule == "squaredcos_cap_v2":
+        t = torch.arange(num_train_timesteps + 1, dtype=torch.float64) / num_train_timesteps
+        levels = (
+            torch.cos((t + 0.008) / 1.008 * (math.pi / 2)) ** 2
+        )  # but for a factor, which the ratio lacks
+        return (1 - levels[1:] / levels[:-1]).clamp(max=0.999)
+    raise ValueError(f"beta schedule {schedule!r} is not known; it is one of {', '.join(BETA_SCHEDULES)}")
 
 
 def make_alphas_cumprod(betas: Tensor) -> Tensor:
@@ -128,7 +140,7 @@ def lift_zero_level(alphas_cumprod: Tensor, least: float = 2**-24) -> Tensor:
     then rise and fall again.
     """
     levels = alphas_cumprod.to("cpu", torch.float64).clone()
-    if float(levels[-1]) < least:
+    if float(levels[-1]) == 0:
         levels[-1] = min(least, float(levels[-2]) / 2) if len(levels) > 1 else least
     return levels
 
@@ -141,8 +153,8 @@ def leading_timesteps(num_steps: int, *, num_train_timesteps: int = 1000, offset
 
     Where N divides T this is LDM's spacing and diffusers' "leading" with steps_offset = 1. Elsewhere both
     step by the integer T // N, which covers ever less of the schedule (600 steps would start at t = 600): LDM
-    then takes more steps than asked (`ldm_timesteps`), diffusers starts late; here the steps stay spread over
-    the whole schedule.
+    then takes more steps than asked (`ldm_timesteps`), diffusers starts late (`diffusers_leading_timesteps`;
+    958 for 30 steps, here 967); here the steps stay spread over the whole schedule.
     """
     _check_num_steps(num_steps, num_train_timesteps)
     ascending = [k * num_train_timesteps // num_steps for k in range(num_steps)]
@@ -150,20 +162,41 @@ def leading_timesteps(num_steps: int, *, num_train_timesteps: int = 1000, offset
     return torch.tensor([t + offset for t in reversed(ascending)])
 
 
-def linspace_timesteps(num_steps: int, *, num_train_timesteps: int = 1000, drop_zero: bool = False) -> Tensor:
+def diffusers_leading_timesteps(
+    num_steps: int, *, num_train_timesteps: int = 1000, offset: int = 1, drop_zero: bool = False
+) -> Tensor:
+    """diffusers' "leading", for parity: k (T // N) + offset, k = N - 1, ..., 0. (N,) int64.
+
+    Its schedulers of DDIM, DDPM, PNDM, Euler and their kind; the same as `leading_timesteps` where N divides
+    T. `drop_zero` is the multistep solvers' (DPM-Solver++, UniPC, DEIS): k (T // (N + 1)) + offset for k = N,
+    ..., 1, so 941 first for 20 steps.
+    """
+    _check_num_steps(num_steps, num_train_timesteps - int(drop_zero))
+    stride = num_train_timesteps // (num_steps + drop_zero)
+    ascending = (torch.arange(num_steps) + int(drop_zero)) * stride
+    return (ascending + min(offset, num_train_timesteps - 1 - int(ascending[-1]))).flip(
+        0
+    )  # room for an offset?
+
+
+def linspace_timesteps(
+    num_steps: int, *, num_train_timesteps: int = 1000, drop_zero: bool = False, rounded: bool = True
+) -> Tensor:
     """Exactly `num_steps` evenly spaced, rounded timesteps, T - 1 to 0, (N,) int64: diffusers' "linspace".
 
     `drop_zero` leaves out the 0 of N + 1 such timesteps, as multistep solvers do: 999, 749, 500, 250 for 4
-    steps. One step alone is at T - 1 (diffusers' DDIM would take t = 0, which denoises nothing).
+    steps. `rounded` False gives the fractions, (N,) float64, as diffusers' Euler and its kind take them (999,
+    946.4, ..., 0), for samplers that know fractions (`solver_steps`). One step alone is at T - 1 (diffusers'
+    DDIM would take t = 0, which denoises nothing).
     """
     points = num_steps + 1 if drop_zero else num_steps
     _check_num_steps(num_steps, num_train_timesteps - int(drop_zero))
     if points == 1:
-        return torch.tensor([num_train_timesteps - 1])
+        return torch.tensor([num_train_timesteps - 1], dtype=torch.int64 if rounded else torch.float64)
     # Not torch.linspace, which counts from both ends: at a tie (499.5 of 30 steps) it rounds otherwise than
     # numpy.
     ascending = torch.arange(points, dtype=torch.float64) * ((num_train_timesteps - 1) / (points - 1))
-    return ascending.round().long().flip(0)[:num_steps]
+    return (ascending.round().long() if rounded else ascending).flip(0)[:num_steps]
 
 
 def trailing_timesteps(num_steps: int, *, num_train_timesteps: int = 1000) -> Tensor:
@@ -570,6 +603,20 @@ def velocity(x0: Tensor, noise: Tensor, t: int | Tensor, alphas_cumprod: Tensor)
     """
     root_a, root_1_a = _level_roots(alphas_cumprod, t, x0)
     return (root_a * noise.to(x0.device) - root_1_a * x0).to(x0.dtype)
+
+
+def training_target(
+    x0: Tensor, noise: Tensor, t: int | Tensor, alphas_cumprod: Tensor, prediction: str = "epsilon"
+) -> Tensor:
+    """What a net that predicts `prediction` (one of PREDICTIONS) should answer. Shapes as in q_sample.
+
+    Raises ValueError for any other word.
+    """
+    if prediction not in PREDICTIONS:
+        raise ValueError(f"prediction {prediction!r} is not known; it is one of {', '.join(PREDICTIONS)}")
+    if prediction == "v_prediction":
+        return velocity(x0, noise, t, alphas_cumprod)
+    return noise if prediction == "epsilon" else x0
 
 
 def eps_from_velocity(v: Tensor, x: Tensor, t: float | Tensor, alphas_cumprod: Tensor) -> Tensor:

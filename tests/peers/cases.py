@@ -29,7 +29,7 @@ LACKING: dict[str, tuple[int, str]] = {
     file: (STORED[file], "no such sampler here yet")
     for file in (
         "consistency_model", "deis", "dpm_multi_inverse", "dpm_sde", "dpm_single", "edm_dpmsolver_multistep",
-        "edm_euler", "heun", "ipndm", "kdpm2_ancestral", "kdpm2_discrete", "lms", "pndm", "sasolver", "tcd", "unclip",
+        "edm_euler", "heun", "ipndm", "kdpm2_ancestral", "kdpm2_discrete", "lms", "sasolver", "tcd", "unclip",
     )
 }  # fmt: skip
 
