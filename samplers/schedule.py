@@ -107,9 +107,8 @@ def make_betas(
         return torch.linspace(beta_start, beta_end, num_train_timesteps, dtype=torch.float64)
     if schedule == "squaredcos_cap_v2":
         t = torch.arange(num_train_timesteps + 1, dtype=torch.float64) / num_train_timesteps
-        levels = (
-            torch.cos((t + 0.008) / 1.008 * (math.pi / 2)) ** 2
-        )  # but for a factor, which the ratio lacks
+        # The levels themselves but for a factor, which their ratios do not have.
+        levels = torch.cos((t + 0.008) / 1.008 * (math.pi / 2)) ** 2
         return (1 - levels[1:] / levels[:-1]).clamp(max=0.999)
     raise ValueError(f"beta schedule {schedule!r} is not known; it is one of {', '.join(BETA_SCHEDULES)}")
 
@@ -174,9 +173,8 @@ def diffusers_leading_timesteps(
     _check_num_steps(num_steps, num_train_timesteps - int(drop_zero))
     stride = num_train_timesteps // (num_steps + drop_zero)
     ascending = (torch.arange(num_steps) + int(drop_zero)) * stride
-    return (ascending + min(offset, num_train_timesteps - 1 - int(ascending[-1]))).flip(
-        0
-    )  # room for an offset?
+    offset = min(offset, num_train_timesteps - 1 - int(ascending[-1]))  # N = T leaves no room for an offset
+    return (ascending + offset).flip(0)
 
 
 def linspace_timesteps(
