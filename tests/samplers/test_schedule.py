@@ -14,6 +14,9 @@ from samplers.schedule import (
     PREDICTIONS,
     beta_quantiles,
     beta_sigmas,
+    clip_sample,
+    diffusers_leading_timesteps,
+    dynamic_threshold,
     eps_from_velocity,
     exponential_sigmas,
     half_log_snr,
@@ -39,6 +42,7 @@ from samplers.schedule import (
     step_levels,
     to_eps,
     trailing_timesteps,
+    training_target,
     v_prediction,
     velocity,
 )
@@ -346,6 +350,38 @@ def test_half_log_snr_is_0_where_signal_and_noise_are_even() -> None:
             half_log_snr(level)
 
 
+def test_cosine_betas_give_the_papers_levels() -> None:
+    """Nichol and Dhariwal, eq. 17: levels are cos^2 over its start, but where a beta would exceed 0.999."""
+    betas = make_betas("squaredcos_cap_v2")
+    assert betas.dtype == torch.float64 and len(betas) == 1000
+    root = math.cos(0.008 / 1.008 * math.pi / 2)
+    t = (torch.arange(1, 1000, dtype=torch.float64) / 1000 + 0.008) / 1.008 * math.pi / 2
+    torch.testing.assert_close(make_alphas_cumprod(betas)[:-1], (t.cos() / root) ** 2, rtol=1e-9, atol=0)
+    assert betas[-1] == 0.999 and betas[-2] < 0.999
+
+
+@given(st.integers(1, 499), st.booleans())
+def test_diffusers_leading_steps_by_whole_strides(num_steps: int, drop_zero: bool) -> None:
+    timesteps = diffusers_leading_timesteps(num_steps, drop_zero=drop_zero)
+    assert len(timesteps) == num_steps and timesteps[0] <= 999
+    stride = 1000 // (num_steps + drop_zero)
+    assert timesteps[-1] == stride * drop_zero + 1 and bool((timesteps.diff() == -stride).all())
+
+
+def test_diffusers_leading_and_ours_differ_where_the_stride_is_no_whole_number() -> None:
+    for num_steps in (1, 8, 20, 50, 250, 1000):
+        assert torch.equal(diffusers_leading_timesteps(num_steps), leading_timesteps(num_steps))
+    assert (diffusers_leading_timesteps(30)[0], leading_timesteps(30)[0]) == (958, 967)
+    assert diffusers_leading_timesteps(20, drop_zero=True)[0] == 941
+
+
+def test_linspace_unrounded_is_diffusers_eulers() -> None:
+    timesteps = linspace_timesteps(20, rounded=False)
+    torch.testing.assert_close(timesteps, torch.linspace(999, 0, 20, dtype=torch.float64))
+    assert torch.equal(timesteps.round().long(), linspace_timesteps(20))
+    assert linspace_timesteps(1, rounded=False).tolist() == [999.0]
+
+
 # ---- sigma spacings ----------------------------------------------------------------------------------------
 
 SPACED = [karras_sigmas, exponential_sigmas, beta_sigmas]
@@ -380,9 +416,9 @@ def test_beta_quantiles_match_scipy(alpha: float, beta: float) -> None:
     torch.testing.assert_close(incomplete_beta(p, alpha, beta), expected, rtol=0, atol=1e-12)
 
 
-@given(st.floats(0, 1), st.floats(0.2, 8), st.floats(0.2, 8))
-def test_incomplete_beta_is_mirrored(x: float, a: float, b: float) -> None:
-    point = torch.tensor([x]).double()
+@given(st.integers(0, 64), st.floats(0.2, 8), st.floats(0.2, 8))
+def test_incomplete_beta_is_mirrored(k: int, a: float, b: float) -> None:
+    point = torch.tensor([k / 64]).double()
     torch.testing.assert_close(
         incomplete_beta(point, a, b), 1 - incomplete_beta(1 - point, b, a), rtol=0, atol=1e-12
     )
@@ -491,3 +527,40 @@ def test_the_latents_own_level_counts_where_the_timestep_is_rounded() -> None:
 
     out = euler_sample(v, noise, timesteps, LEVELS, levels=levels, prediction="v_prediction")
     torch.testing.assert_close(out, x0, rtol=0, atol=1e-9)
+
+
+def test_training_targets_are_what_to_eps_takes_back() -> None:
+    x0, noise = (one.double() for one in _pair(7))
+    t = torch.tensor([3, 400, 990])
+    x = q_sample(x0, t, LEVELS, noise)
+    for prediction in PREDICTIONS:
+        target = training_target(x0, noise, t, LEVELS, prediction)
+        for k in range(3):
+            found = to_eps(target[k], x[k], LEVELS[t[k]], prediction)
+            torch.testing.assert_close(found, noise[k], rtol=0, atol=1e-9)
+    with pytest.raises(ValueError, match="'x0' is not known"):
+        training_target(x0, noise, t, LEVELS, "x0")
+
+
+# ---- keeping predictions in range --------------------------------------------------------------------------
+
+
+def test_clip_sample_cuts_both_ends() -> None:
+    x0 = torch.tensor([[-3.0, -0.5, 0.2, 2.0]])
+    assert clip_sample()(x0).tolist() == [[-1, -0.5, pytest.approx(0.2), 1]]
+    assert clip_sample(2.5)(x0).tolist() == [[-2.5, -0.5, pytest.approx(0.2), 2]]
+
+
+@given(st.floats(0, 1), st.sampled_from([0.5, 1.0, 1.7, math.inf]), st.integers(0, 5))
+def test_dynamic_threshold_is_the_papers_picture_by_picture(ratio: float, most: float, seed: int) -> None:
+    x0, _ = _pair(seed)
+    for whole, one in zip(dynamic_threshold(ratio, most)(3 * x0), 3 * x0, strict=True):
+        s = min(max(np.quantile(one.abs().numpy(), ratio), 1), most)
+        np.testing.assert_allclose(whole.numpy(), np.clip(one.numpy(), -s, s) / s, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("make", [lambda: clip_sample(0), lambda: clip_sample(math.nan),
+                                  lambda: dynamic_threshold(1.1), lambda: dynamic_threshold(0.9, 0)])  # fmt: skip
+def test_limits_refuse_impossible_ranges(make) -> None:
+    with pytest.raises(ValueError, match="above 0"):
+        make()
