@@ -31,7 +31,7 @@ def euler_sigmas(a_t: float, a_prev: float, eta: float = 0.0) -> tuple[float, fl
     """
     if not (0 < a_t <= 1 and 0 < a_prev <= 1):
         raise ValueError(
-            f"levels are {a_t} and {a_prev}; sigma needs 0 < a <= 1 (zero terminal SNR: clamp to 2**-24)"
+            f"levels are {a_t} and {a_prev}; sigma needs 0 < a <= 1 (zero terminal SNR: `lift_zero_level`, 2**-24)"
         )
     if not 0 <= eta <= 1:
         raise ValueError(f"eta is {eta}; it must lie in 0..1 (0: Euler, 1: Euler ancestral)")
@@ -89,11 +89,12 @@ def euler_sample(
     """Denoise `x` (B, C, h, w), at the level of timesteps[0], over `timesteps`, to level `final_alpha`.
 
     timesteps (N,) descending; alphas_cumprod (T,). The timesteps may be fractions (diffusers' "linspace" is
-    torch.linspace(T - 1, 0, N)) and are then handed to `denoise` as float32; or `karras_steps` together with
-    its `levels` (N,): see `solver_steps`. eta = 1 is Euler ancestral. Noise sites: "step" (x's shape; step =
-    index of the evaluation), drawn only where the step adds noise: never with eta = 0 nor into level 1.
-    `prediction` says what `denoise` answers, one of PREDICTIONS, turned into noise at the latent's own level
-    (`to_eps`). Gradients are not switched off here.
+    `linspace_timesteps(N, rounded=False)`) and are then handed to `denoise` as float32; or those of
+    `sigma_steps` (`karras_steps(..., rounded=False)`) together with their `levels` (N,): see `solver_steps`.
+    eta = 1 is Euler ancestral. Noise sites: "step" (x's shape; step = index of the evaluation), drawn only
+    where the step adds noise: never with eta = 0 nor into level 1. `prediction` says what `denoise` answers,
+    one of PREDICTIONS, turned into noise at the latent's own level (`to_eps`). Gradients are not switched off
+    here.
     """
     draw = noise_source(noise, generator)
     steps = solver_steps(timesteps, alphas_cumprod, final_alpha, levels)

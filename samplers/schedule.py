@@ -348,9 +348,9 @@ def beta_sigmas(
 ) -> Tensor:
     """N sigmas from `sigma_max` down to `sigma_min`, spaced as quantiles of Beta(alpha, beta). (N,) float64.
 
-    Lee et al. ("Beta sampling"): below 1 both parameters put steps at both ends. The quantiles of
-    1, ..., 0 are taken of sigma itself, as in diffusers' `use_beta_sigmas`. One sigma alone is sigma_max.
-    Raises ValueError unless 0 < sigma_min <= sigma_max and alpha and beta are above 0.
+    Lee et al. ("Beta sampling"): below 1 both parameters put steps at both ends. The quantiles of 1, ..., 0
+    are taken of sigma itself, as in diffusers' `use_beta_sigmas`. One sigma alone is sigma_max. Raises
+    ValueError unless 0 < sigma_min <= sigma_max and alpha and beta are above 0.
     """
     _check_sigmas(num_steps, sigma_min, sigma_max)
     if not (alpha > 0 and beta > 0):
@@ -373,6 +373,7 @@ def sigma_steps(
     if values.dim() != 1 or not bool((values > 0).all()) or bool((values.diff() >= 0).any()):
         raise ValueError(f"sigmas must be a row of falling numbers above 0, got {values.tolist()}")
     levels = alphas_cumprod.to("cpu", torch.float64)
+    sigma_range(levels)  # refuses a level of 0
     table = ((1 - levels) / levels).sqrt()  # (T,) sigmas, rising
     high = torch.searchsorted(table, values).clamp(1, len(table) - 1)
     low_log, high_log = table[high - 1].log(), table[high].log()
@@ -385,8 +386,7 @@ def sigma_steps(
 
 def sigma_range(alphas_cumprod: Tensor) -> tuple[float, float]:
     """(sigma_min, sigma_max) of a table (T,): the sigmas of its first and last level, sqrt((1 - a) / a)."""
-    first, last = float(alphas_cumprod[0]), float(alphas_cumprod[-1])
-    return math.sqrt((1 - first) / first), math.sqrt((1 - last) / last)
+    return _sigma_of(float(alphas_cumprod[0])), _sigma_of(float(alphas_cumprod[-1]))
 
 
 def beta_quantiles(probabilities: Tensor, alpha: float, beta: float) -> Tensor:
@@ -461,8 +461,16 @@ def _level_at(t: float, alphas_cumprod: Tensor) -> float:
         raise ValueError(f"timestep {t} lies outside the table's 0..{len(alphas_cumprod) - 1}")
     if fraction == 0:
         return float(alphas_cumprod[low])
-    before, after = (math.sqrt((1 - a) / a) for a in map(float, alphas_cumprod[low : low + 2]))
+    before, after = map(_sigma_of, alphas_cumprod[low : low + 2].tolist())
     return 1 / (1 + (before + fraction * (after - before)) ** 2)
+
+
+def _sigma_of(level: float) -> float:
+    if not 0 < level <= 1:
+        raise ValueError(
+            f"level is {level}; sigma needs 0 < level <= 1 (zero terminal SNR: `lift_zero_level`, 2**-24)"
+        )
+    return math.sqrt((1 - level) / level)
 
 
 def _following(levels: list[float], final_alpha: float) -> list[float]:
@@ -513,7 +521,7 @@ def predict_x0(x: Tensor, eps: Tensor, a_t: float, limit: "Limit | None" = None)
     """
     if not 0 < a_t <= 1:
         raise ValueError(
-            f"level a_t is {a_t}; an eps-prediction needs 0 < a_t <= 1 (zero terminal SNR: clamp to 2**-24)"
+            f"level a_t is {a_t}; an eps-prediction needs 0 < a_t <= 1 (zero terminal SNR: `lift_zero_level`, 2**-24)"
         )
     dtype = working_dtype(x)
     pred_x0 = (x.to(dtype) - math.sqrt(1 - a_t) * eps.to(dtype)) / math.sqrt(a_t)
@@ -527,7 +535,7 @@ def half_log_snr(level: float) -> float:
     """
     if not 0 < level < 1:
         raise ValueError(
-            f"level is {level}; log(signal / noise) needs 0 < level < 1 (zero terminal SNR: clamp to 2**-24)"
+            f"level is {level}; log(signal / noise) needs 0 < level < 1 (zero terminal SNR: `lift_zero_level`, 2**-24)"
         )
     return (math.log(level) - math.log1p(-level)) / 2
 

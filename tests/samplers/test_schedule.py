@@ -564,3 +564,15 @@ def test_dynamic_threshold_is_the_papers_picture_by_picture(ratio: float, most: 
 def test_limits_refuse_impossible_ranges(make) -> None:
     with pytest.raises(ValueError, match="above 0"):
         make()
+
+
+def test_a_level_of_0_is_refused_where_a_sigma_is_asked_for() -> None:
+    zero = make_alphas_cumprod(rescale_zero_terminal_snr(make_betas()))
+    for ask in (
+        lambda: sigma_range(zero),
+        lambda: karras_steps(4, zero),
+        lambda: sigma_steps([3.0, 1.0], zero),
+        lambda: solver_steps([998.5, 1], zero),
+    ):
+        with pytest.raises(ValueError, match="lift_zero_level"):
+            ask()
