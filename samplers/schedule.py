@@ -457,8 +457,6 @@ def _check_sigmas(num_steps: int, sigma_min: float, sigma_max: float) -> None:
 def _level_at(t: float, alphas_cumprod: Tensor) -> float:
     """The level of a timestep that may be a fraction, sigma being linear in between."""
     low, fraction = int(t), t - int(t)
-    if not 0 <= t <= len(alphas_cumprod) - 1:
-        raise ValueError(f"timestep {t} lies outside the table's 0..{len(alphas_cumprod) - 1}")
     if fraction == 0:
         return float(alphas_cumprod[low])
     before, after = map(_sigma_of, alphas_cumprod[low : low + 2].tolist())
@@ -485,10 +483,11 @@ def _following(levels: list[float], final_alpha: float) -> list[float]:
 # ---- the forward process -----------------------------------------------------------------------------------
 
 
-def q_sample(x0: Tensor, t: int | Tensor, alphas_cumprod: Tensor, noise: Tensor) -> Tensor:
+def q_sample(x0: Tensor, t: float | Tensor, alphas_cumprod: Tensor, noise: Tensor) -> Tensor:
     """x_t ~ q(x_t | x0): the clean latent x0 noised to timestep t (Ho et al., eq. 4). Dtype and device of x0.
 
-    x0 and noise (B, C, h, w) or broadcastable, t one timestep or (B,) of them.
+    x0 and noise (B, C, h, w) or broadcastable, t one timestep or (B,) of them, fractions too (as in
+    `solver_steps`). Raises ValueError for a timestep outside the table.
     """
     root_a, root_1_a = _level_roots(alphas_cumprod, t, x0)
     return (root_a * x0 + root_1_a * noise.to(x0.device)).to(x0.dtype)
@@ -602,7 +601,7 @@ def to_eps(output: Tensor, x: Tensor, a_t: float | Tensor, prediction: str = "ep
     raise ValueError(f"prediction {prediction!r} is not known; it is one of {', '.join(PREDICTIONS)}")
 
 
-def velocity(x0: Tensor, noise: Tensor, t: int | Tensor, alphas_cumprod: Tensor) -> Tensor:
+def velocity(x0: Tensor, noise: Tensor, t: float | Tensor, alphas_cumprod: Tensor) -> Tensor:
     """v = sqrt(a_t) noise - sqrt(1 - a_t) x0, the target of a v-predicting net. Shapes as in q_sample.
 
     Salimans and Ho, section 4.
@@ -612,7 +611,7 @@ def velocity(x0: Tensor, noise: Tensor, t: int | Tensor, alphas_cumprod: Tensor)
 
 
 def training_target(
-    x0: Tensor, noise: Tensor, t: int | Tensor, alphas_cumprod: Tensor, prediction: str = "epsilon"
+    x0: Tensor, noise: Tensor, t: float | Tensor, alphas_cumprod: Tensor, prediction: str = "epsilon"
 ) -> Tensor:
     """What a net that predicts `prediction` (one of PREDICTIONS) should answer. Shapes as in q_sample.
 
@@ -653,6 +652,8 @@ def _level_roots(alphas_cumprod: Tensor, t: float | Tensor, x: Tensor) -> tuple[
     """sqrt(a_t) and sqrt(1 - a_t), each (1 or B, 1, 1, 1), made in float64 on the CPU."""
     t = torch.as_tensor(t, device="cpu").reshape(-1)
     table = alphas_cumprod.to("cpu", torch.float64)
+    if not bool(((t >= 0) & (t <= len(table) - 1)).all()):
+        raise ValueError(f"timesteps must lie in 0..{len(table) - 1}, got {t.tolist()}")
     if t.is_floating_point():
         a_t = torch.tensor([_level_at(one, table) for one in t.tolist()], dtype=torch.float64)
     else:

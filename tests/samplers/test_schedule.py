@@ -511,8 +511,9 @@ def test_v_prediction_at_fractions_is_the_samplers_own(num_steps: int) -> None:
     wrapped = euler_sample(v_prediction(v, LEVELS), x, timesteps, LEVELS)
     own = euler_sample(v, x, timesteps, LEVELS, prediction="v_prediction")
     assert relative_error(wrapped, own) < 1e-6  # the wrapper is told t in float32
-    with pytest.raises(ValueError, match="outside"):
-        v_prediction(v, LEVELS)(x, torch.tensor(999.5))
+    for outside in (999.5, -0.5, 1000, -1):
+        with pytest.raises(ValueError, match="0..999"):
+            v_prediction(v, LEVELS)(x, torch.tensor(outside))
 
 
 def test_the_latents_own_level_counts_where_the_timestep_is_rounded() -> None:
