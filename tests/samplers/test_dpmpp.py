@@ -70,15 +70,17 @@ def test_dpmpp_step_is_second_order_only_where_it_can_be() -> None:
         assert (relative_error(out, plain) < 1e-9) == first_order
 
 
-@given(st.integers(1, 30), st.booleans())
-def test_dpmpp_with_a_perfect_denoiser_recovers_x0(num_steps: int, karras: bool) -> None:
+@given(st.integers(1, 30), st.booleans(), st.sampled_from(["dpmsolver++", "dpmsolver"]))
+def test_dpmpp_with_a_perfect_denoiser_recovers_x0(num_steps: int, karras: bool, algorithm_type: str) -> None:
     """Told the latent's own level: with Karras' sigmas the timesteps are only near it."""
     timesteps, levels = linspace_timesteps(num_steps, drop_zero=True), None
     table = LEVELS
     if karras:
         _, levels = karras_steps(num_steps, LEVELS)
         timesteps, table = torch.arange(num_steps), levels
-    out = dpmpp_sample(perfect(X, table), NOISE, timesteps, LEVELS, levels=levels)
+    out = dpmpp_sample(
+        perfect(X, table), NOISE, timesteps, LEVELS, levels=levels, algorithm_type=algorithm_type
+    )
     torch.testing.assert_close(out, X, rtol=0, atol=1e-9)
 
 
@@ -130,7 +132,8 @@ def test_dpmpp_refuses_what_has_no_meaning() -> None:
 
 @pytest.mark.parametrize("order", [1, 2, 3])
 @pytest.mark.parametrize("solver_type", ["midpoint", "heun"])
-def test_dpmpp_converges_with_its_order(order: int, solver_type: str) -> None:
+@pytest.mark.parametrize("algorithm_type", ["dpmsolver++", "dpmsolver"])
+def test_dpmpp_converges_with_its_order(order: int, solver_type: str, algorithm_type: str) -> None:
     """Of third order is only a step: the first ones of a run, and the official weights, leave it at two."""
     found = convergence_order(
         dpmpp_sample, 128, order=order, solver_type=solver_type, lower_order_final=False
@@ -184,7 +187,12 @@ def test_dpmpp_of_order_3_remembers_two_predictions_and_limits_them() -> None:
         x, pred_x0, history = dpmpp_step(X, NOISE, a_t, a_prev, history, order=3, limit=limit)
         assert history[0].shape == (kept,) and float(history[0][0]) == a_t and len(history) == kept + 1
         assert pred_x0.abs().max() <= 0.4 and bool(x.isfinite().all())
-    wrong: list[dict[str, Any]] = [{"order": 4}, {"order": 0}, {"solver_type": "bh2"}]
+    wrong: list[dict[str, Any]] = [
+        {"order": 4},
+        {"order": 0},
+        {"solver_type": "bh2"},
+        {"algorithm_type": "sde"},
+    ]
     for options in wrong:
-        with pytest.raises(ValueError, match="orders 1 to 3"):
+        with pytest.raises(ValueError, match="orders 1 to 3|algorithm_type"):
             dpmpp_step(X, NOISE, 0.4, 0.9, **options)
