@@ -1,4 +1,4 @@
-"""DPM-Solver++ (1M, 2M, 3M): order 1 to 3 from one evaluation a step, by remembering earlier predictions.
+"""DPM-Solver++ and DPM-Solver, multistep: order 1 to 3 from one evaluation a step and the ones before it.
 
 Paper    Lu et al. 2022, arXiv:2211.01095, algorithm 2; order 3 is its official code's. alpha and sigma
          there are sqrt(a) and sqrt(1 - a) of a level a here, lambda = log(alpha / sigma), h a step in lambda
