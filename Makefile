@@ -20,7 +20,7 @@ define MAKE_VENV
 test -x $(PY) || $(PYTHON) -m venv $(VENV)
 endef
 
-.PHONY: demo test test-long test-portable test-large test-parity parity-table gpu lint
+.PHONY: demo test test-long test-portable test-large test-parity test-peers parity-table gpu lint
 
 # The runtime and the official upscalers, without what the tests need: an edit by the mini bundle, a photograph
 # enlarged by Real-ESRGAN, and for comparison by the mini bundle's PASD.
@@ -59,6 +59,11 @@ test-portable: $(VENV)/.installed-test
 # Our nets, samplers and tokenizer beside diffusers, transformers and spandrel.
 test-parity: $(VENV)/.installed-parity
 	$(RUN) -m pytest tests/parity $(TEST_ARGS)
+
+# The numbers that diffusers' own tests store, by our samplers: how many are reproduced, file by file.
+test-peers: $(VENV)/.installed-parity
+	$(RUN) -m pytest -q tests/peers $(TEST_ARGS)
+	$(RUN) -m tests.peers.count
 
 parity-table: $(VENV)/.installed-parity
 	$(RUN) -m tests.helpers.parity_table

@@ -24,7 +24,7 @@ from nets.rrdb import RRDBNet
 from nets.tiled_vae import TiledAutoencoder
 from nets.unet import UNet, UNetConfig
 from nets.vae import AutoencoderKL
-from samplers.schedule import make_alphas_cumprod, make_betas, rescale_zero_terminal_snr
+from samplers.schedule import lift_zero_level, make_alphas_cumprod, make_betas, rescale_zero_terminal_snr
 from weights.files import WeightsError, sha256_once
 from weights.hub import Source
 from weights.locate import Located, find_enlarger, locate
@@ -379,7 +379,7 @@ class TrainingParts:
     text_encoder: CLIPTextModel
     tokenizer: PromptTokenizer
     alphas_cumprod: Tensor  # (1000,) float64
-    prediction_type: str  # epsilon or v_prediction
+    prediction_type: str  # epsilon, v_prediction or sample
     spec: ModelSpec
 
 
@@ -491,7 +491,7 @@ class ModelFacts:
 
     spec: ModelSpec
     alphas_cumprod: Tensor  # (1000,) float64
-    prediction_type: str  # epsilon or v_prediction
+    prediction_type: str  # epsilon, v_prediction or sample
 
 
 def model_facts(located: Located) -> ModelFacts:
@@ -506,13 +506,17 @@ def model_facts(located: Located) -> ModelFacts:
         raise WeightsError(
             f"{source.path}: configured for native = {native}, expected a multiple of {multiple}"
         )
-    try:
+    if stored.trained_betas is not None:
+        betas = torch.tensor(stored.trained_betas, dtype=torch.float64)
+    else:
         betas = make_betas(stored.beta_schedule, beta_start=stored.beta_start, beta_end=stored.beta_end)
-    except ValueError as error:
-        raise WeightsError(f"{source.path}: {error}") from None
     if stored.rescale_betas_zero_snr:
         betas = rescale_zero_terminal_snr(betas)
-    alphas_cumprod = make_alphas_cumprod(betas).clamp(min=2**-24)  # samplers divide by it
+    alphas_cumprod = lift_zero_level(make_alphas_cumprod(betas))  # samplers divide by it
+    if not bool((alphas_cumprod.diff() < 0).all() and (alphas_cumprod > 0).all()):
+        raise WeightsError(
+            f"{source.path}: configured for betas that leave no picture before the last timestep; expected smaller ones"
+        )
     guidance = usual.guidance_scale if stored.guidance_scale is None else stored.guidance_scale
     return ModelFacts(ModelSpec(native, multiple, guidance), alphas_cumprod, stored.prediction_type)
 

@@ -75,14 +75,17 @@ def evaluations(sampler: str, num_steps: int) -> int:
 
 def sample(
     sampler: str, denoise: Denoiser, x: Tensor, timesteps: Tensor, alphas_cumprod: Tensor, *, noise: NoiseSource,
-    eta: float = 0.0, final_alpha: float = 1.0, on_step: OnStep | None = None,
+    eta: float = 0.0, final_alpha: float = 1.0, prediction: str = "epsilon", on_step: OnStep | None = None,
 ) -> Tensor:  # fmt: skip
     """The clean latent (B, C, h, w), from `x` at the level of timesteps[0], by the sampler of that name.
 
     Only ddim heeds `eta`, and lcm alone does not heed `final_alpha`, the level that the last step leads to.
+    `prediction` says what `denoise` answers.
     """
     if sampler == "lcm":
-        return lcm_sample(denoise, x, timesteps, alphas_cumprod, noise=noise, on_step=on_step)
+        return lcm_sample(
+            denoise, x, timesteps, alphas_cumprod, prediction=prediction, noise=noise, on_step=on_step
+        )
     run = {
         "unipc": unipc_sample,
         "dpmpp": dpmpp_sample,
@@ -91,7 +94,9 @@ def sample(
         "euler": euler_sample,
         "euler_a": partial(euler_sample, eta=1.0),
     }[sampler]
-    return run(denoise, x, timesteps, alphas_cumprod, final_alpha=final_alpha, noise=noise, on_step=on_step)
+    return run(
+        denoise, x, timesteps, alphas_cumprod, final_alpha=final_alpha, prediction=prediction, noise=noise, on_step=on_step
+    )  # fmt: skip
 
 
 def make_solver(sampler: str, eta: float) -> Solver:

@@ -11,7 +11,17 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .schedule import Denoiser, NoiseSource, OnStep, StepInfo, noise_source, predict_x0, step_levels
+from .schedule import (
+    Denoiser,
+    Limit,
+    NoiseSource,
+    OnStep,
+    StepInfo,
+    noise_source,
+    predict_x0,
+    step_levels,
+    to_eps,
+)
 
 
 def ddpm_sigma(a_t: float, a_prev: float, variance: str = "fixed_small") -> float:
@@ -39,15 +49,18 @@ def ddpm_step(
     a_prev: float | Tensor,
     noise: Tensor | None = None,
     variance: str = "fixed_small",
+    *,
+    limit: Limit | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """One ancestral update from level `a_t` to `a_prev`; returns (x_prev, pred_x0) in x's dtype, unclipped.
+    """One ancestral update from level `a_t` to `a_prev`; returns (x_prev, pred_x0) in x's dtype.
 
     x and eps (B, C, h, w); the levels are numbers or one-element tensors, values of alphas_cumprod. `noise`,
-    of x's shape, is needed except into level 1; ValueError if it is then missing.
+    of x's shape, is needed except into level 1; ValueError if it is then missing. `limit` (`clip_sample`,
+    `dynamic_threshold`) brings pred_x0 into range, from which the step goes on.
     """
     a_t, a_prev = float(a_t), float(a_prev)
     sigma = ddpm_sigma(a_t, a_prev, variance)
-    pred_x0 = predict_x0(x, eps, a_t)
+    pred_x0 = predict_x0(x, eps, a_t, limit)
     if a_prev == 1:  # eq. 7 is then x0 alone, whatever a_t; said outright, so that a_t = 1 gives no 0/0
         return pred_x0.to(x.dtype), pred_x0.to(x.dtype)
     if sigma > 0 and noise is None:
@@ -69,6 +82,8 @@ def ddpm_sample(
     *,
     variance: str = "fixed_small",
     final_alpha: float = 1.0,
+    prediction: str = "epsilon",
+    limit: Limit | None = None,
     noise: NoiseSource | None = None,
     generator: torch.Generator | None = None,
     on_step: OnStep | None = None,
@@ -76,14 +91,16 @@ def ddpm_sample(
     """Denoise `x` (B, C, h, w), at the level of timesteps[0], over `timesteps`, to level `final_alpha`.
 
     timesteps (N,) descending; alphas_cumprod (T,). Noise sites: "step" (x's shape; step = index of the
-    evaluation), drawn in every step but one into level 1. Gradients are not switched off here.
+    evaluation), drawn in every step but one into level 1. `prediction` says what `denoise` answers, one of
+    PREDICTIONS, turned into noise at the latent's own level (`to_eps`); `limit` is `ddpm_step`'s. Gradients
+    are not switched off here.
     """
     draw = noise_source(noise, generator)
     steps = step_levels(timesteps, alphas_cumprod, final_alpha)
     for step, (t, a_t, a_prev) in enumerate(steps):
-        eps = denoise(x, torch.tensor(t, device=x.device))
+        eps = to_eps(denoise(x, torch.tensor(t, device=x.device)), x, a_t, prediction)
         step_noise = draw("step", step, tuple(x.shape)) if ddpm_sigma(a_t, a_prev, variance) > 0 else None
-        x, pred_x0 = ddpm_step(x, eps, a_t, a_prev, step_noise, variance)
+        x, pred_x0 = ddpm_step(x, eps, a_t, a_prev, step_noise, variance, limit=limit)
         if on_step is not None:
             on_step(StepInfo(step, len(steps), t, x, pred_x0))
     return x

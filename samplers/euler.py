@@ -19,7 +19,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .schedule import Denoiser, NoiseSource, OnStep, StepInfo, noise_source, predict_x0, solver_steps
+from .schedule import Denoiser, NoiseSource, OnStep, StepInfo, noise_source, predict_x0, solver_steps, to_eps
 
 
 def euler_sigmas(a_t: float, a_prev: float, eta: float = 0.0) -> tuple[float, float, float]:
@@ -31,7 +31,7 @@ def euler_sigmas(a_t: float, a_prev: float, eta: float = 0.0) -> tuple[float, fl
     """
     if not (0 < a_t <= 1 and 0 < a_prev <= 1):
         raise ValueError(
-            f"levels are {a_t} and {a_prev}; sigma needs 0 < a <= 1 (zero terminal SNR: clamp to 2**-24)"
+            f"levels are {a_t} and {a_prev}; sigma needs 0 < a <= 1 (zero terminal SNR: `lift_zero_level`, 2**-24)"
         )
     if not 0 <= eta <= 1:
         raise ValueError(f"eta is {eta}; it must lie in 0..1 (0: Euler, 1: Euler ancestral)")
@@ -81,6 +81,7 @@ def euler_sample(
     eta: float = 0.0,
     levels: Sequence[float] | Tensor | None = None,
     final_alpha: float = 1.0,
+    prediction: str = "epsilon",
     noise: NoiseSource | None = None,
     generator: torch.Generator | None = None,
     on_step: OnStep | None = None,
@@ -88,15 +89,17 @@ def euler_sample(
     """Denoise `x` (B, C, h, w), at the level of timesteps[0], over `timesteps`, to level `final_alpha`.
 
     timesteps (N,) descending; alphas_cumprod (T,). The timesteps may be fractions (diffusers' "linspace" is
-    torch.linspace(T - 1, 0, N)) and are then handed to `denoise` as float32; or `karras_steps` together with
-    its `levels` (N,): see `solver_steps`. eta = 1 is Euler ancestral. Noise sites: "step" (x's shape; step =
-    index of the evaluation), drawn only where the step adds noise: never with eta = 0 nor into level 1.
-    Gradients are not switched off here.
+    `linspace_timesteps(N, rounded=False)`) and are then handed to `denoise` as float32; or those of
+    `sigma_steps` (`karras_steps(..., rounded=False)`) together with their `levels` (N,): see `solver_steps`.
+    eta = 1 is Euler ancestral. Noise sites: "step" (x's shape; step = index of the evaluation), drawn only
+    where the step adds noise: never with eta = 0 nor into level 1. `prediction` says what `denoise` answers,
+    one of PREDICTIONS, turned into noise at the latent's own level (`to_eps`). Gradients are not switched off
+    here.
     """
     draw = noise_source(noise, generator)
     steps = solver_steps(timesteps, alphas_cumprod, final_alpha, levels)
     for step, (t, a_t, a_prev) in enumerate(steps):
-        eps = denoise(x, torch.tensor(t, device=x.device))
+        eps = to_eps(denoise(x, torch.tensor(t, device=x.device)), x, a_t, prediction)
         step_noise = draw("step", step, tuple(x.shape)) if euler_sigmas(a_t, a_prev, eta)[2] > 0 else None
         x, pred_x0 = euler_step(x, eps, a_t, a_prev, eta, step_noise)
         if on_step is not None:

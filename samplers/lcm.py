@@ -13,7 +13,17 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .schedule import Denoiser, NoiseSource, OnStep, StepInfo, noise_source, predict_x0, step_levels
+from .schedule import (
+    Denoiser,
+    Limit,
+    NoiseSource,
+    OnStep,
+    StepInfo,
+    noise_source,
+    predict_x0,
+    step_levels,
+    to_eps,
+)
 
 SIGMA_DATA = 0.5  # of the boundary condition; published models and LCM-LoRA are trained with these two
 TIMESTEP_SCALING = 10.0
@@ -37,19 +47,27 @@ def lcm_timesteps(num_steps: int, *, distilled_steps: int = 50, num_train_timest
 
 
 def lcm_step(
-    x: Tensor, eps: Tensor, t: float, a_t: float | Tensor, a_prev: float | Tensor, noise: Tensor | None = None
+    x: Tensor,
+    eps: Tensor,
+    t: float,
+    a_t: float | Tensor,
+    a_prev: float | Tensor,
+    noise: Tensor | None = None,
+    *,
+    limit: Limit | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """One consistency step from level `a_t` to `a_prev`; returns (x_prev, pred_x0) in x's dtype, unclipped.
+    """One consistency step from level `a_t` to `a_prev`; returns (x_prev, pred_x0) in x's dtype.
 
     x and eps (B, C, h, w); t the timestep, a_t its level. pred_x0 = c_skip x + c_out (clean latent implied by
     eps), where c_skip = 1 and c_out = 0 at t = 0. `noise`, of x's shape, is needed except into level 1;
-    ValueError if it is then missing.
+    ValueError if it is then missing. `limit` (`clip_sample`, `dynamic_threshold`) brings the clean latent
+    implied by eps into range.
     """
     a_t, a_prev = float(a_t), float(a_prev)
     scaled = TIMESTEP_SCALING * t
     c_skip = SIGMA_DATA**2 / (scaled**2 + SIGMA_DATA**2)
     c_out = scaled / math.hypot(scaled, SIGMA_DATA)
-    pred_x0 = c_out * predict_x0(x, eps, a_t)
+    pred_x0 = c_out * predict_x0(x, eps, a_t, limit)
     pred_x0 = pred_x0 + c_skip * x.to(pred_x0.dtype)
     if a_prev == 1:
         return pred_x0.to(x.dtype), pred_x0.to(x.dtype)
@@ -65,6 +83,8 @@ def lcm_sample(
     timesteps: Sequence[int] | Tensor,
     alphas_cumprod: Tensor,
     *,
+    prediction: str = "epsilon",
+    limit: Limit | None = None,
     noise: NoiseSource | None = None,
     generator: torch.Generator | None = None,
     on_step: OnStep | None = None,
@@ -73,14 +93,16 @@ def lcm_sample(
 
     timesteps (N,) descending, as a rule `lcm_timesteps`; alphas_cumprod (T,). The last step gives the
     prediction itself, so there is no final_alpha. Noise sites: "step" (x's shape; step = index of the
-    evaluation), drawn in every step but the last. Gradients are not switched off here.
+    evaluation), drawn in every step but the last. `prediction` says what `denoise` answers, one of
+    PREDICTIONS, turned into noise at the latent's own level (`to_eps`); `limit` is `lcm_step`'s. Gradients
+    are not switched off here.
     """
     draw = noise_source(noise, generator)
     steps = step_levels(timesteps, alphas_cumprod)
     for step, (t, a_t, a_prev) in enumerate(steps):
-        eps = denoise(x, torch.tensor(t, device=x.device))
+        eps = to_eps(denoise(x, torch.tensor(t, device=x.device)), x, a_t, prediction)
         step_noise = draw("step", step, tuple(x.shape)) if a_prev < 1 else None
-        x, pred_x0 = lcm_step(x, eps, t, a_t, a_prev, step_noise)
+        x, pred_x0 = lcm_step(x, eps, t, a_t, a_prev, step_noise, limit=limit)
         if on_step is not None:
             on_step(StepInfo(step, len(steps), t, x, pred_x0))
     return x

@@ -20,7 +20,16 @@ import torch
 from torch import Tensor
 
 from .ddim import ddim_sigma, ddim_step
-from .schedule import Denoiser, NoiseSource, OnStep, StepInfo, noise_source, q_sample_between, step_levels
+from .schedule import (
+    Denoiser,
+    NoiseSource,
+    OnStep,
+    StepInfo,
+    noise_source,
+    q_sample_between,
+    step_levels,
+    to_eps,
+)
 
 # What a step leaves to the next one of the same kind: a multistep method's predictions, else nothing.
 History = tuple[Tensor, ...]
@@ -112,7 +121,14 @@ def with_known(
 
 
 def repaint_states(
-    num_steps: int, *, jump_length: int, jump_n_sample: int, jump_from_final: bool = False
+    num_steps: int,
+    *,
+    jump_length: int,
+    jump_n_sample: int,
+    jump_from_final: bool = False,
+    inner_jumps: Sequence[tuple[int, int]] = (),
+    n_sample: int = 1,
+    start_resampling: int | None = None,
 ) -> list[int]:
     """The states RePaint walks through, num_steps - 1 first, -1 last: down by 1 denoises, up by 1 noises.
 
@@ -124,24 +140,41 @@ def repaint_states(
     jump_length states and down again, jump_n_sample - 1 times (RePaint, section 4.2 and appendix; published:
     250, 10, 10 -> 4571 states). RePaint counts these states from 0, so its last evaluation is never repeated.
     With `jump_from_final` they are counted from -1, the finished latent: then blocks of jump_length steps are
-    repeated whole, the last block too, and jump_length 1 is MSBD's Algorithm 1. ValueError for a number below
-    1.
+    repeated whole, the last block too, and jump_length 1 is MSBD's Algorithm 1.
+
+    The rest are options of RePaint's get_schedule_jump that its published runs do not use:
+      inner_jumps       its jump2 and jump3, (length, n_sample) each, the longer first: walks within the walk,
+                        anew after each jump of those before them
+      n_sample          every state below N - 2 is left by one step up and reached again n_sample - 1 times
+      start_resampling  nothing goes up above this state
+    ValueError for a number below 1.
     """
-    if min(num_steps, jump_length, jump_n_sample) < 1:
+    kinds = [*reversed(inner_jumps), (jump_length, jump_n_sample)]  # from the innermost out
+    if min(num_steps, n_sample, *(number for kind in kinds for number in kind)) < 1:
         raise ValueError(
-            "num_steps, jump_length and jump_n_sample must be at least 1, "
-            f"got {num_steps}, {jump_length} and {jump_n_sample} (1 sample: no repeats)"
+            "num_steps, jump_length, jump_n_sample and n_sample must be at least 1, got "
+            f"{num_steps}, {jump_length}, {jump_n_sample}, {n_sample} and inner jumps {list(inner_jumps)} "
+            "(1 sample: no repeats)"
         )
     lowest = -1 if jump_from_final else 0
-    jumps_left = dict.fromkeys(range(lowest, num_steps - jump_length, jump_length), jump_n_sample - 1)
+    highest = num_steps if start_resampling is None else start_resampling
+
+    def all_of(length: int, samples: int) -> dict[int, int]:
+        return dict.fromkeys(range(lowest, num_steps - length, length), samples - 1)
+
+    jumps_left = [all_of(*kind) for kind in kinds]
     states = [num_steps - 1]
-    while states[-1] >= 0 or jumps_left.get(-1, 0) > 0:
-        state = states[-1]
-        if jumps_left.get(state, 0) > 0:
-            jumps_left[state] -= 1
-            states.extend(range(state + 1, state + jump_length + 1))
-        else:
-            states.append(state - 1)
+    while states[-1] >= 0:
+        state = states[-1] - 1
+        states.append(state)
+        if 0 <= state < min(num_steps - 2, highest + 1):
+            states += [state + 1, state] * (n_sample - 1)
+        for i, (length, _) in enumerate(kinds):
+            state = states[-1]
+            if jumps_left[i].get(state, 0) > 0 and state + length <= highest:
+                jumps_left[i][state] -= 1
+                states.extend(range(state + 1, state + length + 1))
+                jumps_left[:i] = [all_of(*kind) for kind in kinds[:i]]
     return states
 
 
@@ -209,17 +242,26 @@ def _jump_walk(
 def official_indices(num_steps: int, *, repeats: int, jump: int = 0) -> list[int]:
     """Which step index, num_steps - 1 first and 0 last, each evaluation of MSBD's official code uses.
 
-    jump = 0: every index 1 + repeats times. jump > 0: RePaint's walk with jump_n_sample = repeats (sic: one
-    repeat less), where the code also evaluates the state that it jumps back from. Raises ValueError for
-    negative numbers.
+    jump = 0: every index 1 + repeats times. jump > 0: a walk like RePaint's with jump_n_sample = repeats
+    (sic: one repeat less), where the code also evaluates the state that it jumps back from, and counts these
+    states from the start: N - 2 jump, N - 3 jump, ... down to 0. Where jump divides N they are RePaint's.
+    Of a jump longer than the run the code evaluates the last index twice. Raises ValueError for negative
+    numbers.
     """
     if repeats < 0 or jump < 0:
         raise ValueError(f"repeats and jump must be 0 or more, got {repeats} and {jump}")
     if jump == 0:
         return [k for k in reversed(range(num_steps)) for _ in range(1 + repeats)]
-    states = repaint_states(num_steps, jump_length=jump, jump_n_sample=max(repeats, 1))
-    climbing = [False, *(a < b < c for a, b, c in zip(states, states[1:], states[2:], strict=False)), False]
-    return [state for state, passed in zip(states, climbing, strict=True) if not passed and state >= 0]
+    jumps_left = dict.fromkeys(range(num_steps - 2 * jump, -1, -jump), repeats - 1)
+    indices = [num_steps - 1]
+    while indices[-1] > 0 or jumps_left.get(0, 0) > 0:
+        state = indices[-1]
+        if jumps_left.get(state, 0) > 0:
+            jumps_left[state] -= 1
+            indices.append(state + jump)
+        else:
+            indices.append(state - 1)
+    return [*indices, 0] if repeats and jump > num_steps else indices
 
 
 def official_plan(
@@ -271,6 +313,7 @@ def blended_sample(
     generator: torch.Generator | None = None,
     eta: float = 1.0,
     solver: Solver | None = None,
+    prediction: str = "epsilon",
     share_known_noise: bool = False,
     start: int = 0,
     stop: int | None = None,
@@ -292,8 +335,9 @@ def blended_sample(
       "known"   x's shape, step = known_id, once per id; where a_known < 1. With share_known_noise in
                 `known`'s shape: a single source then has one noise for the whole batch, as in official MSBD
       "renoise" x's shape, step = index of the evaluation; where renoise_to is set
-    The start is the caller's: q_sample of `known` with noise of site "init", step 0. Gradients are not
-    switched off here. Raises ValueError if shapes do not fit.
+    The start is the caller's: q_sample of `known` with noise of site "init", step 0. `prediction` says what
+    `denoise` answers, one of PREDICTIONS, turned into noise at the latent's own level (`to_eps`). Gradients
+    are not switched off here. Raises ValueError if shapes do not fit.
     """
     _check_shape("known", known, x, x.shape[1])
     draw = noise_source(noise, generator)
@@ -304,7 +348,7 @@ def blended_sample(
     x_hats: dict[int, Tensor] = {}  # noised known latents still to be used again, by known_id
     history: History = ()
     for step, now in list(enumerate(plan))[start:stop]:
-        eps = denoise(x, torch.tensor(now.t, device=x.device))
+        eps = to_eps(denoise(x, torch.tensor(now.t, device=x.device)), x, now.a_t, prediction)
         # algorithm 1, lines 6 and 11
         x, pred_x0, history = solve(x, eps, now, history, partial(draw, "step", step, tuple(x.shape)))
         if now.a_known is not None:

@@ -17,13 +17,15 @@ from torch import Tensor
 
 from .schedule import (
     Denoiser,
+    Limit,
     NoiseSource,
     OnStep,
     StepInfo,
     half_log_snr,
     noise_source,
     predict_x0,
-    step_levels,
+    solver_steps,
+    to_eps,
 )
 
 
@@ -37,23 +39,25 @@ def unipc_step(
     order: int = 2,
     variant: str = "bh2",
     corrector: bool = True,
+    limit: Limit | None = None,
 ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
     """Correct `x` with its own `eps`, then predict from level `a_t` to `a_prev`.
 
-    Returns (x_prev, pred_x0, history), the first two in x's dtype, unclipped. x (B, C, h, w) is what the last
+    Returns (x_prev, pred_x0, history), the first two in x's dtype. x (B, C, h, w) is what the last
     call predicted and eps the denoiser's answer to it; correcting costs no evaluation. `history` is () at
     first, then what the last call returned: the levels of the predictions (n,) float64 on the CPU, the
     corrected x, the n predictions it was made from, newest first. The predictor's order grows with the
     history up to `order`; the corrector's is that of the prediction it corrects.
       order    1, 2 or 3: UniP-1 is DDIM with eta = 0. With the corrector, accurate to one order more
       variant  "bh1": B(h) = h, "bh2": B(h) = e^h - 1 (section 3.1); h is negative in data prediction
+      limit    brings pred_x0 into range (`clip_sample`, `dynamic_threshold`), from which all goes on
     Raises ValueError for other options, or unless a_t is in (0, 1).
     """
     if order not in (1, 2, 3) or variant not in ("bh1", "bh2"):
         raise ValueError(f"order {order}, variant {variant!r}: UniPC here has orders 1 to 3, 'bh1' and 'bh2'")
     a_t, a_prev = float(a_t), float(a_prev)
     half_log_snr(a_t)  # refuses levels outside (0, 1)
-    pred_x0 = predict_x0(x, eps, a_t)
+    pred_x0 = predict_x0(x, eps, a_t, limit)
     current, levels, x0s = x.to(pred_x0.dtype), [a_t], [pred_x0]
     if history:
         last_levels, last_x, last_x0s = history[0].tolist(), history[1], history[2:]
@@ -70,34 +74,38 @@ def unipc_step(
 def unipc_sample(
     denoise: Denoiser,
     x: Tensor,
-    timesteps: Sequence[int] | Tensor,
+    timesteps: Sequence[float] | Tensor,
     alphas_cumprod: Tensor,
     *,
     order: int = 2,
     variant: str = "bh2",
     corrector: bool = True,
     lower_order_final: bool = True,
+    levels: Sequence[float] | Tensor | None = None,
     final_alpha: float = 1.0,
+    prediction: str = "epsilon",
+    limit: Limit | None = None,
     noise: NoiseSource | None = None,
     generator: torch.Generator | None = None,
     on_step: OnStep | None = None,
 ) -> Tensor:
     """Denoise `x` (B, C, h, w), at the level of timesteps[0], over `timesteps`, to level `final_alpha`.
 
-    timesteps (N,) descending, as a rule `linspace_timesteps(N, drop_zero=True)`; alphas_cumprod (T,). order,
-    variant and corrector as in `unipc_step`; with `lower_order_final` the order falls to 1 over the last
-    steps, which few steps need to be stable. The result is a prediction: nothing is evaluated there that
-    could correct it. Draws no noise; `noise` and `generator` are there because every sampler has them.
-    Gradients are not switched off here.
+    timesteps (N,) descending, as a rule `linspace_timesteps(N, drop_zero=True)`, or `karras_steps` together
+    with its `levels` (N,); alphas_cumprod (T,). order, variant, corrector and limit as in `unipc_step`; with
+    `lower_order_final` the order falls to 1 over the last steps, which few steps need to be stable. The
+    result is a prediction: nothing is evaluated there that could correct it. Draws no noise; `noise` and
+    `generator` are there because every sampler has them. `prediction` says what `denoise` answers, one of
+    PREDICTIONS, turned into noise at the latent's own level (`to_eps`). Gradients are not switched off here.
     """
     noise_source(noise, generator)  # refuses two sources
-    steps = step_levels(timesteps, alphas_cumprod, final_alpha)
+    steps = solver_steps(timesteps, alphas_cumprod, final_alpha, levels)
     history: tuple[Tensor, ...] = ()
     for step, (t, a_t, a_prev) in enumerate(steps):
-        eps = denoise(x, torch.tensor(t, device=x.device))
+        eps = to_eps(denoise(x, torch.tensor(t, device=x.device)), x, a_t, prediction)
         now = min(order, len(steps) - step) if lower_order_final else order
         x, pred_x0, history = unipc_step(
-            x, eps, a_t, a_prev, history, order=now, variant=variant, corrector=corrector
+            x, eps, a_t, a_prev, history, order=now, variant=variant, corrector=corrector, limit=limit
         )
         if on_step is not None:
             on_step(StepInfo(step, len(steps), t, x, pred_x0))

@@ -18,6 +18,9 @@ from .detect import stored_config, table_of
 from .files import MAX_HEADER, WeightsError
 from .hub import Source, source_metadata
 
+PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
+BETA_SCHEDULES = ("scaled_linear", "linear", "squaredcos_cap_v2")
+
 _CELL = 8  # pixels per latent cell of Stable Diffusion, in which config.json counts
 _CELLS = 16  # a native size is a multiple of this many cells, so that 3/2 of it is one of 64 pixels
 
@@ -26,14 +29,15 @@ _CELLS = 16  # a native size is a multiple of this many cells, so that 3/2 of it
 class Training:
     """How a U-Net was trained; the defaults are Stable Diffusion 1.x's. What is None its user decides."""
 
-    prediction_type: str = "epsilon"  # or v_prediction
-    beta_schedule: str = "scaled_linear"
+    prediction_type: str = "epsilon"  # one of PREDICTION_TYPES
+    beta_schedule: str = "scaled_linear"  # one of BETA_SCHEDULES
     beta_start: float = 0.00085
     beta_end: float = 0.012
     rescale_betas_zero_snr: bool = False  # to pure noise at the end (Lin et al. 2023, arXiv:2305.08891)
     native: int | None = None  # side of its pictures in pixels
     multiple: int | None = None  # sizes it takes are multiples of this many pixels
     guidance_scale: float | None = None
+    trained_betas: tuple[float, ...] | None = None  # (1000,), instead of a schedule between two betas
 
 
 def read_training(source: Source, scheduler: Mapping[str, Any]) -> Training:
@@ -51,18 +55,20 @@ def read_training(source: Source, scheduler: Mapping[str, Any]) -> Training:
         native=_count(path, said, "native"),
         multiple=_count(path, said, "multiple"),
         guidance_scale=_number(path, said, "guidance_scale") if "guidance_scale" in said else None,
+        trained_betas=_betas(path, said),
     )
-    if training.prediction_type not in ("epsilon", "v_prediction"):
-        raise WeightsError(
-            f"{path}: configured for prediction_type = {training.prediction_type!r}, expected epsilon or v_prediction"
-        )
+    for name, known in (("prediction_type", PREDICTION_TYPES), ("beta_schedule", BETA_SCHEDULES)):
+        if getattr(training, name) not in known:
+            raise WeightsError(
+                f"{path}: configured for {name} = {getattr(training, name)!r:.40}, expected one of {', '.join(known)}"
+            )
     if not training.beta_start < training.beta_end < 1:
         raise WeightsError(
             f"{path}: configured for betas from {training.beta_start} to {training.beta_end}, expected 0 < start < end < 1"
         )
-    if said.get("num_train_timesteps", 1000) != 1000 or said.get("trained_betas") is not None:
+    if said.get("num_train_timesteps", 1000) != 1000:
         raise WeightsError(
-            f"{path}: configured for a noise schedule of its own; expected 1000 timesteps between two betas"
+            f"{path}: configured for num_train_timesteps = {said['num_train_timesteps']!r:.40}, expected 1000"
         )
     return training
 
@@ -132,6 +138,18 @@ def _flag(path: Path, said: Mapping[str, Any], name: str) -> bool:
     if type(value) is not bool:
         raise WeightsError(f"{path}: configured for {name} = {value!r:.40}, expected true or false")
     return value
+
+
+def _betas(path: Path, said: Mapping[str, Any]) -> tuple[float, ...] | None:
+    values = said.get("trained_betas")
+    if values is None:
+        return None
+    numbers = isinstance(values, list | tuple) and all(type(a) in (int, float) and 0 < a < 1 for a in values)
+    if not numbers or len(values) != 1000:
+        raise WeightsError(
+            f"{path}: configured for trained_betas = {values!r:.40}, expected 1000 numbers between 0 and 1"
+        )
+    return tuple(float(a) for a in values)
 
 
 def _count(path: Path, said: Mapping[str, Any], name: str) -> int | None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from samplers.guidance import classifier_free_guidance
 from samplers.repaint import blended_sample
-from samplers.schedule import Denoiser, StepInfo, v_prediction
+from samplers.schedule import Denoiser, StepInfo
 
 from ..latents import dtype_of, encode
 from ..memory import in_batches, tiles_at_once, with_autoencoder
@@ -35,7 +35,7 @@ class Edit:
     unet: nn.Module
     vae: Any
     alphas_cumprod: Tensor
-    prediction_type: str  # epsilon or v_prediction
+    prediction_type: str  # one of PREDICTIONS
     plan: EditPlan
     cond: Tensor  # (1, 77, D), the prompt
     uncond: Tensor  # (1, 77, D), the negative prompt
@@ -176,6 +176,7 @@ def _blended_diffusion(
         else torch.cat([(cells * computed)[..., *window] for window in in_cells]),
         noise=noise,
         solver=make_solver(config.sampler, config.eta),
+        prediction=edit.prediction_type,
         start=start,
         stop=stop,
         on_step=on_step,
@@ -184,7 +185,7 @@ def _blended_diffusion(
 
 
 def _denoiser(edit: Edit, stage: Stage) -> Denoiser:
-    """p_theta of lines 6, 11 and 23: guided by the prompt, or of the empty text alone."""
+    """p_theta of lines 6, 11 and 23, as the U-Net predicts: guided by the prompt, or of the empty text."""
     with_prompt = stage.number == 0 or edit.plan.config.conditional_upscale
     dtype, scale = dtype_of(edit.unet), edit.plan.config.guidance_scale if with_prompt else 1.0
 
@@ -193,8 +194,7 @@ def _denoiser(edit: Edit, stage: Stage) -> Denoiser:
 
     cond, uncond = (edit.cond, edit.uncond) if with_prompt else (edit.empty, edit.empty)
     whole = _of_tiles(edit, stage, model) if stage.joint else model
-    denoise = classifier_free_guidance(whole, cond, uncond, scale)
-    return v_prediction(denoise, edit.alphas_cumprod) if edit.prediction_type == "v_prediction" else denoise
+    return classifier_free_guidance(whole, cond, uncond, scale)
 
 
 def _of_tiles(

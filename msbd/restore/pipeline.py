@@ -32,7 +32,6 @@ from samplers.schedule import (
     make_alphas_cumprod,
     make_betas,
     q_sample,
-    v_prediction,
 )
 
 from ..latents import decode, dtype_of, in_float32
@@ -102,11 +101,11 @@ class RestorePipeline:
         """Nets and what they were trained with; of an enlarger alone `upscaler` and nothing else.
 
         `text_encoder` takes the ids (B, 77) that `tokenizer` makes of prompts, to (B, 77, D).
-        `alphas_cumprod` (T,) is the schedule (None: Stable Diffusion 1.x's); `prediction_type` "epsilon" or
-        "v_prediction" says what `unet` predicts; `spec` (None: PASD's on Stable Diffusion 1.5) fills in what
-        a config leaves open. `controlnet` and `upscaler` are needed by some methods only.
-        `tiled_vae(mode=..., encoder_tile=..., decoder_tile=...)` is `vae` for pictures of any size
-        (nets/tiled_vae.py). `notes`, on how the nets came to be, stand before those of each result.
+        `alphas_cumprod` (T,) is the schedule (None: Stable Diffusion 1.x's); `prediction_type`, one of
+        PREDICTIONS in samplers/schedule.py, says what `unet` predicts; `spec` (None: PASD's on Stable
+        Diffusion 1.5) fills in what a config leaves open. `controlnet` and `upscaler` are needed by some
+        methods only. `tiled_vae(mode=..., encoder_tile=..., decoder_tile=...)` is `vae` for pictures of any
+        size (nets/tiled_vae.py). `notes`, on how the nets came to be, stand before those of each result.
         """
         self.notes = tuple(notes)
         self.unet, self.controlnet, self.vae, self.tiled_vae = unet, controlnet, vae, tiled_vae
@@ -301,6 +300,7 @@ class RestorePipeline:
             noise=run.noise,
             eta=config.eta,
             final_alpha=1.0 if config.final_level == "clean" else float(self.alphas_cumprod[0]),
+            prediction=self.prediction_type,
             on_step=lambda info: run.report("sample", (info.step + 1) * len(plan.tiles), plan.evaluations),
         )
 
@@ -324,10 +324,7 @@ class RestorePipeline:
         scale, interval = 1.0, None
         if guided:
             scale, interval = run.config.guidance_scale, (guided[-1], guided[0])  # w; the timesteps fall
-        denoise = classifier_free_guidance(predict, run.cond, run.uncond, scale, interval)
-        if self.prediction_type == "v_prediction":
-            denoise = v_prediction(denoise, self.alphas_cumprod)
-        return denoise
+        return classifier_free_guidance(predict, run.cond, run.uncond, scale, interval)
 
     def _predict(
         self,

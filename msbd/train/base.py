@@ -78,7 +78,7 @@ class BaseObjective(nn.Module):
         super().__init__()
         self.unet = unet.train().requires_grad_(rank is None)
         self.alphas_cumprod = alphas_cumprod.double().cpu()
-        self.v_prediction = prediction_type == "v_prediction"
+        self.prediction_type = prediction_type
         self.alpha: float | None = None
         self.changed: tuple[str, ...] = ()  # the paths in the U-Net of the layers with a low-rank change
         if rank is not None:
@@ -99,7 +99,9 @@ class BaseObjective(nn.Module):
         """The losses of a batch: "loss" is the one to descend, here "denoising" itself."""
         z, t, noise, context = inputs[:4]
         prediction = self.unet(q_sample(z, t, self.alphas_cumprod, noise), t, context)
-        denoising = denoising_loss(prediction, inputs, self.alphas_cumprod, v_prediction=self.v_prediction)
+        denoising = denoising_loss(
+            prediction, inputs, self.alphas_cumprod, prediction_type=self.prediction_type
+        )
         return {"loss": denoising, "denoising": denoising}
 
 

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from samplers.schedule import q_sample, velocity
+from samplers.schedule import q_sample, training_target
 
 from ..latents import dtype_of
 from .config import TrainConfig
@@ -26,11 +26,11 @@ GOLDEN = (math.sqrt(5) - 1) / 2
 
 
 def denoising_loss(
-    prediction: Tensor, inputs: "Inputs", alphas_cumprod: Tensor, *, v_prediction: bool
+    prediction: Tensor, inputs: "Inputs", alphas_cumprod: Tensor, *, prediction_type: str
 ) -> Tensor:
-    """Eq. 5, section 3.6: the mean squared error of `prediction` (B, 4, h, w) from the noise or velocity."""
+    """Eq. 5, section 3.6: the mean squared error of `prediction` (B, 4, h, w) from what it should be."""
     z, t, noise = inputs[:3]
-    target = velocity(z, noise, t, alphas_cumprod) if v_prediction else noise
+    target = training_target(z, noise, t, alphas_cumprod, prediction_type)
     return F.mse_loss(prediction.to(target), target)
 
 
@@ -153,7 +153,7 @@ class PASDObjective(nn.Module):
         super().__init__()
         self.unet, self.controlnet, self.config = unet, controlnet, config
         self.alphas_cumprod = alphas_cumprod.double().cpu()
-        self.v_prediction, self.grayscale = prediction_type == "v_prediction", grayscale
+        self.prediction_type, self.grayscale = prediction_type, grayscale
         controlnet.train().requires_grad_(True)
         unet.train()
         for name, parameter in unet.named_parameters():
@@ -165,7 +165,9 @@ class PASDObjective(nn.Module):
         x = q_sample(z, t, self.alphas_cumprod, noise)
         residuals = self.controlnet(x, t, context, control)
         prediction = self.unet(x, t, context, residuals)
-        denoising = denoising_loss(prediction, inputs, self.alphas_cumprod, v_prediction=self.v_prediction)
+        denoising = denoising_loss(
+            prediction, inputs, self.alphas_cumprod, prediction_type=self.prediction_type
+        )
         losses = {"loss": denoising, "denoising": denoising}
         if residuals.to_rgbs:
             removal = removal_loss(residuals.to_rgbs, clean, antialias=self.config.antialias)

@@ -117,6 +117,14 @@ class FakeVAE(nn.Module):
         return F.interpolate(latent[:, :3], scale_factor=8, mode="nearest")
 
 
+class FakeSamplePrediction(FakeUNet):
+    """FakeUNet's noise said as the clean latent it implies."""
+
+    def forward(self, x: Tensor, t: Tensor, context: Tensor, control: Any = None) -> Tensor:
+        eps, a = super().forward(x, t, context, control).double(), float(ALPHAS[int(t)])
+        return ((x.double() - (1 - a) ** 0.5 * eps) / a**0.5).float()
+
+
 class FakeVPrediction(FakeUNet):
     """FakeUNet's noise said as a velocity, v = sqrt(a) eps - sqrt(1 - a) x0 (Salimans and Ho)."""
 

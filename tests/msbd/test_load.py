@@ -208,6 +208,12 @@ def test_other_betas_are_followed(copy: Path) -> None:
     set_config(copy / "unet.safetensors", beta_schedule="linear", beta_start=1e-4, beta_end=0.02)
     expected = make_alphas_cumprod(make_betas("linear", beta_start=1e-4, beta_end=0.02))
     assert torch.equal(load_edit_pipeline(copy).alphas_cumprod, expected)
+    set_config(copy / "unet.safetensors", beta_schedule="squaredcos_cap_v2")
+    assert torch.equal(plan_facts(copy).alphas_cumprod, make_alphas_cumprod(make_betas("squaredcos_cap_v2")))
+    betas = torch.linspace(0.001, 0.02, 1000, dtype=torch.float64)
+    set_config(copy / "unet.safetensors", trained_betas=betas.tolist(), prediction_type="sample")
+    facts = load_training_parts(copy)
+    assert torch.equal(facts.alphas_cumprod, make_alphas_cumprod(betas)) and facts.prediction_type == "sample"
 
 
 def plan_of(facts: PlanFacts, mask: torch.Tensor, config: EditConfig) -> EditPlan:
@@ -300,7 +306,8 @@ def test_position_ids_are_ignored(copy: Path) -> None:
         ("unet", {"native": 40}, "expected a multiple of 16"),
         ("unet", {"multiple": 4}, "not of one model"),
         ("unet", {"guidance_scale": True}, "guidance_scale = True"),
-        ("unet", {"prediction_type": "sample"}, "prediction_type = 'sample'"),
+        ("unet", {"prediction_type": "x0"}, "prediction_type = 'x0'"),
+        ("unet", {"trained_betas": [0.99] * 1000}, "betas that leave no picture"),
         ("unet", {"beta_start": 0.5}, "betas from 0.5"),
         ("unet", {"beta_schedule": "cosine"}, "cosine"),
         ("unet", {"attention_head_dim": 3}, "multiple"),

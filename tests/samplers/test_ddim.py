@@ -6,10 +6,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from samplers.ddim import ddim_sample, ddim_sigma, ddim_step
+from samplers.ddim import ddim_invert, ddim_sample, ddim_sigma, ddim_step
 from samplers.guidance import classifier_free_guidance
 from samplers.schedule import (
     StepInfo,
+    clip_sample,
     ldm_timesteps,
     leading_timesteps,
     make_alphas_cumprod,
@@ -215,3 +216,54 @@ def test_ddim_reports_every_step_and_hands_the_denoiser_a_scalar_timestep() -> N
     assert [(i.step, i.total, i.t) for i in infos] == [(0, 3, 601), (1, 3, 301), (2, 3, 1)]
     assert torch.equal(infos[-1].x, out) and torch.equal(infos[-1].pred_x0, out)
     assert all(t.dtype == torch.int64 and t.dim() == 0 for t in told)
+
+
+def test_ddim_limits_the_clean_latent_and_rederives_the_noise_where_asked() -> None:
+    x, eps = torch.randn(2, 1, 4, 6, 5, generator=torch.Generator().manual_seed(4)).double().unbind(0)
+    a_t, a_prev, limit = 0.3, 0.6, clip_sample(0.7)
+    pred = limit((x - 0.7**0.5 * eps) / 0.3**0.5)
+    for rederived, direction in ((False, eps), (True, (x - 0.3**0.5 * pred) / 0.7**0.5)):
+        x_prev, pred_x0 = ddim_step(x, eps, a_t, a_prev, limit=limit, use_clipped_model_output=rederived)
+        torch.testing.assert_close(pred_x0, pred)
+        torch.testing.assert_close(x_prev, 0.6**0.5 * pred + 0.4**0.5 * direction)
+    infos: list[StepInfo] = []
+    ddim_sample(fake_eps(), 3 * x, leading_timesteps(5), LEVELS, limit=limit, on_step=infos.append)
+    assert all(info.pred_x0.abs().max() <= 0.7 for info in infos)
+
+
+def test_ddim_invert_leads_to_the_noise_that_leads_back() -> None:
+    """The better the more steps: both ways take a step by what the net says at one of its ends."""
+    x0 = torch.randn(1, 4, 6, 5, generator=torch.Generator().manual_seed(5)).double()
+    errors = []
+    for num_steps in (50, 100, 200):
+        timesteps = leading_timesteps(num_steps)
+        infos: list[StepInfo] = []
+        noise = ddim_invert(
+            fake_eps(), x0, timesteps.flip(0), LEVELS, start_alpha=FIRST, on_step=infos.append
+        )
+        assert [info.t for info in infos] == timesteps.flip(0).tolist() and torch.equal(infos[-1].x, noise)
+        back = ddim_sample(fake_eps(), noise, timesteps, LEVELS, final_alpha=FIRST)
+        errors.append(relative_error(back, x0))
+    assert errors[0] < 0.2 and errors[1] < 0.6 * errors[0] and errors[2] < 0.6 * errors[1]
+
+
+def test_ddim_invert_of_a_perfect_denoiser_adds_its_noise() -> None:
+    x0, eps = torch.randn(2, 1, 4, 6, 5, generator=torch.Generator().manual_seed(6)).double().unbind(0)
+    timesteps = leading_timesteps(7).flip(0)
+    a = float(LEVELS[timesteps[-1]])
+    for prediction in ("epsilon", "v_prediction"):
+        levels = iter([1.0, *LEVELS[timesteps].tolist()])
+
+        def answer(x: torch.Tensor, t: torch.Tensor, kind: str = prediction, levels=levels) -> torch.Tensor:
+            own = next(levels)
+            return eps if kind == "epsilon" else own**0.5 * eps - (1 - own) ** 0.5 * x0
+
+        out = ddim_invert(answer, x0, timesteps, LEVELS, prediction=prediction)
+        torch.testing.assert_close(out, a**0.5 * x0 + (1 - a) ** 0.5 * eps, rtol=0, atol=1e-12)
+
+
+def test_ddim_invert_refuses_falling_timesteps() -> None:
+    with pytest.raises(ValueError, match="strictly"):
+        ddim_invert(fake_eps(), torch.zeros(1, 4, 2, 2), [21, 1], LEVELS)
+    with pytest.raises(ValueError, match="final_alpha"):
+        ddim_invert(fake_eps(), torch.zeros(1, 4, 2, 2), [1, 21], LEVELS, start_alpha=0.5)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from samplers.ddim import ddim_step
 from samplers.ddpm import ddpm_sample, ddpm_sigma, ddpm_step
-from samplers.schedule import leading_timesteps, make_alphas_cumprod, make_betas, q_sample
+from samplers.schedule import clip_sample, leading_timesteps, make_alphas_cumprod, make_betas, q_sample
 from tests.helpers.fake_denoiser import NoDoubleOnLatents, fake_eps, recorded_noise
 from tests.helpers.goldens import load_golden, relative_error
 
@@ -88,3 +88,15 @@ def test_ddpm_works_in_bfloat16() -> None:
         fake_eps(), X, leading_timesteps(10), LEVELS, generator=torch.Generator().manual_seed(0)
     )
     assert out.dtype == torch.bfloat16 and relative_error(out, ref) < 0.03
+
+
+def test_ddpm_goes_on_from_the_limited_clean_latent() -> None:
+    limit = clip_sample(0.5)
+    expected = limit((X - 0.6**0.5 * NOISE) / 0.4**0.5)
+    x_prev, pred_x0 = ddpm_step(X, NOISE, 0.4, 0.9, torch.zeros_like(X), limit=limit)
+    torch.testing.assert_close(pred_x0, expected)
+    alpha = 0.4 / 0.9
+    mean = 0.9**0.5 * (1 - alpha) / 0.6 * expected + alpha**0.5 * 0.1 / 0.6 * X
+    torch.testing.assert_close(x_prev, mean)
+    out = ddpm_sample(fake_eps(), X, [601, 1], LEVELS, limit=limit, generator=torch.Generator())
+    assert out.abs().max() <= 0.5

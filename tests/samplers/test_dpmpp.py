@@ -1,5 +1,7 @@
 """DPM-Solver++(2M) against diffusers' trajectories, with and without Karras' sigmas, and its order."""
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given
@@ -10,8 +12,10 @@ from samplers.ddim import ddim_step
 from samplers.dpmpp import dpmpp_sample, dpmpp_step
 from samplers.schedule import (
     StepInfo,
+    clip_sample,
+    diffusers_leading_timesteps,
+    half_log_snr,
     karras_steps,
-    ldm_timesteps,
     linspace_timesteps,
     make_alphas_cumprod,
     make_betas,
@@ -33,7 +37,7 @@ def test_dpmpp_sample_matches_diffusers(case: str) -> None:
     if "karras" in case:
         timesteps, levels = karras_steps(steps, LEVELS)
     elif "leading" in case:  # diffusers' multistep schedulers step by T // (N + 1) there
-        timesteps = ldm_timesteps(steps + 1)[-steps - 1 : -1]
+        timesteps = diffusers_leading_timesteps(steps, drop_zero=True)
     else:
         timesteps = linspace_timesteps(steps, drop_zero=True)
     seen = [golden["trajectory"][0]]
@@ -66,15 +70,17 @@ def test_dpmpp_step_is_second_order_only_where_it_can_be() -> None:
         assert (relative_error(out, plain) < 1e-9) == first_order
 
 
-@given(st.integers(1, 30), st.booleans())
-def test_dpmpp_with_a_perfect_denoiser_recovers_x0(num_steps: int, karras: bool) -> None:
+@given(st.integers(1, 30), st.booleans(), st.sampled_from(["dpmsolver++", "dpmsolver"]))
+def test_dpmpp_with_a_perfect_denoiser_recovers_x0(num_steps: int, karras: bool, algorithm_type: str) -> None:
     """Told the latent's own level: with Karras' sigmas the timesteps are only near it."""
     timesteps, levels = linspace_timesteps(num_steps, drop_zero=True), None
     table = LEVELS
     if karras:
         _, levels = karras_steps(num_steps, LEVELS)
         timesteps, table = torch.arange(num_steps), levels
-    out = dpmpp_sample(perfect(X, table), NOISE, timesteps, LEVELS, levels=levels)
+    out = dpmpp_sample(
+        perfect(X, table), NOISE, timesteps, LEVELS, levels=levels, algorithm_type=algorithm_type
+    )
     torch.testing.assert_close(out, X, rtol=0, atol=1e-9)
 
 
@@ -95,7 +101,7 @@ def test_dpmpp_works_in_low_precision(dtype: torch.dtype, tolerance: float) -> N
     with NoDoubleOnLatents(dtype):
         out = dpmpp_sample(fake_eps(), X.to(dtype), timesteps, LEVELS)
         history = dpmpp_step(X.to(dtype), NOISE.to(dtype), 0.4, 0.9)[2]
-    assert out.dtype == dtype and history[0].dtype == torch.float32
+    assert out.dtype == dtype and history[1].dtype == torch.float32
     assert relative_error(out.double(), dpmpp_sample(fake_eps(), X, timesteps, LEVELS)) < tolerance
 
 
@@ -122,3 +128,71 @@ def test_dpmpp_refuses_what_has_no_meaning() -> None:
             dpmpp_step(X, NOISE, level, 1.0)
     with pytest.raises(ValueError, match="both"):
         dpmpp_sample(fake_eps(), X, [1], LEVELS, noise=lambda *_: NOISE, generator=torch.Generator())
+
+
+@pytest.mark.parametrize("order", [1, 2, 3])
+@pytest.mark.parametrize("solver_type", ["midpoint", "heun"])
+@pytest.mark.parametrize("algorithm_type", ["dpmsolver++", "dpmsolver"])
+def test_dpmpp_converges_with_its_order(order: int, solver_type: str, algorithm_type: str) -> None:
+    """Of third order is only a step: the first ones of a run, and the official weights, leave it at two."""
+    found = convergence_order(
+        dpmpp_sample, 128, order=order, solver_type=solver_type, lower_order_final=False
+    )
+    assert found == pytest.approx(min(order, 2), abs=0.1)
+
+
+def test_dpmpp_heun_is_exact_for_a_prediction_linear_in_lambda() -> None:
+    """And midpoint is not: x0 = lambda, whose ODE in lambda has a closed solution."""
+    a, b, c = 0.1, 0.3, 0.6
+
+    def eps_of(x: Tensor, level: float, x0: float) -> Tensor:
+        return (x - level**0.5 * x0) / (1 - level) ** 0.5
+
+    exact = ((1 - c) / (1 - b)) ** 0.5 * X
+    grid = torch.linspace(half_log_snr(b), half_log_snr(c), 20001, dtype=torch.float64)
+    weight = (1 - c) ** 0.5 * torch.trapezoid(grid.exp() * grid, grid)  # sigma_t times the integral
+    errors = {}
+    for solver_type in ("heun", "midpoint"):
+        history = dpmpp_step(X, eps_of(X, a, half_log_snr(a)), a, b)[2]
+        eps = eps_of(X, b, half_log_snr(b))
+        found = dpmpp_step(X, eps, b, c, history, solver_type=solver_type)[0]
+        errors[solver_type] = relative_error(found, exact + weight)
+    assert errors["heun"] < 1e-8 < 1e-3 < errors["midpoint"]
+
+
+def test_dpmpp_lowers_the_order_at_the_end_where_asked() -> None:
+    def error(num_steps: int, options: dict[str, Any]) -> float:
+        infos: list[StepInfo] = []
+        timesteps = linspace_timesteps(num_steps, drop_zero=True)
+        out = dpmpp_sample(
+            fake_eps(), X, timesteps, LEVELS, final_alpha=0.999, on_step=infos.append, **options
+        )
+        x, t = infos[-2].x, timesteps[-1]
+        return relative_error(out, ddim_step(x, fake_eps(x, t), LEVELS[t], 0.999)[0])
+
+    cases: list[tuple[int, dict[str, Any], bool]] = [
+        (10, {}, True),
+        (10, {"lower_order_final": False}, False),
+        (10, {"lower_order_final": False, "euler_at_final": True}, True),
+        (20, {"euler_at_final": True}, True),
+        (20, {}, False),
+    ]
+    for num_steps, options, lowered in cases:
+        assert (error(num_steps, options) < 1e-9) == lowered, (num_steps, options)
+
+
+def test_dpmpp_of_order_3_remembers_two_predictions_and_limits_them() -> None:
+    limit, history = clip_sample(0.4), ()
+    for a_t, a_prev, kept in ((0.1, 0.2, 1), (0.2, 0.4, 2), (0.4, 0.7, 2), (0.7, 0.7, 2), (0.7, 1.0, 2)):
+        x, pred_x0, history = dpmpp_step(X, NOISE, a_t, a_prev, history, order=3, limit=limit)
+        assert history[0].shape == (kept,) and float(history[0][0]) == a_t and len(history) == kept + 1
+        assert pred_x0.abs().max() <= 0.4 and bool(x.isfinite().all())
+    wrong: list[dict[str, Any]] = [
+        {"order": 4},
+        {"order": 0},
+        {"solver_type": "bh2"},
+        {"algorithm_type": "sde"},
+    ]
+    for options in wrong:
+        with pytest.raises(ValueError, match="orders 1 to 3|algorithm_type"):
+            dpmpp_step(X, NOISE, 0.4, 0.9, **options)

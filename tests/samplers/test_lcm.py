@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from samplers.lcm import lcm_sample, lcm_step, lcm_timesteps
-from samplers.schedule import StepInfo, make_alphas_cumprod, make_betas, predict_x0, q_sample
+from samplers.schedule import StepInfo, clip_sample, make_alphas_cumprod, make_betas, predict_x0, q_sample
 from tests.helpers.fake_denoiser import NoDoubleOnLatents, fake_eps, recorded_noise
 from tests.helpers.gaussian import perfect
 from tests.helpers.goldens import load_golden, relative_error
@@ -105,3 +105,10 @@ def test_lcm_works_in_low_precision(dtype: torch.dtype, tolerance: float) -> Non
     with NoDoubleOnLatents(dtype):
         out = run(X.to(dtype))
     assert out.dtype == dtype and relative_error(out.double(), run(X)) < tolerance
+
+
+def test_lcm_limits_the_clean_latent_before_the_boundary_condition() -> None:
+    x = 5 * torch.ones(1, 4, 2, 2, dtype=torch.float64)
+    _, free = lcm_step(x, torch.zeros_like(x), 999, 0.5, 1.0)
+    _, limited = lcm_step(x, torch.zeros_like(x), 999, 0.5, 1.0, limit=clip_sample())
+    assert free.max() > 7 and limited.max() == pytest.approx(1, abs=1e-6)

@@ -1,5 +1,8 @@
 """PLMS against LDM's and diffusers' trajectories, which one formulation gives, and its order of accuracy."""
 
+import math
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given
@@ -18,7 +21,14 @@ from samplers.schedule import (
     v_prediction,
 )
 from tests.helpers.fake_denoiser import NoDoubleOnLatents, fake_eps
-from tests.helpers.gaussian import convergence_order, perfect
+from tests.helpers.gaussian import (
+    START,
+    convergence_order,
+    gaussian_eps,
+    gaussian_flow,
+    perfect,
+    uneven_levels,
+)
 from tests.helpers.goldens import load_golden, relative_error
 
 LEVELS = make_alphas_cumprod(make_betas())
@@ -145,3 +155,58 @@ def test_pndm_draws_no_noise_and_reports_every_evaluation() -> None:
 def test_pndm_refuses_two_sources_of_noise() -> None:
     with pytest.raises(ValueError, match="both"):
         pndm_sample(fake_eps(), X, [1], LEVELS, noise=lambda *_: NOISE, generator=torch.Generator())
+
+
+@given(st.integers(1, 40))
+def test_pndm_from_runge_kutta_with_a_perfect_denoiser_recovers_x0(num_steps: int) -> None:
+    eps = (NOISE - LEVELS[999].sqrt() * X) / (1 - LEVELS[999]).sqrt()
+    timesteps = torch.cat([torch.tensor([999]), leading_timesteps(num_steps + 1)[1:]])
+    infos: list[StepInfo] = []
+    out = pndm_sample(
+        perfect(X, LEVELS),
+        NOISE,
+        timesteps,
+        LEVELS,
+        skip_prk_steps=False,
+        final_alpha=FIRST,
+        on_step=infos.append,
+    )
+    torch.testing.assert_close(out, FIRST**0.5 * X + (1 - FIRST) ** 0.5 * eps, rtol=0, atol=1e-9)
+    total = len(timesteps) + 3 * min(3, len(timesteps) - 1)
+    assert [info.step for info in infos] == list(range(total)) and {info.total for info in infos} == {total}
+    assert torch.equal(infos[-1].x, out)
+
+
+def even_order(num_steps: int, prediction: str, **options: Any) -> float:
+    """`convergence_order` with a table entry half-way between steps, of a net that may predict v."""
+    errors = []
+    for n in (num_steps, 2 * num_steps):
+        levels = uneven_levels(2 * n)
+        first, last = float(levels[-1]), float(levels[0])
+
+        def answer(x: Tensor, t: Tensor, levels: Tensor = levels) -> Tensor:
+            a = float(levels[t])
+            eps = gaussian_eps(x, a)
+            x0 = (x - (1 - a) ** 0.5 * eps) / a**0.5
+            return eps if prediction == "epsilon" else a**0.5 * eps - (1 - a) ** 0.5 * x0
+
+        out = pndm_sample(
+            answer, START, range(2 * n, 1, -2), levels, final_alpha=last, prediction=prediction, **options
+        )
+        errors.append((out - gaussian_flow(START, first, last)).abs().max().item())
+    return math.log2(errors[0] / errors[1])
+
+
+@pytest.mark.parametrize("skip_prk_steps", [True, False])
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+def test_pndm_is_of_second_order_by_either_start(skip_prk_steps: bool, prediction: str) -> None:
+    """As the paper proves, whatever the net predicts; where v itself is combined only of first."""
+    found = even_order(128, prediction, skip_prk_steps=skip_prk_steps)
+    assert found == pytest.approx(2, abs=0.1)
+    mixed = even_order(128, prediction, skip_prk_steps=skip_prk_steps, mix="output")
+    assert mixed == pytest.approx(2 if prediction == "epsilon" else 1, abs=0.15)
+
+
+def test_pndm_refuses_another_mix() -> None:
+    with pytest.raises(ValueError, match="mix is 'eps'"):
+        pndm_sample(fake_eps(), X, [1], LEVELS, mix="eps")

@@ -66,7 +66,29 @@ def test_repaint_states_walk_by_ones_and_jump_where_they_should(
     assert descents == expected
 
 
+@pytest.mark.parametrize(
+    "options, states",
+    [
+        # RePaint's get_schedule_jump(8, 2, 2, 2, start_resampling=4)
+        ({"num_steps": 8, "jump_length": 2, "jump_n_sample": 2, "n_sample": 2, "start_resampling": 4},
+         "7 6 5 4 5 4 3 4 3 2 3 2 3 4 3 4 3 2 3 2 1 2 1 0 1 0 1 2 1 2 1 0 1 0 -1"),
+        # get_schedule_jump(7, 1, 3, 2, 2, 2)
+        ({"num_steps": 7, "jump_length": 3, "jump_n_sample": 2, "inner_jumps": [(2, 2)]},
+         "6 5 4 5 6 5 4 3 4 5 6 5 4 5 6 5 4 3 2 3 4 3 2 1 0 1 2 1 0 1 2 3 2 3 4 3 2 1 0 1 2 1 0 -1"),
+        # get_schedule_jump(6, 1, 3, 2, 2, 2, 1, 2)
+        ({"num_steps": 6, "jump_length": 3, "jump_n_sample": 2, "inner_jumps": [(2, 2), (1, 2)]},
+         "5 4 5 4 3 4 3 2 3 2 3 4 3 4 3 2 3 2 1 2 1 0 1 0 1 2 1 2 1 0 1 0 1 2 3 2 3 2 3 4 3 4 3 2 3 2 1 2 1 0 1 0 1 2 1 2 1 0 1 0 -1"),
+    ],
+)  # fmt: skip
+def test_repaint_states_of_further_options_are_repaints(options: dict[str, Any], states: str) -> None:
+    assert repaint_states(**options) == [int(state) for state in states.split()]
+
+
 def test_repaint_states_refuses_counts_below_1() -> None:
+    wrong: list[dict[str, Any]] = [{"n_sample": 0}, {"inner_jumps": [(0, 2)]}]
+    for options in wrong:
+        with pytest.raises(ValueError, match="at least 1"):
+            repaint_states(5, jump_length=1, jump_n_sample=1, **options)
     for counts in ((0, 1, 1), (5, 0, 1), (5, 1, 0)):
         with pytest.raises(ValueError, match="at least 1"):
             repaint_states(counts[0], jump_length=counts[1], jump_n_sample=counts[2])

@@ -33,6 +33,27 @@ def test_official_indices_match_the_official_schedules() -> None:
         assert official_indices(num_steps, repeats=repeats, jump=jump) == indices, name
 
 
+@pytest.mark.parametrize(
+    ("num_steps", "repeats", "jump", "indices"),
+    [
+        (9, 2, 4, "8 7 6 5 4 3 2 1 5 4 3 2 1 0"),
+        (7, 2, 2, "6 5 4 3 5 4 3 2 1 3 2 1 0"),
+        (5, 3, 2, "4 3 2 1 3 2 1 3 2 1 0"),
+        (4, 2, 3, "3 2 1 0"),
+        (3, 2, 4, "2 1 0 0"),  # a jump longer than the run
+        (6, 1, 2, "5 4 3 2 1 0"),
+    ],
+)
+def test_official_indices_where_the_jump_does_not_divide_the_run(
+    num_steps: int, repeats: int, jump: int, indices: str
+) -> None:
+    """The official function's lists: jumps are counted from the first step, unlike RePaint's."""
+    found = official_indices(num_steps, repeats=repeats, jump=jump)
+    assert found == [int(index) for index in indices.split()]
+    plan = official_plan(range(num_steps, 0, -1), LEVELS, repeats=repeats, jump=jump)
+    assert [evaluation.t - 1 for evaluation in plan] == found
+
+
 def _stored_noise(golden: Golden) -> dict[tuple[str, int], Tensor]:
     """The stored draws by our (site, step)."""
     ours = {"p_sample_ddim": "step", "q_sample(source)": "known", "repaint_jump_back": "renoise"}

@@ -9,13 +9,24 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from samplers.euler import euler_sample
 from samplers.schedule import (
+    PREDICTIONS,
+    beta_quantiles,
+    beta_sigmas,
+    clip_sample,
+    diffusers_leading_timesteps,
+    dynamic_threshold,
     eps_from_velocity,
+    exponential_sigmas,
     half_log_snr,
+    incomplete_beta,
+    karras_sigmas,
     karras_steps,
     ldm_start_timesteps,
     ldm_timesteps,
     leading_timesteps,
+    lift_zero_level,
     linspace_timesteps,
     make_alphas_cumprod,
     make_betas,
@@ -24,10 +35,14 @@ from samplers.schedule import (
     q_sample,
     q_sample_between,
     rescale_zero_terminal_snr,
+    sigma_range,
+    sigma_steps,
     solver_steps,
     start_timesteps,
     step_levels,
+    to_eps,
     trailing_timesteps,
+    training_target,
     v_prediction,
     velocity,
 )
@@ -333,3 +348,232 @@ def test_half_log_snr_is_0_where_signal_and_noise_are_even() -> None:
     for level in (0.0, 1.0, math.nan):
         with pytest.raises(ValueError, match="level"):
             half_log_snr(level)
+
+
+def test_cosine_betas_give_the_papers_levels() -> None:
+    """Nichol and Dhariwal, eq. 17: levels are cos^2 over its start, but where a beta would exceed 0.999."""
+    betas = make_betas("squaredcos_cap_v2")
+    assert betas.dtype == torch.float64 and len(betas) == 1000
+    root = math.cos(0.008 / 1.008 * math.pi / 2)
+    t = (torch.arange(1, 1000, dtype=torch.float64) / 1000 + 0.008) / 1.008 * math.pi / 2
+    torch.testing.assert_close(make_alphas_cumprod(betas)[:-1], (t.cos() / root) ** 2, rtol=1e-9, atol=0)
+    assert betas[-1] == 0.999 and betas[-2] < 0.999
+
+
+@given(st.integers(1, 499), st.booleans())
+def test_diffusers_leading_steps_by_whole_strides(num_steps: int, drop_zero: bool) -> None:
+    timesteps = diffusers_leading_timesteps(num_steps, drop_zero=drop_zero)
+    assert len(timesteps) == num_steps and timesteps[0] <= 999
+    stride = 1000 // (num_steps + drop_zero)
+    assert timesteps[-1] == stride * drop_zero + 1 and bool((timesteps.diff() == -stride).all())
+
+
+def test_diffusers_leading_and_ours_differ_where_the_stride_is_no_whole_number() -> None:
+    for num_steps in (1, 8, 20, 50, 250, 1000):
+        assert torch.equal(diffusers_leading_timesteps(num_steps), leading_timesteps(num_steps))
+    assert (diffusers_leading_timesteps(30)[0], leading_timesteps(30)[0]) == (958, 967)
+    assert diffusers_leading_timesteps(20, drop_zero=True)[0] == 941
+
+
+def test_linspace_unrounded_is_diffusers_eulers() -> None:
+    timesteps = linspace_timesteps(20, rounded=False)
+    torch.testing.assert_close(timesteps, torch.linspace(999, 0, 20, dtype=torch.float64))
+    assert torch.equal(timesteps.round().long(), linspace_timesteps(20))
+    assert linspace_timesteps(1, rounded=False).tolist() == [999.0]
+
+
+# ---- sigma spacings ----------------------------------------------------------------------------------------
+
+SPACED = [karras_sigmas, exponential_sigmas, beta_sigmas]
+
+
+@given(st.sampled_from(SPACED), st.integers(1, 60), st.floats(0.001, 1), st.floats(1.5, 1000))
+def test_sigmas_fall_strictly_between_the_ends_asked_for(
+    spaced, num_steps: int, low: float, high: float
+) -> None:
+    sigmas = spaced(num_steps, low, high)
+    assert sigmas.dtype == torch.float64 and len(sigmas) == num_steps
+    assert sigmas[0] == high and (num_steps == 1 or sigmas[-1] == low)
+    assert bool((sigmas.diff() < 0).all())
+
+
+def test_sigmas_are_even_in_what_they_say() -> None:
+    for rho in (1.0, 3.0, 7.0):
+        roots = karras_sigmas(9, 0.03, 15, rho) ** (1 / rho)
+        torch.testing.assert_close(roots.diff(), roots.diff()[:1].expand(8))
+    logs = exponential_sigmas(9, 0.03, 15).log()
+    torch.testing.assert_close(logs.diff(), logs.diff()[:1].expand(8))
+    torch.testing.assert_close(beta_sigmas(9, 1, 3, 1, 1).diff(), torch.full((8,), -0.25).double())  # uniform
+
+
+@pytest.mark.parametrize("alpha, beta", [(0.6, 0.6), (1, 1), (0.3, 4), (5, 0.5), (20, 30)])
+def test_beta_quantiles_match_scipy(alpha: float, beta: float) -> None:
+    stats = pytest.importorskip("scipy.stats")
+    p = torch.linspace(0, 1, 33, dtype=torch.float64)
+    expected = torch.as_tensor(stats.beta.ppf(p.numpy(), alpha, beta))
+    torch.testing.assert_close(beta_quantiles(p, alpha, beta), expected, rtol=0, atol=1e-12)
+    expected = torch.as_tensor(stats.beta.cdf(p.numpy(), alpha, beta))
+    torch.testing.assert_close(incomplete_beta(p, alpha, beta), expected, rtol=0, atol=1e-12)
+
+
+@given(st.integers(0, 64), st.floats(0.2, 8), st.floats(0.2, 8))
+def test_incomplete_beta_is_mirrored(k: int, a: float, b: float) -> None:
+    point = torch.tensor([k / 64]).double()
+    torch.testing.assert_close(
+        incomplete_beta(point, a, b), 1 - incomplete_beta(1 - point, b, a), rtol=0, atol=1e-12
+    )
+
+
+@pytest.mark.parametrize(
+    "arguments", [(0, 0.1, 1), (3, 0, 1), (3, 2, 1), (3, 0.1, math.inf), (3, math.nan, 1)]
+)
+def test_sigmas_refuse_impossible_ranges(arguments: tuple) -> None:
+    for spaced in SPACED:
+        with pytest.raises(ValueError, match="num_steps|sigma_min"):
+            spaced(*arguments)
+    with pytest.raises(ValueError, match="rho"):
+        karras_sigmas(3, 0.1, 1, 0)
+    with pytest.raises(ValueError, match="Beta"):
+        beta_sigmas(3, 0.1, 1, 0.6, 0)
+
+
+def test_sigma_steps_gives_back_the_table_and_its_timesteps() -> None:
+    sigmas = ((1 - LEVELS) / LEVELS).sqrt().flip(0)
+    timesteps, levels = sigma_steps(sigmas, LEVELS)
+    assert relative_error(timesteps, torch.arange(999, -1, -1).double()) < 1e-9
+    torch.testing.assert_close(levels, LEVELS.flip(0), rtol=1e-14, atol=0)
+    assert torch.equal(sigma_steps(sigmas, LEVELS, rounded=True)[0], torch.arange(999, -1, -1))
+    assert levels[0] == LEVELS[-1] and levels[-1] == LEVELS[0]
+
+
+def test_sigma_steps_lie_between_neighbours_in_log_sigma_and_stay_in_the_table() -> None:
+    table = ((1 - LEVELS) / LEVELS).sqrt()
+    middle = float((table[400] * table[401]).sqrt())
+    timesteps, levels = sigma_steps([1e3, middle, 1e-3], LEVELS)
+    assert timesteps.tolist() == pytest.approx([999, 400.5, 0])
+    torch.testing.assert_close(((1 - levels) / levels).sqrt(), torch.tensor([1e3, middle, 1e-3]).double())
+    for sigmas in ([1.0, 1.0], [1.0, 2.0], [1.0, 0.0], [math.nan]):
+        with pytest.raises(ValueError, match="sigmas"):
+            sigma_steps(sigmas, LEVELS)
+
+
+def test_karras_steps_take_own_ranges_and_unrounded_timesteps() -> None:
+    timesteps, levels = karras_steps(5, LEVELS, sigma_min=0.1, sigma_max=10, rho=5, rounded=False)
+    torch.testing.assert_close(((1 - levels) / levels).sqrt(), karras_sigmas(5, 0.1, 10, 5))
+    assert timesteps.dtype == torch.float64
+    assert torch.equal(
+        timesteps.round().long(), karras_steps(5, LEVELS, sigma_min=0.1, sigma_max=10, rho=5)[0]
+    )
+    assert sigma_range(LEVELS) == pytest.approx((0.0292, 14.6146), abs=1e-4)  # Stable Diffusion's
+
+
+# ---- zero terminal SNR and predictions ---------------------------------------------------------------------
+
+
+def test_lift_zero_level_leaves_levels_falling() -> None:
+    """With Ho et al.'s betas at T = 1100 the last level but one is below 2^-24 already."""
+    for betas in (
+        make_betas(),
+        make_betas("linear", beta_start=1e-4, beta_end=0.02, num_train_timesteps=1100),
+    ):
+        zero = make_alphas_cumprod(rescale_zero_terminal_snr(betas))
+        levels = lift_zero_level(zero)
+        assert torch.equal(levels[:-1], zero[:-1]) and bool((levels.diff() < 0).all()) and levels[-1] > 0
+        assert len(solver_steps(range(len(levels) - 1, -1, -1), levels)) == len(levels)
+    assert levels[-2] < 2**-24 and float(lift_zero_level(LEVELS)[-1]) == float(LEVELS[-1])
+    assert lift_zero_level(make_alphas_cumprod(rescale_zero_terminal_snr(make_betas())))[-1] == 2**-24
+
+
+@given(st.floats(0.001, 0.999), st.integers(0, 3))
+def test_to_eps_finds_the_noise_in_every_prediction(a: float, seed: int) -> None:
+    x0, noise = (one.double() for one in _pair(seed))
+    x = math.sqrt(a) * x0 + math.sqrt(1 - a) * noise
+    outputs = {"epsilon": noise, "v_prediction": math.sqrt(a) * noise - math.sqrt(1 - a) * x0, "sample": x0}
+    for prediction in PREDICTIONS:
+        torch.testing.assert_close(to_eps(outputs[prediction], x, a, prediction), noise, rtol=0, atol=1e-10)
+    assert to_eps(noise.half(), x.half(), a).dtype == torch.float32
+
+
+def test_to_eps_refuses_what_has_no_meaning() -> None:
+    x, noise = _pair(0)
+    with pytest.raises(ValueError, match="'x0' is not known; it is one of epsilon, v_prediction, sample"):
+        to_eps(noise, x, 0.5, "x0")
+    with pytest.raises(ValueError, match="level a_t is 1.0"):
+        to_eps(noise, x, 1.0, "sample")
+
+
+@pytest.mark.parametrize("num_steps", [10, 20, 25, 30, 50])
+def test_v_prediction_at_fractions_is_the_samplers_own(num_steps: int) -> None:
+    """diffusers' "linspace" of Euler names fractions of timesteps; a table knows only whole ones."""
+    x, _ = _pair(5)
+    v = lambda x, t: 0.4 * torch.tanh(x) - 0.1  # noqa: E731
+    timesteps = torch.linspace(999, 0, num_steps, dtype=torch.float64)
+    wrapped = euler_sample(v_prediction(v, LEVELS), x, timesteps, LEVELS)
+    own = euler_sample(v, x, timesteps, LEVELS, prediction="v_prediction")
+    assert relative_error(wrapped, own) < 1e-6  # the wrapper is told t in float32
+    for outside in (999.5, -0.5, 1000, -1):
+        with pytest.raises(ValueError, match="0..999"):
+            v_prediction(v, LEVELS)(x, torch.tensor(outside))
+
+
+def test_the_latents_own_level_counts_where_the_timestep_is_rounded() -> None:
+    """A net that answers the true v of a known x0 at the latent's level: only that level recovers x0."""
+    x0, noise = (one.double() for one in _pair(6))
+    timesteps, levels = karras_steps(8, LEVELS)
+    own = iter(levels.tolist())
+
+    def v(x: Tensor, t: Tensor) -> Tensor:
+        a = next(own)
+        return (math.sqrt(a) * x - x0) / math.sqrt(1 - a)
+
+    out = euler_sample(v, noise, timesteps, LEVELS, levels=levels, prediction="v_prediction")
+    torch.testing.assert_close(out, x0, rtol=0, atol=1e-9)
+
+
+def test_training_targets_are_what_to_eps_takes_back() -> None:
+    x0, noise = (one.double() for one in _pair(7))
+    t = torch.tensor([3, 400, 990])
+    x = q_sample(x0, t, LEVELS, noise)
+    for prediction in PREDICTIONS:
+        target = training_target(x0, noise, t, LEVELS, prediction)
+        for k in range(3):
+            found = to_eps(target[k], x[k], LEVELS[t[k]], prediction)
+            torch.testing.assert_close(found, noise[k], rtol=0, atol=1e-9)
+    with pytest.raises(ValueError, match="'x0' is not known"):
+        training_target(x0, noise, t, LEVELS, "x0")
+
+
+# ---- keeping predictions in range --------------------------------------------------------------------------
+
+
+def test_clip_sample_cuts_both_ends() -> None:
+    x0 = torch.tensor([[-3.0, -0.5, 0.2, 2.0]])
+    assert clip_sample()(x0).tolist() == [[-1, -0.5, pytest.approx(0.2), 1]]
+    assert clip_sample(2.5)(x0).tolist() == [[-2.5, -0.5, pytest.approx(0.2), 2]]
+
+
+@given(st.floats(0, 1), st.sampled_from([0.5, 1.0, 1.7, math.inf]), st.integers(0, 5))
+def test_dynamic_threshold_is_the_papers_picture_by_picture(ratio: float, most: float, seed: int) -> None:
+    x0, _ = _pair(seed)
+    for whole, one in zip(dynamic_threshold(ratio, most)(3 * x0), 3 * x0, strict=True):
+        s = min(max(np.quantile(one.abs().numpy(), ratio), 1), most)
+        np.testing.assert_allclose(whole.numpy(), np.clip(one.numpy(), -s, s) / s, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("make", [lambda: clip_sample(0), lambda: clip_sample(math.nan),
+                                  lambda: dynamic_threshold(1.1), lambda: dynamic_threshold(0.9, 0)])  # fmt: skip
+def test_limits_refuse_impossible_ranges(make) -> None:
+    with pytest.raises(ValueError, match="above 0"):
+        make()
+
+
+def test_a_level_of_0_is_refused_where_a_sigma_is_asked_for() -> None:
+    zero = make_alphas_cumprod(rescale_zero_terminal_snr(make_betas()))
+    for ask in (
+        lambda: sigma_range(zero),
+        lambda: karras_steps(4, zero),
+        lambda: sigma_steps([3.0, 1.0], zero),
+        lambda: solver_steps([998.5, 1], zero),
+    ):
+        with pytest.raises(ValueError, match="lift_zero_level"):
+            ask()

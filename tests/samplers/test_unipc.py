@@ -11,7 +11,9 @@ from torch import Tensor
 from samplers.ddim import ddim_sample
 from samplers.schedule import (
     StepInfo,
-    ldm_timesteps,
+    clip_sample,
+    diffusers_leading_timesteps,
+    karras_steps,
     leading_timesteps,
     linspace_timesteps,
     make_alphas_cumprod,
@@ -34,7 +36,7 @@ def test_unipc_sample_matches_diffusers(case: str) -> None:
     golden = load_golden("schedulers", case)
     steps = golden.meta["num_inference_steps"]
     if "leading" in case:  # diffusers' multistep schedulers step by T // (N + 1) there
-        timesteps = ldm_timesteps(steps + 1)[-steps - 1 : -1]
+        timesteps = diffusers_leading_timesteps(steps, drop_zero=True)
     else:
         timesteps = linspace_timesteps(steps, drop_zero=True)
     seen = [golden["trajectory"][0]]
@@ -219,3 +221,29 @@ def test_unipc_refuses_what_has_no_meaning() -> None:
             noise=lambda *_: NOISE,
             generator=torch.Generator(),
         )
+
+
+@given(st.integers(1, 20), st.integers(1, 3), VARIANTS)
+def test_unipc_with_karras_sigmas_and_a_perfect_denoiser_recovers_x0(
+    num_steps: int, order: int, variant: str
+) -> None:
+    """Told the latent's own level, which is only near that of the timestep."""
+    _, levels = karras_steps(num_steps, LEVELS)
+    out = unipc_sample(
+        perfect(X, levels),
+        NOISE,
+        torch.arange(num_steps),
+        LEVELS,
+        levels=levels,
+        order=order,
+        variant=variant,
+    )
+    torch.testing.assert_close(out, X, rtol=0, atol=1e-8)
+
+
+def test_unipc_limits_what_it_predicts() -> None:
+    infos: list[StepInfo] = []
+    unipc_sample(
+        fake_eps(), 3 * X, leading_timesteps(8), LEVELS, limit=clip_sample(0.5), on_step=infos.append
+    )
+    assert all(info.pred_x0.abs().max() <= 0.5 for info in infos)

@@ -86,17 +86,34 @@ def test_zero_terminal_snr(tmp_path: Path, flag: bool | None) -> None:
 
 @pytest.mark.parametrize(
     "own",
-    [{"num_train_timesteps": 500}, {"num_train_timesteps": None}, {"trained_betas": [0.1] * 1000}, {"trained_betas": []}],
+    [{"num_train_timesteps": 500}, {"num_train_timesteps": None}, {"trained_betas": [0.1] * 999}, {"trained_betas": []},
+     {"trained_betas": [0.1] * 999 + [1.0]}, {"trained_betas": [0.1] * 999 + [0]}, {"trained_betas": "linear"},
+     {"trained_betas": [0.1] * 999 + [float("nan")]}, {"trained_betas": [0.1] * 999 + [True]}],
 )  # fmt: skip
-def test_a_noise_schedule_of_its_own_is_refused(tmp_path: Path, own: dict[str, Any]) -> None:
-    assert "a noise schedule of its own; expected 1000 timesteps" in refusal(source(tmp_path), own)
-    assert "a noise schedule of its own; expected 1000 timesteps" in refusal(source(tmp_path, own))
+def test_a_noise_schedule_that_is_none_of_1000_timesteps_is_refused(
+    tmp_path: Path, own: dict[str, Any]
+) -> None:
+    for line in (refusal(source(tmp_path), own), refusal(source(tmp_path, own))):
+        assert "expected 1000" in line and next(iter(own)) in line and len(line.splitlines()) == 1
+
+
+def test_trained_betas_and_other_schedules_are_followed(tmp_path: Path) -> None:
+    betas = [0.001 + 1e-6 * k for k in range(1000)]
+    for found in (
+        read_training(source(tmp_path), {"trained_betas": betas}),
+        read_training(source(tmp_path, {"trained_betas": betas}), {}),
+    ):
+        assert found == Training(trained_betas=tuple(betas))
+    said = {"beta_schedule": "squaredcos_cap_v2", "prediction_type": "sample"}
+    assert read_training(source(tmp_path), said) == Training("sample", "squaredcos_cap_v2")
 
 
 @pytest.mark.parametrize(
     ("said", "reason"),
     [
-        ({"prediction_type": "sample"}, "prediction_type = 'sample', expected epsilon or v_prediction"),
+        ({"prediction_type": "x0"}, "prediction_type = 'x0', expected one of epsilon, v_prediction, sample"),
+        ({"beta_schedule": "sigmoid"}, "beta_schedule = 'sigmoid', expected one of scaled_linear, linear"),
+        ({"beta_schedule": ["linear"]}, "beta_schedule = "),
         ({"prediction_type": ["epsilon"]}, "prediction_type"),
         ({"prediction_type": None}, "prediction_type = None"),
         ({"beta_start": 0.02}, "betas from 0.02 to 0.012"),

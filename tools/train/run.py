@@ -31,7 +31,7 @@ from msbd.train.state import RunFolder
 from msbd.train.validate import kept_weights, restore_pictures, validation_draws, validation_losses
 from nets.unet import ResnetBlock, Transformer
 from samplers.ddim import ddim_sample
-from samplers.schedule import trailing_timesteps, v_prediction
+from samplers.schedule import trailing_timesteps
 from weights.files import read_metadata, write_safetensors
 from weights.merge import PASD_KEYS, narrow, pack_delta
 
@@ -334,8 +334,8 @@ class BaseRun(Run):
         def predict(x: Tensor, t: Tensor) -> Tensor:
             return self.unet(x, t, inputs.context).float()
 
-        denoise = v_prediction(predict, alphas) if self.parts.prediction_type == "v_prediction" else predict
-        return [decode(self.parts.vae, ddim_sample(denoise, inputs.noise, timesteps, alphas)), inputs.clean]
+        drawn = ddim_sample(predict, inputs.noise, timesteps, alphas, prediction=self.parts.prediction_type)
+        return [decode(self.parts.vae, drawn), inputs.clean]
 
 
 def _on_cpu(net: nn.Module) -> dict[str, Tensor]:

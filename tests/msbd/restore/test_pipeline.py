@@ -36,6 +36,7 @@ from tests.helpers.tiny import ALPHAS
 from tests.helpers.tiny_restore import (
     SPEC,
     FakeControlNet,
+    FakeSamplePrediction,
     FakeUNet,
     FakeVAE,
     FakeVPrediction,
@@ -359,12 +360,13 @@ def test_information_and_the_users_words_make_the_prompt() -> None:
 # ---- predictions and schedules -----------------------------------------------------------------------------
 
 
-def test_a_net_that_predicts_v_gives_the_same_picture() -> None:
+@pytest.mark.parametrize(
+    ("unet", "prediction"), [(FakeVPrediction, "v_prediction"), (FakeSamplePrediction, "sample")]
+)
+def test_a_net_that_predicts_otherwise_gives_the_same_picture(unet: type[FakeUNet], prediction: str) -> None:
     nets = fake_nets()
     expected = run(nets)
-    found = pipeline(nets | {"unet": FakeVPrediction()}, prediction_type="v_prediction")(
-        SMALL, "a house", config=QUICK
-    )
+    found = pipeline(nets | {"unet": unet()}, prediction_type=prediction)(SMALL, "a house", config=QUICK)
     close(found.image, expected.image, 1e-4)
     assert expected.image.std() > 0.1
 

@@ -137,7 +137,7 @@ def changed_weights(base: State, trained: State, scale: float) -> dict[str, Tens
     return weights
 
 
-def plain_loop(rank: int | None, alpha: float, v_prediction: bool, start: State) -> dict[str, Tensor]:
+def plain_loop(rank: int | None, alpha: float, kind: str, start: State) -> dict[str, Tensor]:
     """Two updates by torch alone, from `start`: the trained tensors, by the objective's names."""
     unet = base_unet().double()
     base = dict(unet.state_dict())
@@ -151,7 +151,8 @@ def plain_loop(rank: int | None, alpha: float, v_prediction: bool, start: State)
             weights = changed_weights(base, weights, alpha / rank)
         x = a.sqrt() * inputs.z + (1 - a).sqrt() * inputs.noise
         eps = functional_call(unet, base | weights, (x, inputs.t, inputs.context))
-        target = a.sqrt() * inputs.noise - (1 - a).sqrt() * inputs.z if v_prediction else inputs.noise
+        velocity = a.sqrt() * inputs.noise - (1 - a).sqrt() * inputs.z
+        target = {"epsilon": inputs.noise, "v_prediction": velocity, "sample": inputs.z}[kind]
         optimizer.zero_grad()
         (eps - target).square().mean().backward()
         norm = (
@@ -165,11 +166,11 @@ def plain_loop(rank: int | None, alpha: float, v_prediction: bool, start: State)
 
 
 @pytest.mark.parametrize("rank", WAYS)
-@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
 def test_two_updates_equal_a_plain_loop(rank: int | None, kind: str) -> None:
     objective = make(rank, alpha=5.0, prediction_type=kind)
     start = {name: tensor.clone() for name, tensor in moved(objective).items()}
-    expected = plain_loop(rank, 5.0, kind == "v_prediction", start)
+    expected = plain_loop(rank, 5.0, kind, start)
     trainer = Trainer(objective, CONFIG)
     batches = feed(trainer, torch.float64)
     for _ in range(2):
