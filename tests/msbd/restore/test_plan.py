@@ -53,7 +53,7 @@ OUTSIDE: dict[str, tuple[Any, ...]] = {
 
 
 def test_every_option_but_words_and_switches_has_its_limits() -> None:
-    free = {"added_prompt", "negative_prompt", "init_latent_with_noise", "seed"}
+    free = {"added_prompt", "negative_prompt", "prompt_syntax", "init_latent_with_noise", "seed"}
     assert OUTSIDE.keys() == FIELDS - free
 
 
