@@ -67,7 +67,9 @@ def dpmpp_msde_step(
     if a_prev == 1:
         return pred_x0.to(x.dtype), pred_x0.to(x.dtype), history
     h = half_log_snr(a_prev) - now
-    if h <= 0:
+    if h == 0:
+        return x, pred_x0.to(x.dtype), history
+    if h < 0:
         raise ValueError(f"a step of the SDE goes to a cleaner level, got {a_t} and {a_prev}")
     whole = h * (1 + eta)
     rest = -math.expm1(-whole)  # 1 - e^(-h (1 + eta)): how much of the way to the prediction

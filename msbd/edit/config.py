@@ -14,7 +14,9 @@ from typing import Any, Literal
 from ..options import check_options, option
 
 Method = Literal["msbd", "naive", "segments", "first-stage-only"]
-Sampler = Literal["ddim", "unipc", "dpmpp", "euler", "lcm"]
+Sampler = Literal[
+    "ddim", "unipc", "dpmpp", "dpmpp_3m", "deis", "lms", "euler", "euler_a", "dpmpp_2m_sde", "dpmpp_3m_sde", "lcm"
+]  # fmt: skip
 Seam = Literal["adam", "closed-form", "asymmetric", "membrane", "none"]
 
 

@@ -16,7 +16,10 @@ from .prompts import GRAY_NEGATIVE, NEGATIVE, QUALITY_PROMPT
 
 Mode = Literal["sr", "stylize", "oldphoto", "colorize"]
 Method = Literal["pasd", "controlnet", "img2img", "rrdb", "bicubic"]
-Sampler = Literal["unipc", "ddim", "dpmpp", "euler", "euler_a", "pndm", "lcm"]
+Sampler = Literal[
+    "unipc", "ddim", "dpmpp", "dpmpp_3m", "dpmpp_2s", "deis", "euler", "euler_a", "heun", "dpm2", "dpm2_a", "lms",
+    "dpmpp_sde", "dpmpp_2m_sde", "dpmpp_3m_sde", "pndm", "lcm", "tcd",
+]  # fmt: skip
 NET_FREE: tuple[Method, ...] = ("bicubic", "rrdb")  # methods without diffusion
 NOT_PASD: tuple[Method, ...] = ("controlnet", "img2img")  # methods on the base's own U-Net
 
@@ -60,8 +63,14 @@ class RestoreConfig:
     # Sampling
     sampler: Sampler = option("unipc", "the solver; unipc is of second order, with B2(h)")
     num_inference_steps: int = option(20, "diffusion steps")
-    spacing: Literal["auto", "linspace", "leading", "trailing"] = option(
-        "auto", "how the timesteps are spread; auto is the sampler's usual way"
+    spacing: Literal["auto", "linspace", "leading", "trailing", "karras", "exponential", "beta"] = option(
+        "auto", "how the timesteps, or the sigmas, are spread; auto is the sampler's usual way"
+    )
+    sigma_min: float | None = option(
+        None, "least sigma of spacing karras, exponential and beta", unset="that of the first timestep"
+    )
+    sigma_max: float | None = option(
+        None, "greatest sigma of these, where the run starts", unset="that of the last timestep"
     )
     final_level: Literal["clean", "first"] = option(
         "clean", "where the last step ends: in no noise at all, or at the level of the first timestep"
@@ -204,7 +213,8 @@ class ResolvedRestoreConfig(RestoreConfig):
 
     Its defaults are PASD's on Stable Diffusion 1.5, in mode sr. Three fields are as they were said:
     `fidelity`; `alpha_a` and `added_noise_level`, which say the level that `RestorePlan.a_a` holds.
-    `tile_batch` None is what fits into memory when it runs.
+    `tile_batch` None is what fits into memory when it runs; `sigma_min` and `sigma_max` None are the ends of
+    the model's schedule.
     """
 
     guidance_scale: float = ModelSpec.guidance_scale
@@ -252,5 +262,6 @@ _RANGES: dict[str, tuple[float, float]] = {
     "latent_tiled_overlap": (0, inf),
     "encoder_tiled_size": (64, inf),
     "added_noise_level": (0, 999),
+    **dict.fromkeys(("sigma_min", "sigma_max"), (1e-6, 1e6)),
     "strength": (0.001, 1),
 }

@@ -31,7 +31,7 @@ from samplers.schedule import (
     NoiseSource,
     make_alphas_cumprod,
     make_betas,
-    q_sample,
+    q_sample_between,
 )
 
 from ..latents import decode, dtype_of, in_float32
@@ -253,14 +253,16 @@ class RestorePipeline:
         """z_N (1, 4, h, w), in float32, at the first timestep: Eq. 4; for the baselines pure noise, or
         SDEdit's start.
         """
-        config, plan, n = run.config, run.plan, int(run.plan.timesteps[0])  # N
+        config, plan = run.config, run.plan
         if config.init_latent_with_noise:
             return self._pure_noise(run)
         z_lr = self._with_vae(run, lambda vae: self._encode(run, vae, control))
         run.report("encode", 1, 1)
+        n = int(plan.timesteps[0])  # N
+        a_n = float(self.alphas_cumprod[n] if plan.levels is None else plan.levels[0])
         if config.method == "img2img":
-            return q_sample(z_lr, n, self.alphas_cumprod, run.noise("start", 0, tuple(z_lr.shape)))
-        return plan.rules.start(z_lr, float(self.alphas_cumprod[n]), plan.a_a, run.noise)  # Eq. 4
+            return q_sample_between(z_lr, 1.0, a_n, run.noise("start", 0, tuple(z_lr.shape)))
+        return plan.rules.start(z_lr, a_n, plan.a_a, run.noise)  # Eq. 4
 
     def _pure_noise(self, run: _Run) -> Tensor:
         shape = (1, self.vae.config.latent_channels, *run.plan.cells)
@@ -298,6 +300,7 @@ class RestorePipeline:
             plan.timesteps,
             self.alphas_cumprod,
             noise=run.noise,
+            levels=plan.levels,
             eta=config.eta,
             final_alpha=1.0 if config.final_level == "clean" else float(self.alphas_cumprod[0]),
             prediction=self.prediction_type,
@@ -310,7 +313,7 @@ class RestorePipeline:
 
         def predict(z_t: Tensor, t: Tensor, context: Tensor) -> Tensor:
             """eps(z_t, c) for each of b latents and texts: (b, 4, h, w), float32, from tiles."""
-            acting = hints if float(t) in plan.controlled else None
+            acting = hints if plan.controls(float(t)) else None
             of_tiles = partial(self._predict, run.config.conditioning_scale, acting, z_t, t, context)
             blend = plan.rules.blend(plan.tiles, *plan.cells)
             for tile, eps in in_batches(plan.tiles, of_tiles, run.tile_batch, run.halve):
@@ -320,10 +323,10 @@ class RestorePipeline:
         # Section 3.4 prints eps~(z_t, c) = eps(z_t, c) + w eps(z_t, c_neg), by which a larger w leads
         # *towards* the negative prompt. Computed is, as in Ho and Salimans and in the official code, eps~ =
         # eps(z_t, c_neg) + w (eps(z_t, c) - eps(z_t, c_neg)).
-        guided = () if torch.equal(run.cond, run.uncond) else plan.guided  # equal: nothing to lead away from
-        scale, interval = 1.0, None
-        if guided:
-            scale, interval = run.config.guidance_scale, (guided[-1], guided[0])  # w; the timesteps fall
+        interval = plan.guidance_interval
+        if torch.equal(run.cond, run.uncond):  # nothing to lead away from
+            interval = None
+        scale = 1.0 if interval is None else run.config.guidance_scale  # w
         return classifier_free_guidance(predict, run.cond, run.uncond, scale, interval)
 
     def _predict(

@@ -13,7 +13,7 @@ from torch import Tensor
 from samplers.schedule import make_alphas_cumprod, make_betas, start_timesteps
 
 from ..pixels.box import Box
-from ..solvers import evaluations, make_timesteps
+from ..solvers import evaluations, make_steps
 from .config import ADDED_NOISE_LEVEL, NET_FREE, ModelSpec, ResolvedRestoreConfig, RestoreConfig
 from .rules import ANS, RULES, Rules
 
@@ -36,6 +36,21 @@ class RestorePlan:
     controlled: tuple[float, ...]  # the timesteps at which the ControlNet acts
     guided: tuple[float, ...]  # those with classifier-free guidance
     a_a: float  # adjustable level of Eq. 4, 0 (pure noise) to 1 (Eq. 3)
+    levels: Tensor | None = None  # (N,) of the latent, where they are not those of the timesteps
+
+    def controls(self, t: float) -> bool:
+        """Whether the ControlNet acts at timestep `t`, which may lie within a step: then as at its start."""
+        return min((float(own) for own in self.timesteps if own >= t), default=t) in self.controlled
+
+    @property
+    def guidance_interval(self) -> tuple[float, float] | None:
+        """Lowest and highest timestep with guidance, those within the last guided step included; None for
+        none.
+        """
+        if not self.guided:
+            return None
+        after = [float(t) for t in self.timesteps if t < self.guided[-1]]
+        return (after[0] + 1e-3 if after else 0.0), self.guided[0]
 
     @property
     def rules(self) -> Rules:
@@ -57,7 +72,8 @@ class RestorePlan:
         """Evaluations of the nets: each tile by itself, both halves of the guidance as one."""
         if self.config.method in NET_FREE:
             return 0
-        return evaluations(self.config.sampler, len(self.timesteps)) * len(self.tiles)
+        clean = self.config.final_level == "clean"
+        return evaluations(self.config.sampler, len(self.timesteps), clean=clean) * len(self.tiles)
 
 
 @dataclass(frozen=True)
@@ -99,11 +115,14 @@ def plan_restore(
     )
     cells = padded_box.height // downscale, padded_box.width // downscale
     tiles = rules.latent_tiles(*cells, full.latent_tiled_size, full.latent_tiled_overlap)
-    timesteps = make_timesteps(full.sampler, full.num_inference_steps, spacing=full.spacing)
-    if full.method == "img2img":
-        timesteps = start_timesteps(timesteps, full.strength)
     if alphas_cumprod is None:
         alphas_cumprod = make_alphas_cumprod(make_betas())
+    timesteps, levels = make_steps(
+        full.sampler, full.num_inference_steps, full.spacing, alphas_cumprod, full.sigma_min, full.sigma_max
+    )
+    if full.method == "img2img":
+        timesteps = start_timesteps(timesteps, full.strength)
+        levels = None if levels is None else levels[-len(timesteps) :]
     return RestorePlan(
         config=full,
         input_size=input_size,
@@ -116,6 +135,7 @@ def plan_restore(
         controlled=_within(timesteps.tolist(), full.control_start, full.control_end),
         guided=_within(timesteps.tolist(), full.guidance_start, full.guidance_end),
         a_a=_adjustable_level(full, timesteps, alphas_cumprod),
+        levels=levels,
     )
 
 

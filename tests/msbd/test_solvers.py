@@ -1,20 +1,32 @@
 """The samplers by name: their steps in blended sampling, and the timesteps of part of a run."""
 
+from functools import partial
+from typing import get_args
+
 import pytest
 import torch
 from torch import Tensor
 
-from msbd.solvers import make_solver, make_timesteps, partial_timesteps
+from msbd.edit.config import Sampler as EditSampler
+from msbd.restore.config import Sampler as RestoreSampler
+from msbd.solvers import evaluations, make_solver, make_steps, make_timesteps, partial_timesteps, sample
 from samplers.dpmpp import dpmpp_sample
+from samplers.dpmpp_sde import dpmpp_msde_sample
 from samplers.euler import euler_sample
 from samplers.lcm import lcm_sample
+from samplers.lms import deis_sample, lms_sample
 from samplers.repaint import blended_sample, repaint_plan
-from samplers.schedule import make_alphas_cumprod, make_betas
+from samplers.schedule import StepInfo, make_alphas_cumprod, make_betas, sigma_range
 from samplers.unipc import unipc_sample
 
 ALPHAS = make_alphas_cumprod(make_betas())
 
-SOLVED = {"unipc": unipc_sample, "dpmpp": dpmpp_sample, "euler": euler_sample, "lcm": lcm_sample}
+SOLVED = {
+    "unipc": unipc_sample, "dpmpp": dpmpp_sample, "dpmpp_3m": partial(dpmpp_sample, order=3, lower_order_final=False),
+    "deis": partial(deis_sample, lower_order_final=False), "lms": lms_sample, "euler": euler_sample,
+    "euler_a": partial(euler_sample, eta=1.0), "dpmpp_2m_sde": dpmpp_msde_sample,
+    "dpmpp_3m_sde": partial(dpmpp_msde_sample, order=3), "lcm": lcm_sample,
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("sampler", SOLVED)
@@ -90,3 +102,67 @@ def test_part_of_a_run_starts_where_it_is_asked_to(sampler: str, start: float) -
     timesteps = partial_timesteps(sampler, 20, start).tolist()
     assert timesteps == sorted(set(timesteps), reverse=True) and timesteps[-1] > 0
     assert timesteps[0] <= 1000 * start
+
+
+def test_every_sampler_of_the_options_is_one() -> None:
+    assert set(get_args(EditSampler)) == {"ddim", *SOLVED}
+    for sampler in get_args(RestoreSampler):
+        assert len(make_timesteps(sampler, 4)) == 4
+
+
+SPACINGS = ("auto", "linspace", "leading", "trailing", "karras", "exponential", "beta")
+
+
+@pytest.mark.parametrize("sampler", get_args(RestoreSampler))
+@pytest.mark.parametrize("spacing", SPACINGS)
+def test_every_sampler_over_every_spacing(sampler: str, spacing: str) -> None:
+    """A net that knows the clean latent is believed, and a net is asked as often as said."""
+    if sampler in ("lcm", "tcd") and spacing != "auto":
+        with pytest.raises(
+            ValueError, match=f"{sampler} (has timesteps of its own|steps over whole timesteps)"
+        ):
+            make_steps(sampler, 5, spacing, ALPHAS)
+        return
+    if sampler in ("ddim", "pndm") and spacing in SPACINGS[4:]:
+        with pytest.raises(ValueError, match="euler takes ddim's steps"):
+            make_steps(sampler, 5, spacing, ALPHAS)
+        return
+    timesteps, levels = make_steps(sampler, 5, spacing, ALPHAS)
+    assert (levels is None) == (spacing in SPACINGS[:4]) and len(timesteps) == 5
+    x0, x = (torch.randn(1, 2, 3, 4, generator=torch.Generator().manual_seed(s)) for s in (1, 2))
+    for final_alpha in (1.0, float(ALPHAS[0])):
+        for prediction in ("sample", "epsilon"):
+            asked: list[float] = []
+            seen: list[StepInfo] = []
+
+            def net(x: Tensor, t: Tensor, prediction: str = prediction, asked: list[float] = asked) -> Tensor:
+                asked.append(float(t))
+                return x0 if prediction == "sample" else torch.tanh(x)
+
+            out = sample(
+                sampler, net, x, timesteps, ALPHAS, levels=levels, final_alpha=final_alpha, prediction=prediction,
+                noise=lambda site, step, shape: torch.zeros(shape), on_step=seen.append,
+            )  # fmt: skip
+            assert len(asked) == len(seen) == evaluations(sampler, 5, clean=final_alpha == 1)
+            assert out.isfinite().all() and all(0 <= t <= 999 for t in asked)
+            if prediction == "sample" and final_alpha == 1:
+                torch.testing.assert_close(out, x0, rtol=1e-3, atol=2e-3)
+
+
+@pytest.mark.parametrize("spacing", SPACINGS[4:])
+def test_own_ranges_of_sigma(spacing: str) -> None:
+    least, most = sigma_range(ALPHAS)
+    timesteps, levels = make_steps("euler", 6, spacing, ALPHAS)
+    assert levels is not None
+    sigmas = ((1 - levels) / levels).sqrt()
+    assert sigmas.tolist()[::5] == pytest.approx([most, least]) and timesteps.tolist()[::5] == pytest.approx(
+        [999, 0], abs=1e-6
+    )
+    timesteps, levels = make_steps("dpmpp", 6, spacing, ALPHAS, 0.1, 10.0)
+    assert levels is not None and not timesteps.is_floating_point()
+    assert ((1 - levels) / levels).sqrt().tolist()[::5] == pytest.approx([10.0, 0.1])
+    for wrong in ((0.5, 0.4), (0.001, None), (None, 20.0)):
+        with pytest.raises(ValueError, match="sigma_min is .* and sigma_max .*; expected 0.0"):
+            make_steps("euler", 6, spacing, ALPHAS, *wrong)
+    with pytest.raises(ValueError, match="sigma_min and sigma_max are for spacing karras, exponential, beta"):
+        make_steps("euler", 6, "auto", ALPHAS, 0.1)

@@ -188,7 +188,9 @@ def test_the_file_says_how_it_was_made(job: list[str], tmp_path: Path, model: Pa
     assert found.items() >= expected.items()
     assert found.keys() >= {field.name for field in dataclasses.fields(RestoreConfig)}
     assert None not in [
-        found[name] for name in found.keys() & OPTIONS.keys() - {"added_noise_level", "tile_batch"}
+        found[name]
+        for name in found.keys()
+        & OPTIONS.keys() - {"added_noise_level", "tile_batch", "sigma_min", "sigma_max"}
     ]
     again = RestoreConfig(**{name: value for name, value in found.items() if name in OPTIONS})
     assert again.seed == 7  # the settings in the file are settings
@@ -814,7 +816,7 @@ def test_every_option_has_a_flag_and_a_help_text() -> None:
 OTHERS: dict[str, str | None] = {
     "fidelity": "0.3", "alpha_a": "0.3", "added_noise_level": "300", "conditioning_scale": "0.3",
     "control_start": "0.3", "control_end": "0.3", "color_fix": "adain", "guidance_scale": "3",
-    "guidance_start": "0.3", "guidance_end": "0.3", "added_prompt": "x", "negative_prompt": "x", "prompt_syntax": "webui",
+    "guidance_start": "0.3", "guidance_end": "0.3", "added_prompt": "x", "negative_prompt": "x", "prompt_syntax": "webui", "sigma_min": "0.1", "sigma_max": "10",
     "method": "img2img", "sampler": "ddim", "num_inference_steps": "3", "spacing": "leading",
     "final_level": "first", "eta": "0.3", "init_latent_with_noise": None, "offset_noise_scale": "0.3",
     "posterior": "sample", "strength": "0.3", "formulas": "official", "ans": "fallback", "process_size": "300",

@@ -97,7 +97,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     ),
     "prompts": ("guidance_scale", "guidance_start", "guidance_end", "added_prompt", "negative_prompt", "prompt_syntax"),
     "sampling": (
-        "method", "sampler", "spacing", "final_level", "eta", "init_latent_with_noise", "offset_noise_scale",
+        "method", "sampler", "spacing", "sigma_min", "sigma_max", "final_level", "eta", "init_latent_with_noise", "offset_noise_scale",
         "posterior", "strength", "formulas", "ans",
     ),
     "sizes and tiles": (

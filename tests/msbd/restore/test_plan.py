@@ -49,6 +49,7 @@ OUTSIDE: dict[str, tuple[Any, ...]] = {
     "latent_tiled_overlap": (-1,),
     "added_noise_level": (-1, 1000),
     "strength": (0.0, 1.1),
+    **dict.fromkeys(("sigma_min", "sigma_max"), (0.0, -1.0, float("nan"))),
 }
 
 
@@ -122,7 +123,8 @@ def test_a_model_fills_in_all_that_is_open(
 ) -> None:
     options = options | dict([level] if level else [])
     full = RestoreConfig(**options).for_model(spec)
-    open_fields = {name for name in FIELDS if getattr(full, name) is None} - {"tile_batch", "fidelity"}
+    open_fields = {name for name in FIELDS if getattr(full, name) is None}
+    open_fields -= {"tile_batch", "fidelity", "sigma_min", "sigma_max"}
     assert len(open_fields) == 1 and open_fields <= {"alpha_a", "added_noise_level"}  # one says the level
     for name, value in options.items():
         if name == "color_fix" and options["mode"] == "colorize":
@@ -320,14 +322,17 @@ def test_timesteps_fall_from_where_the_picture_starts(sampler: Sampler, steps: i
     timesteps = make_timesteps(sampler, steps).tolist()
     assert len(timesteps) == steps and timesteps == sorted(set(timesteps), reverse=True)
     assert timesteps[0] == 999 or sampler == "pndm"
-    assert evaluations(sampler, steps) == steps + (sampler == "pndm" and steps > 1)
+    twice = sampler in ("heun", "dpm2", "dpm2_a", "dpmpp_sde")
+    assert evaluations(sampler, steps) == (
+        2 * steps - 1 if twice else steps + (sampler == "pndm" and steps > 1)
+    )
 
 
 @pytest.mark.parametrize("spacing, first", [("linspace", 999), ("leading", 951), ("trailing", 999)])
 def test_another_spacing(spacing: str, first: int) -> None:
     for sampler in SAMPLERS:
-        if sampler == "lcm":
-            with pytest.raises(ValueError, match="lcm has timesteps of its own"):
+        if sampler in ("lcm", "tcd"):
+            with pytest.raises(ValueError, match=f"{sampler} has timesteps of its own"):
                 make_timesteps(sampler, 20, spacing)
         else:
             assert make_timesteps(sampler, 20, spacing)[0] == first
@@ -352,17 +357,14 @@ def run(sampler: str, x: Tensor, steps: int = 20, **options: Any) -> Tensor:
     """Sampling a net that knows the clean latent, (0.5, -0.25, ...)."""
     clean = torch.linspace(-0.5, 0.5, x.numel()).view_as(x)
 
-    def denoise(at: Tensor, t: Tensor) -> Tensor:
-        a = float(ALPHAS[int(t)]) if float(t).is_integer() else float("nan")
-        return (at - a**0.5 * clean) / (1 - a) ** 0.5
-
     noise = torch.Generator().manual_seed(7)
 
     def draw(site: str, step: int, shape: tuple[int, ...]) -> Tensor:
         return torch.randn(shape, generator=noise)
 
     timesteps = make_timesteps(sampler, steps)
-    return sample(sampler, denoise, x, timesteps, ALPHAS, noise=draw, **options) - clean
+    told = {"prediction": "sample", "noise": draw} | options
+    return sample(sampler, lambda at, t: clean, x, timesteps, ALPHAS, **told) - clean
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
