@@ -304,9 +304,7 @@ class DownBlock(nn.Module):
         count = config.layers_per_block if "CrossAttn" in config.down_block_types[level] else 0
         self.attentions = nn.ModuleList(Transformer(level, config) for _ in range(count))
         coarsest = level == len(config.block_out_channels) - 1
-        self.downsamplers = nn.ModuleList(
-            [] if coarsest else [Downsample(width, config.downsample_padding)]
-        )
+        self.downsamplers = nn.ModuleList([] if coarsest else [Downsample(width, config.downsample_padding)])
 
     def forward(self, x: Tensor, temb: Tensor, context: Tensor) -> list[Tensor]:
         """Every layer's output in order, all of them skips, the last also what the next level gets."""

@@ -239,7 +239,11 @@ class Decoder(nn.Module):
         self.mid_block = MidBlock(widths[0], config)
         self.up_blocks = nn.ModuleList(
             UpBlock(
-                widths[max(i - 1, 0)], width, config.layers_per_block + 1, config, upsample=i < len(widths) - 1
+                widths[max(i - 1, 0)],
+                width,
+                config.layers_per_block + 1,
+                config,
+                upsample=i < len(widths) - 1,
             )
             for i, width in enumerate(widths)
         )
@@ -280,9 +284,7 @@ class AutoencoderKL(nn.Module):
                 f"AutoencoderKL.encode: the picture is {tuple(image.shape[-2:])} pixels, expected at least "
                 f"{self.downscale} along each side; pad it first"
             )
-        return DiagonalGaussian.from_moments(
-            self.quant_conv(self.encoder(image)), self.config.shift_factor
-        )
+        return DiagonalGaussian.from_moments(self.quant_conv(self.encoder(image)), self.config.shift_factor)
 
     def decode(self, latent: Tensor) -> Tensor:
         """Picture of an unscaled latent (B, latent_channels, h, w), about [-1, 1] and not clamped.

@@ -343,8 +343,6 @@ FOREIGN: dict[str, tuple[State, str]] = {
     "old embedding": ({"string_to_param": one}, "textual inversion"),
     "SRVGGNet": ({"body.0.weight": one, "body.0.bias": one, "body.1.weight": one}, "SRVGGNet"),
     "SRVGGNet in safetensors, sorted": ({"body.0.bias": one, "body.0.weight": one, "body.1.weight": one}, "SRVGGNet"),
-    "ControlNet single file": (under("control_model.", to_ldm_bare("unet")) | {"control_model.zero_convs.0.0.weight": one}, "ControlNet in its authors' layout"),
-    "ControlNet within a model": (LDM | {"control_model.zero_convs.0.0.weight": one}, "ControlNet in its authors' layout"),
     "AnimateDiff": (PARTS["unet"] | {"down_blocks.0.motion_modules.0.norm.weight": one}, "AnimateDiff"),
     "something else": ({"layers.0.weight": one}, "no family known here"),
     "nothing": ({}, "no family known here"),
