@@ -1,5 +1,5 @@
-"""What programs put around the weights of a file: a prefix before every key, marks without values that say how
-the model was trained, and the scales of 8-bit weights.
+"""What programs put around a file's weights: a prefix before every key, marks without values that say how the
+model was trained, and the scales of 8-bit weights.
 
 Reads    the marks `v_pred` and `ztsnr` of today's single files (v: Salimans and Ho 2022, arXiv:2202.00512;
          zero terminal SNR: Lin et al. 2023, arXiv:2305.08891, section 3.1), and the `scaled_fp8` layout
@@ -17,7 +17,7 @@ from .files import WeightsError
 State = Mapping[str, Tensor]
 
 # What a wrapper around a net puts before each of its keys: DataParallel, a checkpoint laid flat,
-# torch.compile, a trainer. ESRGAN's first code numbers its layers behind "model.", and LDM's U-Net has it too.
+# torch.compile, a trainer. ESRGAN's first code numbers its layers behind "model.", LDM's U-Net has it too.
 _WRAPPERS = ("module", "state_dict", "_orig_mod", "model", "net")
 _NO_WRAPPERS = ("model.diffusion_model.", *(f"model.{digit}" for digit in range(10)))
 _INNER = ("", "model.diffusion_model.", "diffusion_model.")  # where a mark may stand
@@ -87,8 +87,8 @@ def find_scales(state: State) -> tuple[dict[str, str], list[str]]:
 
 
 def scaled(key: str, weight: Tensor, scale: Tensor) -> Tensor:
-    """`weight` * `scale` in float32; `scale` is one number, or one for each of the weight's rows. WeightsError
-    for another shape.
+    """`weight` * `scale` in float32; `scale` is one number, or one for each of the weight's rows.
+    WeightsError for another shape.
     """
     rows = len(weight) if weight.ndim else 1
     if scale.numel() not in (1, rows) or not scale.is_floating_point():

@@ -54,7 +54,7 @@ def within(outer: tuple[str, str], inner: Pairs) -> list[tuple[str, str]]:
 
 
 def count(keys: Iterable[str], template: str, step: int = 1) -> int:
-    """How many of `template`, with {} = 0, step, 2 * step, ..., begin a key, up to the first that does not."""
+    """How many of `template`, with {} = 0, step, 2 step, ..., begin a key, up to the first that does not."""
     head, _, tail = template.partition("{}")
     rests = (key.removeprefix(head) for key in keys if key.startswith(head))
     found = {rest.partition(tail)[0] for rest in rests if tail in rest}

@@ -199,8 +199,8 @@ def find_parts(keys: Iterable[str]) -> dict[str, str]:
 
 
 def map_of(part: str, keys: Iterable[str]) -> KeyMap:
-    """The map of "unet", "vae" or "controlnet" for a net with these LDM keys (without prefix), of any number of
-    levels and layers.
+    """The map of "unet", "vae" or "controlnet" for a net with these LDM keys (without prefix), of any number
+    of levels and layers.
     """
     keys = set(keys)
     if part == "vae":

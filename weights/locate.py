@@ -2,9 +2,9 @@
 
 Model    a name of registry.py; a folder of files named by their part, as weights/mini/ and `tools.models
          convert` write it; a diffusers or PASD folder; one file with several nets
-Copying  this file, canonical.py, detect.py, esrgan.py, extras.py, fetch.py, fetch_hub.py, fields.py, files.py,
-         hub.py, keymap.py, ldm.py, lora.py, merge.py, ncnn.py, pickles.py and registry.py; torch, safetensors,
-         huggingface_hub
+Copying  this file, canonical.py, detect.py, esrgan.py, extras.py, fetch.py, fetch_hub.py, fields.py,
+         files.py, hub.py, keymap.py, ldm.py, lora.py, merge.py, ncnn.py, pickles.py and registry.py; torch,
+         safetensors, huggingface_hub
 """
 
 import os

@@ -44,11 +44,11 @@ def read_training(
     marks: Iterable[str] = (),
     prediction_type: str | None = None,
 ) -> Training:
-    """Of the U-Net at `source`, beside which `scheduler` is scheduler_config.json's content; `marks` are those
-    that its file has (canonical.Contents).
+    """Of the U-Net at `source`, beside which `scheduler` is scheduler_config.json's content; `marks` are
+    those that its file has (canonical.Contents).
 
-    `prediction_type` overrules what all these say of it. Raises WeightsError, also where a mark says one thing
-    and the file's metadata or the scheduler another.
+    `prediction_type` overrules what all these say of it. Raises WeightsError, also where a mark says one
+    thing and the file's metadata or the scheduler another.
     """
     path, config, marked = source.path, read_config(source, "unet"), told(marks)
     own = {"prediction_type": prediction_type} if prediction_type else {}
