@@ -9,6 +9,7 @@ and passes the `Located` on.
 
 import hashlib
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -442,8 +443,12 @@ def plan_facts(model: Model = "mini") -> PlanFacts:
 
 def model_notes(model: Located) -> list[str]:
     """What the model's files hold that nobody here knows and that was passed over, in words."""
-    parts = [part for part in ("unet", "controlnet", "pasd_added") if part in model.nets]
-    return list(dict.fromkeys(note for part in parts for note in model.contents(part).notes))
+    notes: dict[str, None] = {}
+    for part in ("unet", "controlnet", "pasd_added"):
+        if part in model.nets:
+            with suppress(WeightsError):  # which loading will say
+                notes |= dict.fromkeys(model.contents(part).notes)
+    return list(notes)
 
 
 def _downscale(located: Located) -> int:
@@ -515,7 +520,10 @@ def model_facts(located: Located) -> ModelFacts:
     Raises WeightsError where the model has no U-Net, and for settings that no model here can have.
     """
     source, usual = located.net("unet"), ModelSpec()
-    marks = located.contents("unet").marks
+    try:
+        marks = located.contents("unet").marks
+    except WeightsError:  # a plan needs no weights, and loading will say it
+        marks = ()
     stored = read_training(source, located.scheduler, marks, located.prediction_type)
     native, multiple = stored.native or usual.native, stored.multiple or usual.multiple
     if native % multiple:

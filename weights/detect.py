@@ -165,6 +165,8 @@ def refuse_channels(state: State, source: object = "the state dict") -> None:
     """WeightsError, beginning with `source`, for a U-Net that takes something else beside the latent; in
     LDM's layout and in diffusers'.
     """
+    if "controlnet_cond_embedding.conv_in.weight" in state:
+        return
     for key, tensor in state.items():
         of_unet = key == "conv_in.weight" or key.endswith("input_blocks.0.0.weight")
         if of_unet and tensor.ndim == 4 and (more := _MORE_CHANNELS.get(tensor.shape[1])):
@@ -240,6 +242,8 @@ def _check_blocks(state: State, sizes: Mapping[str, Any]) -> None:
 def _free(family: str, config: Mapping[str, Any], *, strangers: bool = False) -> dict[str, Any]:
     """What a config.json says that no shape tells. WeightsError for what no net here computes."""
     halves = {}
+    if "attention_head_dim" in FREE_FIELDS[family] and config.get("num_attention_heads") is not None:
+        config = {**config, "attention_head_dim": config["num_attention_heads"]}  # which goes before it there
     if family.startswith("clip_"):
         config = table_of(config, f"{family.removeprefix('clip_')}_config")
     if family == "clip":

@@ -51,7 +51,7 @@ FREE_FIELDS: dict[str, dict[str, str]] = {
 # ---- fields of which a net here has one value: that, or what says as little (null, false, "", []) ----------
 
 _ONLY_ENCODER = {
-    "only_cross_attention": False, "encoder_hid_dim": None, "encoder_hid_dim_type": None, "num_attention_heads": None,
+    "only_cross_attention": False, "encoder_hid_dim": None, "encoder_hid_dim_type": None,
     "class_embed_type": None, "num_class_embeds": None, "resnet_time_scale_shift": "default",
 }  # fmt: skip
 _ONLY_UNET = _ONLY_ENCODER | {
@@ -68,10 +68,11 @@ ONLY_FIELDS: dict[str, dict[str, Any]] = {
 
 # ---- fields that are passed over ---------------------------------------------------------------------------
 
-# What the tensors' shapes and names tell, of whichever family: a config.json is not asked for it.
+# What the tensors' shapes and names tell, of whichever family: a config.json is not asked for it. The first is
+# CLIP's too; detect.py reads it.
 _TOLD = {
     "in_channels", "out_channels", "block_out_channels", "layers_per_block", "cross_attention_dim", "transformer_layers_per_block",
-    "down_block_types", "mid_block_type", "up_block_types", "use_linear_projection", "addition_embed_type", "addition_embed_type_num_heads",
+    "num_attention_heads", "down_block_types", "mid_block_type", "up_block_types", "use_linear_projection", "addition_embed_type", "addition_embed_type_num_heads",
     "projection_class_embeddings_input_dim", "time_embedding_dim", "time_cond_proj_dim", "conditioning_channels",
     "conditioning_embedding_out_channels", "use_rrdb", "to_rgb", "return_rgbs", "variant", "zero_init", "latent_channels",
     "mid_attention", "mid_block_add_attention", "down_block_out_channels", "up_block_out_channels", "layers_per_down_block",
@@ -88,6 +89,8 @@ _IDLE = {
 # Families whose config.json is looked at in full. Those of transformers have a hundred fields of generation,
 # training and classification, whose names change with each version: of them only FREE_FIELDS are.
 _CHECKED = ("unet", "pasd_unet", "controlnet", "vae", "asymmetric_vae")
+# Those that this file says something of. A single file's config.json speaks of several nets.
+KNOWN_FIELDS = frozenset(_TOLD | _IDLE).union(*FREE_FIELDS.values(), *ONLY_FIELDS.values())
 
 
 def read_fields(family: str, config: Mapping[str, Any], *, strangers: bool = False) -> dict[str, Any]:
@@ -98,7 +101,7 @@ def read_fields(family: str, config: Mapping[str, Any], *, strangers: bool = Fal
     what no net here computes, and for a value of another kind.
     """
     free, only = FREE_FIELDS[family], ONLY_FIELDS.get(family, {})
-    known, checked = known_fields(family), family in _CHECKED and not strangers
+    checked = family in _CHECKED and not strangers
     found = {}
     for name, value in config.items():
         if name in free:
@@ -106,7 +109,7 @@ def read_fields(family: str, config: Mapping[str, Any], *, strangers: bool = Fal
                 found[name] = _checked(name, value, free[name])
         elif name in only:
             _check_only(name, value, only[name])
-        elif checked and not (name in known or name.startswith("_") or _says_nothing(value)):
+        elif checked and not (name in KNOWN_FIELDS or name.startswith("_") or _says_nothing(value)):
             raise WeightsError(
                 f"configured for {name!r:.60} = {value!r:.60}, a field that is not known here; take it out of config.json if "
                 "it changes nothing"
@@ -131,8 +134,3 @@ def _check_only(name: str, value: Any, only: Any) -> None:
 
 def _says_nothing(value: Any) -> bool:
     return value is None or value is False or value in ("", (), [], {})
-
-
-def known_fields(family: str) -> frozenset[str]:
-    """Every field of a config.json of `family` that this file says something of."""
-    return frozenset(FREE_FIELDS[family].keys() | ONLY_FIELDS.get(family, {}).keys() | _TOLD | _IDLE)

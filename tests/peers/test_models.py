@@ -20,7 +20,7 @@ from nets.vae import VAEConfig
 from tests.helpers.goldens import relative_error
 from tests.helpers.seeded_weights import load_seeded, seeded_input
 from tests.helpers.tiny_bundle import write_net_folder
-from weights.fields import FREE_FIELDS, ONLY_FIELDS, known_fields
+from weights.fields import FREE_FIELDS, KNOWN_FIELDS, ONLY_FIELDS
 from weights.files import WeightsError
 
 diffusers = pytest.importorskip("diffusers")
@@ -95,11 +95,11 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "addition_embed_type text_time": (
         {"addition_embed_type": "text_time", "addition_time_embed_dim": 4, "projection_class_embeddings_input_dim": 32}, "SDXL",
     ),
-    "attention_type gated": ({"attention_type": "gated", **WIDE}, "attention_type"),
+    "attention_type gated": ({"attention_type": "gated", **WIDE}, "GLIGEN"),
     "cross_attention_norm": (
         {"cross_attention_norm": "layer_norm", "down_block_types": ("SimpleCrossAttnDownBlock2D", "DownBlock2D"),
          "up_block_types": ("UpBlock2D", "SimpleCrossAttnUpBlock2D"), "mid_block_type": "UNetMidBlock2DSimpleCrossAttn",
-         "cross_attention_dim": 8}, "cross_attention_norm",
+         "cross_attention_dim": 8}, "added keys",
     ),
     "simple cross attention": (
         {"down_block_types": ("SimpleCrossAttnDownBlock2D", "DownBlock2D"), "up_block_types": ("UpBlock2D", "SimpleCrossAttnUpBlock2D"),
@@ -170,7 +170,7 @@ def test_no_field_of_diffusers_is_left_out_of_the_table() -> None:
         "unet": diffusers.UNet2DConditionModel, "controlnet": diffusers.ControlNetModel, "vae": diffusers.AutoencoderKL,
         "asymmetric_vae": diffusers.AsymmetricAutoencoderKL,
     }.items():  # fmt: skip
-        assert net._get_init_keys(net) - {"self"} <= known_fields(family), family
+        assert net._get_init_keys(net) - {"self"} <= KNOWN_FIELDS, family
         assert not FREE_FIELDS[family].keys() & ONLY_FIELDS[family].keys()
 
 
@@ -241,6 +241,7 @@ CONTROLNET_EQUAL: dict[str, dict[str, Any]] = {
     "mid_block_scale_factor": {"mid_block_scale_factor": 2.0},
     "downsample_padding": {"downsample_padding": 0},
     "heads per level": WIDE,
+    "num_attention_heads": {"num_attention_heads": 4, "attention_head_dim": 1},
 }
 CONTROLNET_REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "global_pool_conditions": ({"global_pool_conditions": True}, "global_pool_conditions"),
@@ -250,7 +251,6 @@ CONTROLNET_REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"only_cross_attention": True, "cross_attention_dim": 4},
         "only_cross_attention",
     ),
-    "num_attention_heads": ({"num_attention_heads": 4}, "num_attention_heads"),
 }
 
 
