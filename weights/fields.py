@@ -68,8 +68,8 @@ ONLY_FIELDS: dict[str, dict[str, Any]] = {
 
 # ---- fields that are passed over ---------------------------------------------------------------------------
 
-# What the tensors' shapes and names tell, of whichever family: a config.json is not asked for it. The first is
-# CLIP's too; detect.py reads it.
+# What the tensors' shapes and names tell, of whichever family: a config.json is not asked for it. But for
+# num_attention_heads, which is CLIP's too, and which detect.py reads.
 _TOLD = {
     "in_channels", "out_channels", "block_out_channels", "layers_per_block", "cross_attention_dim", "transformer_layers_per_block",
     "num_attention_heads", "down_block_types", "mid_block_type", "up_block_types", "use_linear_projection", "addition_embed_type", "addition_embed_type_num_heads",
