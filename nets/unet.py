@@ -79,6 +79,16 @@ class UNetConfig:
         ):  # fmt: skip
             if getattr(self, name) not in known:
                 raise ValueError(f"UNetConfig.{name} is {getattr(self, name)!r}: expected one of {known}")
+        for name in ("attention_head_dim", "transformer_layers_per_block"):
+            if len(self.per_level(found := getattr(self, name))) != levels:
+                raise ValueError(
+                    f"UNetConfig.{name} is {found}: expected one number, or {levels} (per level)"
+                )
+        if self.freq_shift >= self.block_out_channels[0] // 2:
+            raise ValueError(
+                f"UNetConfig.freq_shift is {self.freq_shift}: expected less than the number of frequencies, "
+                f"{self.block_out_channels[0] // 2}"
+            )
         all_heads = self.per_level(self.attention_head_dim)
         for level, (width, heads) in enumerate(zip(self.block_out_channels, all_heads, strict=True)):
             if width % self.norm_num_groups or (width % heads and self._attends(level)):

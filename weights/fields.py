@@ -15,9 +15,9 @@ _ACTIVATIONS = ("silu", "swish", "gelu", "mish", "relu")
 _ACTIVATION = f"activation ({', '.join(_ACTIVATIONS)})"
 _CHANNELS = "order of channels (rgb, bgr)"
 _KINDS: dict[str, Callable[[Any], bool]] = {
-    "count": lambda value: type(value) is int and value >= 1,
+    "count": lambda value: type(value) is int and 1 <= value < 2**31,
     "count or one per level": lambda value: all(map(_KINDS["count"], value if isinstance(value, tuple) else (value,))),
-    "index": lambda value: type(value) is int and value >= 0,
+    "index": lambda value: type(value) is int and 0 <= value < 2**31,
     "padding (0, 1)": lambda value: type(value) is int and value in (0, 1),
     "number above 0": lambda value: type(value) in (int, float) and 0 < value < 1e30,
     "number": lambda value: type(value) in (int, float) and abs(value) < 1e30,
@@ -119,7 +119,8 @@ def read_fields(family: str, config: Mapping[str, Any], *, strangers: bool = Fal
 
 def _checked(name: str, value: Any, kind: str) -> Any:
     if not _KINDS[kind](value):
-        raise WeightsError(f"configured for {name} = {value!r:.60}, expected a {kind}")
+        article = "an" if kind[0] in "aeio" else "a"
+        raise WeightsError(f"configured for {name} = {value!r:.60}, expected {article} {kind}")
     return value.lower() if kind == _ACTIVATION else value
 
 
