@@ -9,6 +9,7 @@ and passes the `Located` on.
 
 import hashlib
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -31,7 +32,7 @@ from weights.locate import Located, find_enlarger, locate
 from weights.lora import Lora
 from weights.merge import base_tensors
 from weights.registry import INSTALL_UPSCALERS, MODELS, check_kind
-from weights.settings import read_normalisation, read_restoring, read_training
+from weights.settings import PREDICTION_TYPES, read_normalisation, read_restoring, read_training
 from weights.tokenizer import CONTEXT, PromptTokenizer, load_tokenizer
 
 from .edit.config import ModelSpec
@@ -63,20 +64,22 @@ def load_edit_pipeline(
     vae: str | Path | None = None,
     seam_decoder: str | Path | None = None,
     embeddings: Embeddings = (),
+    prediction_type: str | None = None,
 ) -> EditPipeline:
     """The ready `EditPipeline` of a model: a name ("mini", "sd-v1-5"), a folder or a file, with `loras`
     merged in and `embeddings`, files of textual inversions, taught.
 
     `upscaler` and `vae`, a name, folder or file each, take the place of its own; `seam_decoder` is the
-    mask-conditioned decoder that seam "asymmetric" needs. A `Located` model's files are not read a second
-    time. The U-Net gets `dtype`: float32, bfloat16 or float16. The VAE stays in float32
-    where that is float16, whose range its activations exceed; CLIP is float32 on a CPU. A model may come
-    without CLIP or an upscaler: then candidates are not ranked, and a second stage needs upscaling_mode
-    bilinear. Raises WeightsError, one line, for an unknown name, and for a file that is missing, damaged, of
-    another kind, or not of one model with the others; ValueError for another dtype.
+    mask-conditioned decoder that seam "asymmetric" needs; `prediction_type` ("epsilon", "v_prediction") is
+    what the U-Net predicts, whatever its files say. A `Located` model's files are not read a second time.
+    The U-Net gets `dtype`: float32, bfloat16 or float16. The VAE stays in float32 where that is float16,
+    whose range its activations exceed; CLIP is float32 on a CPU. A model may come without CLIP or an
+    upscaler: then candidates are not ranked, and a second stage needs upscaling_mode bilinear. Raises
+    WeightsError, one line, for an unknown name, and for a file that is missing, damaged, of another kind, or
+    not of one model with the others; ValueError for another dtype or prediction type.
     """
     place = make_placement(device, dtype)
-    located = locate_editor(model, upscaler=upscaler, vae=vae)
+    located = locate_editor(model, upscaler=upscaler, vae=vae, prediction_type=prediction_type)
     facts = model_facts(located)
     parts = ModelParts(located, _read_loras(loras))
     unet, autoencoder = parts.net("unet"), parts.net("vae")
@@ -111,14 +114,25 @@ def load_edit_pipeline(
 
 
 def locate_editor(
-    model: Model, *, upscaler: str | Path | None = None, vae: str | Path | None = None
+    model: Model,
+    *,
+    upscaler: str | Path | None = None,
+    vae: str | Path | None = None,
+    prediction_type: str | None = None,
 ) -> Located:
-    """Where a model for editing lies, with another upscaler and autoencoder where asked for. WeightsError
-    where one of them is not on this machine, or is none.
+    """Where a model for editing lies, with another upscaler, autoencoder and kind of prediction where asked
+    for. WeightsError where one of them is not on this machine, or is none; ValueError for another kind.
     """
     if not isinstance(model, Located):
         check_kind(model, "base", "restorer")
-    return _with_parts(_locate(model), upscaler, vae)
+    return _predicting(_with_parts(_locate(model), upscaler, vae), prediction_type)
+
+
+def _predicting(located: Located, prediction_type: str | None) -> Located:
+    """The model whose U-Net predicts `prediction_type`, whatever its files say; None leaves it to them."""
+    if prediction_type not in (None, *PREDICTION_TYPES):
+        raise ValueError(f"prediction_type is {prediction_type!r}; expected {', '.join(PREDICTION_TYPES)}")
+    return replace(located, prediction_type=prediction_type) if prediction_type else located
 
 
 def _with_parts(located: Located, upscaler: str | Path | None, vae: str | Path | None) -> Located:
@@ -167,13 +181,15 @@ def locate_restorer(
     base: str | Path | None = None,
     upscaler: str | Path | None = None,
     vae: str | Path | None = None,
+    prediction_type: str | None = None,
 ) -> RestoreModel:
     """Where PASD's model for `mode` and its base lie; for method rrdb, where `upscaler` lies, or else that of
     the model, of its base, or of this machine. `method` None is rrdb for an upscaler alone, else pasd.
 
-    `vae` takes the place of the autoencoders of both. Raises WeightsError, one line, where one is not on this
-    machine, `base` is no model (a LoRA is none), or a net is missing that `method` cannot do without;
-    ValueError for an unknown method.
+    `vae` takes the place of the autoencoders of both, and `prediction_type` of what both say that they
+    predict. Raises WeightsError, one line, where one is not on this machine, `base` is no model (a LoRA is
+    none), or a net is missing that `method` cannot do without; ValueError for an unknown method or
+    prediction type.
     """
     if method is not None and method not in get_args(Method):
         raise ValueError(f"method is {method!r}; expected {', '.join(get_args(Method))}")
@@ -201,6 +217,7 @@ def locate_restorer(
     both = _with_parts(both, upscaler, vae)
     if other is not None and vae is not None:
         other = other.without("vae")  # nothing is blended into it
+    both, other = _predicting(both, prediction_type), other and _predicting(other, prediction_type)
     if method in (None, "pasd", "controlnet"):
         both.net("controlnet")
     return RestoreModel(method or "pasd", own, other, both)
@@ -245,13 +262,14 @@ def load_restore_pipeline(
     upscaler: str | Path | None = None,
     vae: str | Path | None = None,
     embeddings: Embeddings = (),
+    prediction_type: str | None = None,
 ) -> RestorePipeline:
     """The ready `RestorePipeline` of a model of PASD's: a name ("mini", "pasd"), a folder, or a file together
     with its base. With `method` rrdb or bicubic, or of an upscaler ("realesrgan-x4plus"), no other net is
     loaded, and only these two methods run.
 
-    `model` may be what `locate_restorer` found, with its own `mode`, `method`, `base`, `upscaler` and `vae`:
-    no file is read twice then.
+    `model` may be what `locate_restorer` found, with its own `mode`, `method`, `base`, `upscaler`, `vae` and
+    `prediction_type`: no file is read twice then.
 
     `base`, a Stable Diffusion 1.x model, replaces the U-Net, VAE and text encoder. With `base_weight` w < 1
     each is blended: (1 - w) own + w base. A part the model lacks comes from `base` entirely. PASD's layers
@@ -262,12 +280,15 @@ def load_restore_pipeline(
     """
     place = make_placement(device, dtype)
     if isinstance(model, RestoreModel):
-        if (base, upscaler, vae) != (None, None, None) or method not in (None, model.method):
+        given = (base, upscaler, vae, prediction_type)
+        if given != (None,) * 4 or method not in (None, model.method):
             raise ValueError(
-                "a RestoreModel has its own method, base, upscaler and vae; give them to locate_restorer"
+                "a RestoreModel has its own method, base, upscaler, vae and prediction_type; give them to locate_restorer"
             )
     else:
-        model = locate_restorer(model, mode=mode, method=method, base=base, upscaler=upscaler, vae=vae)
+        model = locate_restorer(
+            model, mode=mode, method=method, base=base, upscaler=upscaler, vae=vae, prediction_type=prediction_type
+        )  # fmt: skip
     located, other = model.both, model.base
     if model.method in NET_FREE:
         if loras or embeddings or vae is not None or base_weight != 1:
@@ -431,6 +452,16 @@ def plan_facts(model: Model = "mini") -> PlanFacts:
     return PlanFacts(facts.spec, facts.alphas_cumprod, downscale, "rrdb" in located.nets)
 
 
+def model_notes(model: Located) -> list[str]:
+    """What the model's files hold that nobody here knows and that was passed over, in words."""
+    notes: dict[str, None] = {}
+    for part in ("unet", "controlnet", "pasd_added"):
+        if part in model.nets:
+            with suppress(WeightsError):  # which loading will say
+                notes |= dict.fromkeys(model.contents(part).notes)
+    return list(notes)
+
+
 def _downscale(located: Located) -> int:
     """Pixels: the side of the latent cells of the model's autoencoder, by its tensors' shapes."""
     return fit_net(located.contents("vae").tensors("vae"), located.net("vae")).net.downscale
@@ -495,12 +526,16 @@ class ModelFacts:
 
 
 def model_facts(located: Located) -> ModelFacts:
-    """The model's sizes, noise schedule and prediction type; of its tensors nothing is read.
+    """The model's sizes, noise schedule and prediction type; of its tensors only the marks are looked at.
 
     Raises WeightsError where the model has no U-Net, and for settings that no model here can have.
     """
     source, usual = located.net("unet"), ModelSpec()
-    stored = read_training(source, located.scheduler)
+    try:
+        marks = located.contents("unet").marks
+    except WeightsError:  # a plan needs no weights, and loading will say it
+        marks = ()
+    stored = read_training(source, located.scheduler, marks, located.prediction_type)
     native, multiple = stored.native or usual.native, stored.multiple or usual.multiple
     if native % multiple:
         raise WeightsError(

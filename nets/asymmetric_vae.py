@@ -33,6 +33,7 @@ class AsymmetricVAEConfig:
     # At how many places, from the finest on, the decoder takes what is kept from the picture: after the last
     # resolution and before each. All five in the official files.
     condition_layers: int = 5
+    act_fn: str = "silu"  # of the residual blocks, as in vae.py
 
     def __post_init__(self) -> None:
         if len(self.down_block_out_channels) != len(self.up_block_out_channels):
@@ -74,6 +75,7 @@ class AsymmetricVAEConfig:
             norm_num_groups=self.norm_num_groups,
             scaling_factor=self.scaling_factor,
             mid_attention=self.mid_attention,
+            act_fn=self.act_fn,
         )
 
 

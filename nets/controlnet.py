@@ -28,6 +28,14 @@ class ControlNetConfig(UNetConfig):
     conditioning_embedding_out_channels: tuple[int, ...] = (16, 32, 96, 256)  # widths at 1, 1/2, 1/4, 1/8
     use_rrdb: bool = False  # two RRDBs at the picture's full size: the `_rrdb` checkpoints
     to_rgb: bool = True  # heads that show the picture at 1/2, 1/4, 1/8: for training, absent in some files
+    controlnet_conditioning_channel_order: str = "rgb"  # what its encoder was trained on: "rgb" or "bgr"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if (order := self.controlnet_conditioning_channel_order) not in ("rgb", "bgr"):
+            raise ValueError(
+                f"ControlNetConfig.controlnet_conditioning_channel_order is {order!r}: expected 'rgb' or 'bgr'"
+            )
 
 
 class ControlOutput(NamedTuple):
@@ -45,6 +53,7 @@ class DegradationRemoval(nn.Module):
     def __init__(self, config: ControlNetConfig) -> None:
         super().__init__()
         widths = config.conditioning_embedding_out_channels
+        self.bgr = config.controlnet_conditioning_channel_order == "bgr"
         self.conv_in = nn.Conv2d(config.conditioning_channels, widths[0], 3, padding=1)
         rrdbs = (RRDB(widths[0], num_grow_ch=widths[0]) for _ in range(2 if config.use_rrdb else 0))
         self.preprocesser = nn.Sequential(*rrdbs)  # sic, on disk
@@ -58,7 +67,7 @@ class DegradationRemoval(nn.Module):
 
     def forward(self, image: Tensor) -> tuple[Tensor, list[Tensor]]:
         """(B, 3, H, W) -> hint (B, C, ceil(H/8), ceil(W/8)), and the features that the toRGB heads see."""
-        x = self.preprocesser(F.silu(self.conv_in(image)))
+        x = self.preprocesser(F.silu(self.conv_in(image.flip(1) if self.bgr else image)))
         pyramid = []
         for i, conv in enumerate(self.blocks):
             x = F.silu(conv(x))

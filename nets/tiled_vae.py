@@ -16,7 +16,7 @@ so its result is neither. Its fast mode is ours but for the second normalisation
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -93,14 +93,15 @@ class TiledAutoencoder:
         """As AutoencoderKL.encode: the latents of `image` (B, in_channels, H, W), or its ValueError."""
         if min(image.shape[-2:]) < self.downscale or _fits(image, self.encoder_tile, _PAD["encoder"]):
             return self.vae.encode(image)
-        return DiagonalGaussian.from_moments(self.vae.quant_conv(self._run(self.vae.encoder, image)))
+        moments = self.vae.quant_conv(self._run(self.vae.encoder, image))
+        return DiagonalGaussian.from_moments(moments, self.vae.config.shift_factor)
 
     @torch.no_grad()
     def decode(self, latent: Tensor) -> Tensor:
         """As AutoencoderKL.decode: the picture of an unscaled latent (B, latent_channels, h, w)."""
         if _fits(latent, self.decoder_tile, _PAD["decoder"]):
             return self.vae.decode(latent)
-        return self._run(self.vae.decoder, self.vae.post_quant_conv(latent))
+        return self._run(self.vae.decoder, self.vae.post_quant_conv(self.vae.unshifted(latent)))
 
     def _run(self, half: Encoder | Decoder, x: Tensor) -> Tensor:
         tile = self.decoder_tile if isinstance(half, Decoder) else self.encoder_tile
@@ -225,12 +226,12 @@ class _Walk:
         return self._convolve(layer.conv, x, enlarge=2)
 
     def _resnet(self, block: ResnetBlock, x: Tensor) -> Tensor:
-        h = self._convolve(block.conv1, x, norm=block.norm1)
+        h = self._convolve(block.conv1, x, norm=block.norm1, act=block.act)
         shortcut = block.conv_shortcut
         if isinstance(shortcut, nn.Conv2d):  # of one cell each, so it can overwrite what it reads
             room = x[:, : shortcut.out_channels] if shortcut.out_channels <= x.shape[1] else None
             x = self._convolve(shortcut, x, out=room)
-        return self._convolve(block.conv2, h, norm=block.norm2, out=x, add=True)
+        return self._convolve(block.conv2, h, norm=block.norm2, act=block.act, out=x, add=True)
 
     def _attend(self, block: Attention, x: Tensor) -> Tensor:
         """Every cell attends to all cells, so few queries at a time that no N x N scores are ever held."""
@@ -251,17 +252,18 @@ class _Walk:
         x: Tensor,
         *,
         norm: nn.GroupNorm | None = None,
+        act: Callable[[Tensor], Tensor] = F.silu,
         enlarge: int = 1,
         out: Tensor | None = None,
         add: bool = False,
     ) -> Tensor:
-        """conv(silu(norm(x))) of `x` repeated `enlarge` times: a new map, or put in (added to) `out`."""
+        """conv(act(norm(x))) of `x` repeated `enlarge` times: a new map, or put in (added to) `out`."""
         pads = _pads(conv)
         height, width = (
             (side * enlarge + sum(pads) - conv.kernel_size[0]) // conv.stride[0] + 1 for side in x.shape[2:]
         )
         for top, bottom in _spans(height, self._strips):
-            part = self._rows(conv, x, top, bottom, norm, enlarge)
+            part = self._rows(conv, x, top, bottom, norm, act, enlarge)
             out = self._map_like(part, height, width) if out is None else out
             rows = out[:, :, top:bottom]
             if add:
@@ -272,8 +274,9 @@ class _Walk:
         return out
 
     def _rows(
-        self, conv: nn.Conv2d, x: Tensor, top: int, bottom: int, norm: nn.GroupNorm | None, enlarge: int
-    ) -> Tensor:
+        self, conv: nn.Conv2d, x: Tensor, top: int, bottom: int, norm: nn.GroupNorm | None,
+        act: Callable[[Tensor], Tensor], enlarge: int,
+    ) -> Tensor:  # fmt: skip
         """Rows `top` to `bottom` of what `_convolve` gives; zeros only beyond the map's borders."""
         before, after = _pads(conv)
         low = top * conv.stride[0] - before  # the rows that the kernel sees: from low to high
@@ -281,7 +284,8 @@ class _Walk:
         first, last = max(low, 0), min(high, x.shape[2] * enlarge)  # of these, what there is
         part = x[:, :, first // enlarge : math.ceil(last / enlarge)].to(self._device)
         if norm is not None:
-            part = F.silu(self._normalise(norm, x, part), inplace=True)
+            part = self._normalise(norm, x, part)
+            part = F.silu(part, inplace=True) if act is F.silu else act(part)
         if enlarge > 1:
             part = F.interpolate(part, scale_factor=float(enlarge), mode="nearest")
             part = part[:, :, first % enlarge :][:, :, : last - first]

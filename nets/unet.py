@@ -30,6 +30,11 @@ _DOWN_KINDS = ("DownBlock2D", "CrossAttnDownBlock2D")
 _MID_KINDS = ("UNetMidBlock2D", "UNetMidBlock2DCrossAttn")
 _UP_KINDS = ("UpBlock2D", "CrossAttnUpBlock2D")
 
+# Activations by the names that config.json has for them, in small letters.
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "silu": F.silu, "swish": F.silu, "gelu": F.gelu, "mish": F.mish, "relu": F.relu,
+}  # fmt: skip
+
 
 @dataclass(frozen=True)
 class UNetConfig:
@@ -50,6 +55,13 @@ class UNetConfig:
     norm_eps: float = 1e-5  # of the GroupNorms in residual blocks and before conv_out
     flip_sin_to_cos: bool = True  # timestep embedding: cosines first
     freq_shift: int = 0  # timestep embedding: subtracted from the number of frequencies
+    act_fn: str = "silu"  # of the residual blocks, the time embedding and before conv_out; see ACTIVATIONS
+    timestep_post_act: str | None = None  # activation after the time embedding's second layer
+    time_embedding_act_fn: str | None = None  # activation of the sum of all embeddings, before act_fn
+    center_input_sample: bool = False  # x becomes 2 x - 1 before conv_in; of a U-Net, not of a ControlNet
+    mid_block_scale_factor: float = 1.0  # the outputs of the middle's residual blocks are divided by it
+    # Of the convolutions that halve: 1, or 0 for a row and a column of zeros below and to the right only.
+    downsample_padding: int = 1
     addition_embed_type: str | None = None  # "text_time": SDXL's pooled text and sizes, see `UNet.embed_time`
     addition_time_embed_dim: int = 256  # text_time: sinusoids per size
     projection_class_embeddings_input_dim: int = 2816  # text_time: 1280 of pooled text + 6 sizes * 256
@@ -60,16 +72,38 @@ class UNetConfig:
             found = getattr(self, name)
             if len(found) != levels or not set(found) <= set(kinds):
                 raise ValueError(f"UNetConfig.{name} is {found}: expected {levels} (per level) of {kinds}")
-        for name, kinds in (("mid_block_type", _MID_KINDS), ("addition_embed_type", (None, "text_time"))):
-            if getattr(self, name) not in kinds:
-                raise ValueError(f"UNetConfig.{name} is {getattr(self, name)!r}: expected one of {kinds}")
+        acts = tuple(ACTIVATIONS)
+        for name, known in (
+            ("mid_block_type", _MID_KINDS), ("addition_embed_type", (None, "text_time")), ("downsample_padding", (0, 1)),
+            ("act_fn", acts), ("timestep_post_act", (None, *acts)), ("time_embedding_act_fn", (None, *acts)),
+        ):  # fmt: skip
+            if getattr(self, name) not in known:
+                raise ValueError(f"UNetConfig.{name} is {getattr(self, name)!r}: expected one of {known}")
+        for name in ("attention_head_dim", "transformer_layers_per_block"):
+            if len(self.per_level(found := getattr(self, name))) != levels:
+                raise ValueError(
+                    f"UNetConfig.{name} is {found}: expected one number, or {levels} (per level)"
+                )
+        if self.freq_shift >= self.block_out_channels[0] // 2:
+            raise ValueError(
+                f"UNetConfig.freq_shift is {self.freq_shift}: expected less than the number of frequencies, "
+                f"{self.block_out_channels[0] // 2}"
+            )
         all_heads = self.per_level(self.attention_head_dim)
-        for width, heads in zip(self.block_out_channels, all_heads, strict=True):
-            if width % self.norm_num_groups or width % heads:
+        for level, (width, heads) in enumerate(zip(self.block_out_channels, all_heads, strict=True)):
+            if width % self.norm_num_groups or (width % heads and self._attends(level)):
                 raise ValueError(
                     f"UNetConfig.block_out_channels has {width}: expected a multiple of norm_num_groups "
-                    f"({self.norm_num_groups}) and of its level's heads ({heads}, attention_head_dim)"
+                    f"({self.norm_num_groups}) and, where there is attention, of its level's heads ({heads}, "
+                    "attention_head_dim)"
                 )
+
+    def _attends(self, level: int) -> bool:
+        """Whether a level, counted from the finest, has attention on the way down, up or in the middle."""
+        kinds = [self.down_block_types[level], self.up_block_types[-1 - level]]
+        if level == len(self.block_out_channels) - 1:
+            kinds.append(self.mid_block_type)
+        return any("CrossAttn" in kind for kind in kinds)
 
     def per_level(self, value: int | tuple[int, ...]) -> tuple[int, ...]:
         """One number per level, of a field that may hold a single one for all."""
@@ -103,14 +137,19 @@ def timestep_embedding(t: Tensor, dim: int, *, flip_sin_to_cos: bool = True, fre
 class TimestepEmbedding(nn.Module):
     """Two linear layers from sinusoids to the time embedding."""
 
-    def __init__(self, in_features: int, features: int) -> None:
+    def __init__(
+        self, in_features: int, features: int, act_fn: str = "silu", post_act: str | None = None
+    ) -> None:
+        """`act_fn` between the layers, `post_act` behind them, both of ACTIVATIONS."""
         super().__init__()
+        self.act, self.post_act = ACTIVATIONS[act_fn], ACTIVATIONS[post_act] if post_act else None
         self.linear_1 = nn.Linear(in_features, features)
         self.linear_2 = nn.Linear(features, features)
 
     def forward(self, waves: Tensor) -> Tensor:
         """(B, in_features) -> (B, features)."""
-        return self.linear_2(F.silu(self.linear_1(waves)))
+        embedding = self.linear_2(self.act(self.linear_1(waves)))
+        return self.post_act(embedding) if self.post_act else embedding
 
 
 class ResnetBlock(nn.Module):
@@ -119,6 +158,7 @@ class ResnetBlock(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, config: UNetConfig) -> None:
         super().__init__()
         groups, eps = config.norm_num_groups, config.norm_eps
+        self.act = ACTIVATIONS[config.act_fn]
         self.norm1 = nn.GroupNorm(groups, in_channels, eps=eps)
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
         self.time_emb_proj = nn.Linear(4 * config.block_out_channels[0], out_channels)
@@ -128,9 +168,9 @@ class ResnetBlock(nn.Module):
         self.conv_shortcut = nn.Identity() if same else nn.Conv2d(in_channels, out_channels, 1)
 
     def forward(self, x: Tensor, temb: Tensor) -> Tensor:
-        """x (B, in_channels, h, w), temb (B, D) after its SiLU -> (B, out_channels, h, w)."""
-        h = self.conv1(F.silu(self.norm1(x))) + self.time_emb_proj(temb)[:, :, None, None]
-        h = self.conv2(F.silu(self.norm2(h)))
+        """x (B, in_channels, h, w), temb (B, D) after its activation -> (B, out_channels, h, w)."""
+        h = self.conv1(self.act(self.norm1(x))) + self.time_emb_proj(temb)[:, :, None, None]
+        h = self.conv2(self.act(self.norm2(h)))
         return self.conv_shortcut(x) + h
 
 
@@ -242,13 +282,13 @@ class Transformer(nn.Module):
 class Downsample(nn.Module):
     """A 3x3 convolution that halves height and width."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, padding: int = 1) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=padding)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, h, w) -> (B, C, ceil(h/2), ceil(w/2))."""
-        return self.conv(x)
+        """(B, C, h, w) -> (B, C, ceil(h/2), ceil(w/2)); with padding 0, rounded down."""
+        return self.conv(x if self.conv.padding[0] else F.pad(x, (0, 1, 0, 1)))
 
 
 class Upsample(nn.Module):
@@ -274,7 +314,7 @@ class DownBlock(nn.Module):
         count = config.layers_per_block if "CrossAttn" in config.down_block_types[level] else 0
         self.attentions = nn.ModuleList(Transformer(level, config) for _ in range(count))
         coarsest = level == len(config.block_out_channels) - 1
-        self.downsamplers = nn.ModuleList([] if coarsest else [Downsample(width)])
+        self.downsamplers = nn.ModuleList([] if coarsest else [Downsample(width, config.downsample_padding)])
 
     def forward(self, x: Tensor, temb: Tensor, context: Tensor) -> list[Tensor]:
         """Every layer's output in order, all of them skips, the last also what the next level gets."""
@@ -294,14 +334,15 @@ class MidBlock(nn.Module):
     def __init__(self, config: UNetConfig) -> None:
         super().__init__()
         width, count = config.block_out_channels[-1], int("CrossAttn" in config.mid_block_type)
+        self.scale = config.mid_block_scale_factor
         self.attentions = nn.ModuleList(Transformer(-1, config) for _ in range(count))
         self.resnets = nn.ModuleList(ResnetBlock(width, width, config) for _ in range(1 + count))
 
     def forward(self, x: Tensor, temb: Tensor, context: Tensor) -> Tensor:
         """(B, C, h, w) -> (B, C, h, w)."""
-        x = self.resnets[0](x, temb)
+        x = self.resnets[0](x, temb) / self.scale
         for attention, resnet in zip(self.attentions, self.resnets[1:], strict=True):
-            x = resnet(attention(x, context), temb)
+            x = resnet(attention(x, context), temb) / self.scale
         return x
 
 
@@ -340,14 +381,14 @@ class UNetEncoder(nn.Module):
         self.config = config
         width = config.block_out_channels[0]
         self.conv_in = nn.Conv2d(config.in_channels, width, 3, padding=1)
-        self.time_embedding = TimestepEmbedding(width, 4 * width)
+        self.time_embedding = TimestepEmbedding(width, 4 * width, config.act_fn, config.timestep_post_act)
         if config.addition_embed_type == "text_time":
             self.add_embedding = TimestepEmbedding(config.projection_class_embeddings_input_dim, 4 * width)
         self.down_blocks = nn.ModuleList(DownBlock(i, config) for i in range(len(config.block_out_channels)))
         self.mid_block = MidBlock(config)
 
     def embed_time(self, x: Tensor, t: Timestep, added: TextTime | None = None) -> Tensor:
-        """The time embedding (B, D) after its SiLU, in x's dtype; t (B,) or scalar, any real number.
+        """The time embedding (B, D) after its activation, in x's dtype; t (B,) or scalar, any real number.
 
         `added` goes with the config's addition_embed_type "text_time". ValueError for one without the other.
         """
@@ -366,7 +407,9 @@ class UNetEncoder(nn.Module):
             waves = timestep_embedding(sizes.flatten(), config.addition_time_embed_dim, **flags)
             waves = waves.unflatten(0, sizes.shape).flatten(1)  # (B * 6, 256) -> (B, 6 * 256)
             temb = temb + self.add_embedding(torch.cat((text.to(x.dtype), waves.to(x.dtype)), dim=-1))
-        return F.silu(temb)  # once, for every residual block: each begins with it
+        if config.time_embedding_act_fn is not None:
+            temb = ACTIVATIONS[config.time_embedding_act_fn](temb)
+        return ACTIVATIONS[config.act_fn](temb)  # once, for every residual block: each begins with it
 
     def encode(self, x: Tensor, temb: Tensor, context: Tensor) -> tuple[list[Tensor], Tensor]:
         """The skips, fine to coarse, and the middle's output; x (B, C, h, w) is what `conv_in` gives."""
@@ -405,6 +448,7 @@ class UNet(UNetEncoder):
         residuals.
         """
         temb = self.embed_time(x, t, added)  # (B, D)
+        x = 2 * x - 1 if self.config.center_input_sample else x
         skips, x = self.encode(self.conv_in(x), temb, context)
         residuals = None
         if control is not None:
@@ -414,7 +458,7 @@ class UNet(UNetEncoder):
                 raise ValueError(f"UNet: control has {found}: wrong ControlNet?")
         for block in self.up_blocks:
             x = block(x, skips, temb, context, residuals)
-        return self.conv_out(F.silu(self.conv_norm_out(x)))
+        return self.conv_out(ACTIVATIONS[self.config.act_fn](self.conv_norm_out(x)))
 
 
 SD15_UNET = UNetConfig()

@@ -6,6 +6,7 @@ Weights  diffusers names (vae/diffusion_pytorch_model.safetensors)
 Copying  this file stands alone: torch only
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +15,11 @@ from torch import Tensor, nn
 
 _EPS = 1e-6  # of every GroupNorm in this net; the U-Net's residual blocks have 1e-5
 _LOGVAR_RANGE = (-30.0, 20.0)  # keeps exp(logvar) finite, as the LDM code does
+# Of the residual blocks, by the names that config.json has for them, in small letters. Before conv_out it is
+# SiLU in every file.
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "silu": F.silu, "swish": F.silu, "gelu": F.gelu, "mish": F.mish, "relu": F.relu,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -28,8 +34,12 @@ class VAEConfig:
     norm_num_groups: int = 32  # of every GroupNorm; divides each of block_out_channels
     scaling_factor: float = 0.18215  # latent * this has unit variance; applied by callers, never in this file
     mid_attention: bool = True  # self-attention over all cells at the coarsest resolution
+    act_fn: str = "silu"  # of the residual blocks; see ACTIVATIONS
+    shift_factor: float = 0.0  # the latents' mean, which `encode` takes off and `decode` puts back
 
     def __post_init__(self) -> None:
+        if self.act_fn not in ACTIVATIONS:
+            raise ValueError(f"VAEConfig.act_fn is {self.act_fn!r}: expected one of {tuple(ACTIVATIONS)}")
         if not self.block_out_channels or any(c % self.norm_num_groups for c in self.block_out_channels):
             raise ValueError(
                 f"VAEConfig.block_out_channels is {self.block_out_channels}: expected some multiples of "
@@ -45,10 +55,12 @@ class DiagonalGaussian:
     logvar: Tensor  # (B, latent_channels, h, w), natural logarithm of the variance
 
     @classmethod
-    def from_moments(cls, moments: Tensor) -> "DiagonalGaussian":
-        """The distribution `quant_conv` gives, (B, 2 * latent_channels, h, w): mean, then log variance."""
+    def from_moments(cls, moments: Tensor, shift: float = 0.0) -> "DiagonalGaussian":
+        """The distribution `quant_conv` gives, (B, 2 * latent_channels, h, w): mean, then log variance; the
+        mean less `shift`.
+        """
         mean, logvar = moments.chunk(2, dim=1)
-        return cls(mean, logvar.clamp(*_LOGVAR_RANGE))
+        return cls(mean - shift if shift else mean, logvar.clamp(*_LOGVAR_RANGE))
 
     def mode(self) -> Tensor:
         """The likeliest latent, (B, latent_channels, h, w): the mean."""
@@ -70,10 +82,11 @@ class DiagonalGaussian:
 
 
 class ResnetBlock(nn.Module):
-    """Two 3x3 convolutions, each after GroupNorm and SiLU, around a shortcut."""
+    """Two 3x3 convolutions, each after GroupNorm and an activation, around a shortcut."""
 
-    def __init__(self, in_channels: int, out_channels: int, groups: int) -> None:
+    def __init__(self, in_channels: int, out_channels: int, groups: int, act_fn: str = "silu") -> None:
         super().__init__()
+        self.act = ACTIVATIONS[act_fn]
         self.norm1 = nn.GroupNorm(groups, in_channels, eps=_EPS)
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
         self.norm2 = nn.GroupNorm(groups, out_channels, eps=_EPS)
@@ -83,8 +96,8 @@ class ResnetBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in_channels, h, w) -> (B, out_channels, h, w)."""
-        h = self.conv1(F.silu(self.norm1(x)))
-        h = self.conv2(F.silu(self.norm2(h)))
+        h = self.conv1(self.act(self.norm1(x)))
+        h = self.conv2(self.act(self.norm2(h)))
         return self.conv_shortcut(x) + h
 
 
@@ -131,15 +144,22 @@ class Upsample(nn.Module):
         return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
 
 
+def _resnets(in_channels: int, out_channels: int, count: int, config: VAEConfig) -> nn.ModuleList:
+    """`count` residual blocks one after the other, the first from `in_channels`."""
+    ins = [in_channels] + [out_channels] * (count - 1)
+    return nn.ModuleList(
+        ResnetBlock(inner, out_channels, config.norm_num_groups, config.act_fn) for inner in ins[:count]
+    )
+
+
 class DownBlock(nn.Module):
     """One resolution of the encoder: residual blocks, then a halving unless it is the coarsest."""
 
     def __init__(
-        self, in_channels: int, out_channels: int, layers: int, groups: int, downsample: bool
+        self, in_channels: int, out_channels: int, layers: int, config: VAEConfig, *, downsample: bool
     ) -> None:
         super().__init__()
-        widths = [in_channels] + [out_channels] * layers
-        self.resnets = nn.ModuleList(ResnetBlock(widths[i], out_channels, groups) for i in range(layers))
+        self.resnets = _resnets(in_channels, out_channels, layers, config)
         self.downsamplers = nn.ModuleList([Downsample(out_channels)] if downsample else [])
 
     def forward(self, x: Tensor) -> Tensor:
@@ -152,10 +172,11 @@ class DownBlock(nn.Module):
 class UpBlock(nn.Module):
     """One resolution of the decoder: residual blocks, then a doubling unless it is the finest."""
 
-    def __init__(self, in_channels: int, out_channels: int, layers: int, groups: int, upsample: bool) -> None:
+    def __init__(
+        self, in_channels: int, out_channels: int, layers: int, config: VAEConfig, *, upsample: bool
+    ) -> None:
         super().__init__()
-        widths = [in_channels] + [out_channels] * layers
-        self.resnets = nn.ModuleList(ResnetBlock(widths[i], out_channels, groups) for i in range(layers))
+        self.resnets = _resnets(in_channels, out_channels, layers, config)
         self.upsamplers = nn.ModuleList([Upsample(out_channels)] if upsample else [])
 
     def forward(self, x: Tensor) -> Tensor:
@@ -168,10 +189,11 @@ class UpBlock(nn.Module):
 class MidBlock(nn.Module):
     """Residual block, attention where the config has it, residual block."""
 
-    def __init__(self, channels: int, groups: int, attention: bool) -> None:
+    def __init__(self, channels: int, config: VAEConfig) -> None:
         super().__init__()
-        self.attentions = nn.ModuleList([Attention(channels, groups)] if attention else [])
-        self.resnets = nn.ModuleList(ResnetBlock(channels, channels, groups) for _ in range(2))
+        attentions = [Attention(channels, config.norm_num_groups)] if config.mid_attention else []
+        self.attentions = nn.ModuleList(attentions)
+        self.resnets = _resnets(channels, channels, 2, config)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, h, w) -> (B, C, h, w)."""
@@ -189,10 +211,12 @@ class Encoder(nn.Module):
         widths, groups = config.block_out_channels, config.norm_num_groups
         self.conv_in = nn.Conv2d(config.in_channels, widths[0], 3, padding=1)
         self.down_blocks = nn.ModuleList(
-            DownBlock(widths[max(i - 1, 0)], width, config.layers_per_block, groups, i < len(widths) - 1)
+            DownBlock(
+                widths[max(i - 1, 0)], width, config.layers_per_block, config, downsample=i < len(widths) - 1
+            )
             for i, width in enumerate(widths)
         )
-        self.mid_block = MidBlock(widths[-1], groups, config.mid_attention)
+        self.mid_block = MidBlock(widths[-1], config)
         self.conv_norm_out = nn.GroupNorm(groups, widths[-1], eps=_EPS)
         self.conv_out = nn.Conv2d(widths[-1], 2 * config.latent_channels, 3, padding=1)
 
@@ -212,9 +236,15 @@ class Decoder(nn.Module):
         super().__init__()
         widths, groups = config.block_out_channels[::-1], config.norm_num_groups  # coarse to fine
         self.conv_in = nn.Conv2d(config.latent_channels, widths[0], 3, padding=1)
-        self.mid_block = MidBlock(widths[0], groups, config.mid_attention)
+        self.mid_block = MidBlock(widths[0], config)
         self.up_blocks = nn.ModuleList(
-            UpBlock(widths[max(i - 1, 0)], width, config.layers_per_block + 1, groups, i < len(widths) - 1)
+            UpBlock(
+                widths[max(i - 1, 0)],
+                width,
+                config.layers_per_block + 1,
+                config,
+                upsample=i < len(widths) - 1,
+            )
             for i, width in enumerate(widths)
         )
         self.conv_norm_out = nn.GroupNorm(groups, widths[-1], eps=_EPS)
@@ -254,14 +284,18 @@ class AutoencoderKL(nn.Module):
                 f"AutoencoderKL.encode: the picture is {tuple(image.shape[-2:])} pixels, expected at least "
                 f"{self.downscale} along each side; pad it first"
             )
-        return DiagonalGaussian.from_moments(self.quant_conv(self.encoder(image)))
+        return DiagonalGaussian.from_moments(self.quant_conv(self.encoder(image)), self.config.shift_factor)
 
     def decode(self, latent: Tensor) -> Tensor:
         """Picture of an unscaled latent (B, latent_channels, h, w), about [-1, 1] and not clamped.
 
         Its shape is (B, out_channels, downscale * h, downscale * w).
         """
-        return self.decoder(self.post_quant_conv(latent))
+        return self.decoder(self.post_quant_conv(self.unshifted(latent)))
+
+    def unshifted(self, latent: Tensor) -> Tensor:
+        """`latent` plus the config's shift_factor: what `post_quant_conv` takes."""
+        return latent + self.config.shift_factor if self.config.shift_factor else latent
 
 
 class IdentityAutoencoder(nn.Module):

@@ -204,12 +204,17 @@ def add_embedding(add: Callable[..., Any]) -> None:
 
 
 def add_parts(add: Callable[..., Any], upscaler: str) -> None:
-    """--vae and --upscaler; `upscaler` says what that enlarges."""
+    """--vae, --upscaler and --prediction-type; `upscaler` says what that enlarges."""
     add("--vae", metavar="MODEL", help="take the autoencoder of another model, by its name, folder or file")
     add(
         "--upscaler",
         metavar="MODEL",
         help=f"{upscaler}, by its name, folder or file (realsr-df2k, 4x-anything.pth)",
+    )
+    add(
+        "--prediction-type",
+        choices=("epsilon", "v_prediction", "sample"),
+        help="what the U-Net was trained to predict, where its files do not say it or say it wrong",
     )
 
 

@@ -228,7 +228,7 @@ class EditTask:
 
 def prepare(args: argparse.Namespace) -> EditJob:
     """Check everything but weights and pictures, and write nothing. ValueError or OSError, in one line."""
-    from msbd.load import locate_editor, plan_facts
+    from msbd.load import locate_editor, model_notes, plan_facts
     from msbd.loading.choose import choose_editor
     from msbd.loading.nets import read_lora_file
     from msbd.loading.seam import choose_seam_decoder, find_seam_decoder
@@ -243,8 +243,9 @@ def prepare(args: argparse.Namespace) -> EditJob:
     if name == "auto":
         choice = choose_editor()
         name, notes = choice.model, [str(choice)]
-    model = locate_editor(name, upscaler=args.upscaler, vae=args.vae)
+    model = locate_editor(name, upscaler=args.upscaler, vae=args.vae, prediction_type=args.prediction_type)
     facts = plan_facts(model)
+    notes += model_notes(model)
     loras = [(read_lora_file(path), weight) for path, weight in args.lora]  # refused now, not after minutes
     notes += [note for lora, _ in loras for note in lora.notes]
     embeddings = [read_embedding(path) for path in args.embedding]
@@ -651,6 +652,7 @@ def metadata(args: argparse.Namespace, job: EditJob) -> dict[str, Any]:
         "model": Path(job.model.name).name,  # of a folder no more than its own name
         "vae": part_name(args.vae, job.model.net("vae").path) if args.vae else None,
         "upscaler": part_name(args.upscaler, job.model.net("rrdb").path) if args.upscaler else None,
+        "prediction_type": args.prediction_type,
         "seam_decoder": decoder and part_name(decoder, find_seam_decoder(decoder).path),
         "model_hash": model_hash(job.model),
         "loras": lora_names(args.lora),

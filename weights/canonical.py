@@ -5,16 +5,18 @@ Parts    unet, vae, asymmetric_vae, text_encoder, clip, clip_vision, controlnet,
          file); pasd_added (PASD's own tensors without their base), asymmetric_added (what a mask-conditioned
          decoder has over a plain autoencoder)
 Copying  this file, keymap.py, ldm.py, hub.py, ncnn.py, esrgan.py, lora.py, lora_changes.py,
-         lora_names.py, merge.py, detect.py, files.py and pickles.py; torch, safetensors
+         lora_names.py, merge.py, detect.py, extras.py, fields.py, files.py and pickles.py; torch,
+         safetensors
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
-from .detect import detect_family, refuse_foreign
+from .detect import detect_family, refuse_channels, refuse_foreign
 from .esrgan import esrgan_map
+from .extras import find_marks, find_scales, is_valueless, scaled, unwrapped
 from .files import WeightsError
 from .hub import hub_map
 from .keymap import KeyMap
@@ -23,6 +25,7 @@ from .lora import is_lora
 from .merge import is_decoder_delta, is_delta
 
 State = Mapping[str, Tensor]
+_PROJECTION = "text_projection.weight"
 _PARTS = {"clip_text": "text_encoder", "pasd_unet": "unet"}  # family -> part, where they differ
 
 
@@ -36,6 +39,9 @@ class Contents:
     names: Mapping[str, tuple[str, str]]  # key in the file -> part, canonical key
     ignored: tuple[str, ...] = ()  # no weights of any net: schedule, counters, positions, training's losses
     unknown: tuple[str, ...] = ()  # of no part
+    marks: tuple[str, ...] = ()  # what the file says of the model by tensors without values; see extras.MARKS
+    notes: tuple[str, ...] = ()  # what was passed over that nobody here knows, in words
+    scales: Mapping[str, str] = field(default_factory=dict)  # key of an 8-bit weight -> key of its scale
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -57,7 +63,15 @@ class Contents:
 
     def renamed(self, part: str) -> dict[str, Tensor]:
         """One part's tensors under canonical keys, whatever else the file has; {} if it has no such part."""
-        return {name: linear(name, self.state[key]) for key, (of, name) in self.names.items() if of == part}
+        return {name: linear(name, self._tensor(key)) for key, (of, name) in self.names.items() if of == part}
+
+    def _tensor(self, key: str) -> Tensor:
+        if key not in self.scales:
+            return self.state[key]
+        try:
+            return scaled(key, self.state[key], self.state[self.scales[key]])
+        except WeightsError as error:
+            raise WeightsError(f"{self.source}: {error}") from None
 
 
 def read_contents(state: State, source: object = "the state dict") -> Contents:
@@ -65,9 +79,39 @@ def read_contents(state: State, source: object = "the state dict") -> Contents:
 
     Raises WeightsError for the models that nothing here runs, and for what is no model known here.
     """
-    if state and all(key.startswith("module.") for key in state):  # saved from DataParallel
-        state = {key.removeprefix("module."): tensor for key, tensor in state.items()}
+    state = unwrapped(state)
     refuse_foreign(state, source)
+    refuse_channels(state, source)
+    try:
+        marks = find_marks(state)
+    except WeightsError as error:
+        raise WeightsError(f"{source}: {error}") from None
+    scales, unused = find_scales(state)
+    strange = [
+        key
+        for key in state
+        if key not in marks and not IGNORED.fullmatch(key) and is_valueless(key, state[key])
+    ]
+    aside = dict.fromkeys((*marks, *scales.values(), *unused, *strange))
+    contents = _read({key: tensor for key, tensor in state.items() if key not in aside} or state, source)
+    notes = ()
+    if strange:
+        first = ", ".join(f"{key!r:.40}" for key in strange[:3])
+        notes = (
+            f"{source}: {len(strange)} tensors without values that are not known here were passed over, first {first}",
+        )
+    return replace(
+        contents,
+        layout=contents.layout + (", in scaled 8 bits" if scales else ""),
+        state=state,
+        ignored=(*contents.ignored, *aside),
+        marks=tuple(sorted(set(marks.values()))),
+        notes=notes,
+        scales=scales,
+    )
+
+
+def _read(state: State, source: object) -> Contents:
     if is_lora(state):
         return Contents(str(source), "a LoRA", state, {key: ("lora", key) for key in state})
     if is_delta(state):
@@ -81,12 +125,14 @@ def read_contents(state: State, source: object = "the state dict") -> Contents:
 
 
 def _one_net(state: State, source: str) -> Contents:
-    ignored = tuple(key for key in state if IGNORED.fullmatch(key))
     keys = [key for key in state if not IGNORED.fullmatch(key)]
     old = hub_map(keys) or esrgan_map(keys)
     renamed = _renamed(old, keys, source)
     family = detect_family({new: state[key] for key, new in renamed.items()}, source)
-    names = {key: (_PARTS.get(family, family), new) for key, new in renamed.items()}
+    # Beside a text encoder it leads to CLIP's common space, where no U-Net looks.
+    unused = {_PROJECTION} if family == "clip_text" else set()
+    names = {key: (_PARTS.get(family, family), new) for key, new in renamed.items() if new not in unused}
+    ignored = tuple(key for key in state if key not in names)
     return Contents(source, f"one net ({family}{', older names' if old else ''})", state, names, ignored)
 
 
@@ -95,7 +141,8 @@ def _ldm(state: State, source: str, prefixes: Mapping[str, str]) -> Contents:
     ones.
     """
     names: dict[str, tuple[str, str]] = {}
-    layout = "LDM's autoencoder" if list(prefixes) == ["vae"] else "a Stable Diffusion 1.x single file"
+    alone = {"vae": "LDM's autoencoder", "controlnet": "a ControlNet in its authors' layout"}
+    layout = alone.get("".join(prefixes), "a Stable Diffusion 1.x single file")
     for part, prefix in prefixes.items():
         keys = [key for key in state if key.startswith(prefix) and not IGNORED.fullmatch(key)]
         inner = [key.removeprefix(prefix) for key in keys]

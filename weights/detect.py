@@ -4,16 +4,18 @@ Tensors  {canonical key: tensor} -> family, and keyword arguments of that family
          a plain dict
 Weights  canonical layouts: diffusers U-Net and VAE, Hugging Face CLIP, basicsr RRDB; others are named and
          refused in one line
-Copying  this file, files.py (for WeightsError), merge.py and pickles.py; torch and safetensors through them
+Copying  this file, fields.py, files.py (for WeightsError), merge.py and pickles.py; torch and safetensors
+         through them
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from math import isqrt
 from typing import Any
 
 from torch import Tensor
 
+from .fields import FREE_FIELDS, read_fields
 from .files import WeightsError
 from .merge import is_pasd_key
 
@@ -32,34 +34,14 @@ FAMILIES = {
     "rrdb": ("conv_first.weight", "body.0.rdb1.conv1.weight"),
 }  # fmt: skip
 
-_CLIP_FREE = {"num_attention_heads": "count", "hidden_act": "name", "layer_norm_eps": "number"}
-
-# What no shape tells, and what kind of value it has; the file's `config` metadata may say it. Where it does
-# not, the config class's default holds (SD 1.x, ViT-L/14).
-_UNET_FREE = {"attention_head_dim": "count or one per level", "norm_num_groups": "count", "norm_eps": "number", "flip_sin_to_cos": "flag",
-              "freq_shift": "index", "addition_time_embed_dim": "count"}  # fmt: skip
-_VAE_FREE = {"norm_num_groups": "count", "scaling_factor": "number"}
-FREE_FIELDS = {
-    "unet": _UNET_FREE, "pasd_unet": _UNET_FREE, "controlnet": _UNET_FREE,
-    "vae": _VAE_FREE, "asymmetric_vae": _VAE_FREE | {"condition_layers": "count"},
-    "clip": {},
-    "clip_text": _CLIP_FREE | {"eos_token_id": "index"},
-    "clip_vision": _CLIP_FREE,
-    "rrdb": {},
-}  # fmt: skip
 # Whose tables a net may find its own in, in a config of several nets.
 _TABLES = {"clip_text": ("text_encoder", "text"), "clip_vision": ("vision",), "pasd_unet": ("unet",)}
-_KINDS: dict[str, Callable[[Any], bool]] = {
-    "count": lambda value: type(value) is int and value >= 1,
-    "count or one per level": lambda value: all(map(_KINDS["count"], value if isinstance(value, tuple) else (value,))),
-    "index": lambda value: type(value) is int and value >= 0,
-    "number": lambda value: type(value) in (int, float) and 0 < value < 1e30,
-    "flag": lambda value: type(value) is bool,
-    "name": lambda value: type(value) is str,
-}  # fmt: skip
 
 _NO_PIPELINE = "no pipeline here runs it; use a Stable Diffusion 1.x model"
 _OPENAI = "CLIP in OpenAI's layout; use the Hugging Face layout (openai/clip-vit-large-patch14)"
+_NO_ADAPTER = "nothing here applies it; leave it out"
+_NO_CONTROLNET = "nothing here applies it; take the ControlNet's whole file"
+_WIDER = "take its file in float16"
 _EMBEDDING = "a textual inversion embedding, not a model; give it with --embedding"
 
 # Part of a key ("\n" marks its beginning) -> what it gives away, and the way out. The first that is found
@@ -68,14 +50,77 @@ FOREIGN = (
     ("\nstring_to_param", _EMBEDDING),
     ("\nemb_params", _EMBEDDING),
     ("\n<", _EMBEDDING),
+    # what is added to a model
+    ("\nimage_proj.", f"an IP-Adapter; {_NO_ADAPTER}"),
+    ("\nip_adapter.", f"an IP-Adapter; {_NO_ADAPTER}"),
+    (".to_k_ip.", f"a U-Net with an IP-Adapter in it; {_NO_PIPELINE}"),
+    ("\nadapter.body.", f"a T2I-Adapter; {_NO_ADAPTER}"),
+    ("\nadapter.conv_in.", f"a T2I-Adapter; {_NO_ADAPTER}"),
+    ("\nbody.0.block1.", f"a T2I-Adapter; {_NO_ADAPTER}"),
+    ("\nbody.0.in_conv.", f"a T2I-Adapter; {_NO_ADAPTER}"),
+    ("\nlora_controlnet", f"a ControlNet as a LoRA (Control-LoRA); {_NO_CONTROLNET}"),
+    ("\nlllite_", f"a ControlNet-LLLite; {_NO_CONTROLNET}"),
+    ("\ndifference", f"a ControlNet as the difference to its U-Net (\"transfer control\"); {_NO_CONTROLNET}"),
+    ("\nctrl_midblock.", f"a ControlNet-XS; {_NO_CONTROLNET}"),
+    ("\ncontrol_add_embedding.", f"a ControlNet of several tasks (union) for SDXL; {_NO_CONTROLNET}"),
+    ("\nbrushnet_", f"BrushNet; {_NO_ADAPTER}"),
+    ("\nposition_net.", f"a U-Net of GLIGEN; {_NO_PIPELINE}"),
+    (".fuser.attn.", f"a U-Net of GLIGEN; {_NO_PIPELINE}"),
+    ("motion_modules.", f"AnimateDiff's motion modules; {_NO_PIPELINE}"),
+    # transformers in place of a U-Net
+    ("token_refiner.", f"HunyuanVideo; {_NO_PIPELINE}"),
+    ("mlp_t5.", f"Hunyuan-DiT; {_NO_PIPELINE}"),
     ("joint_blocks.", f"Stable Diffusion 3; {_NO_PIPELINE}"),
+    ("distilled_guidance_layer.", f"Chroma; {_NO_PIPELINE}"),
+    ("double_stream_blocks.", f"HiDream; {_NO_PIPELINE}"),
     ("double_blocks.", f"FLUX; {_NO_PIPELINE}"),
+    ("single_transformer_blocks.", f"FLUX; {_NO_PIPELINE}"),
+    ("transformer_blocks.0.img_mod.", f"Qwen-Image; {_NO_PIPELINE}"),
+    ("transformer_blocks.0.attn.add_q_proj.", f"Stable Diffusion 3; {_NO_PIPELINE}"),
+    ("patchify_proj.", f"LTX-Video; {_NO_PIPELINE}"),
+    ("adaln_single.", f"PixArt; {_NO_PIPELINE}"),
+    ("y_embedder.y_proj.", f"PixArt; {_NO_PIPELINE}"),
+    ("y_embedder.embedding_table.", f"a DiT of ImageNet's classes; {_NO_PIPELINE}"),
+    ("time_projection.1.", f"Wan; {_NO_PIPELINE}"),
+    ("condition_embedder.time_proj", f"Wan; {_NO_PIPELINE}"),
+    ("double_layers.", f"AuraFlow; {_NO_PIPELINE}"),
+    ("cap_embedder.", f"Lumina or Z-Image; {_NO_PIPELINE}"),
+    ("patch_embed.text_proj.", f"CogVideoX; {_NO_PIPELINE}"),
+    ("t5_y_embedder.", f"Mochi; {_NO_PIPELINE}"),
+    ("attention_y_norm.", f"Sana; {_NO_PIPELINE}"),
+    ("clip_txt_mapper.", f"Stable Cascade; {_NO_PIPELINE}"),
+    ("clip_txt_pooled_mapper.", f"Stable Cascade; {_NO_PIPELINE}"),
+    # other U-Nets
+    (".temporal_transformer_blocks.", f"a video model (Stable Video Diffusion); {_NO_PIPELINE}"),
+    (".time_stack.", f"a video model (Stable Video Diffusion); {_NO_PIPELINE}"),
+    (".temp_convs.", f"a video model (ModelScope, ZeroScope); {_NO_PIPELINE}"),
+    (".temopral_conv.", f"a video model (ModelScope, ZeroScope); {_NO_PIPELINE}"),  # sic
+    ("\nlow_scale_model.", f"Stable Diffusion's x4 upscaler; {_NO_PIPELINE}"),
+    ("\nnoise_augmentor.", f"Stable unCLIP; {_NO_PIPELINE}"),
+    ("\ndepth_model.", f"a depth-to-image model of Stable Diffusion 2; {_NO_PIPELINE}"),
+    ("\ncc_projection.", f"Zero123, which turns an object round; {_NO_PIPELINE}"),
     ("\nconditioner.embedders.", f"an SDXL single file; {_NO_PIPELINE}"),
-    ("\nadd_embedding.", f"an SDXL U-Net; {_NO_PIPELINE}"),
+    ("\nadd_embedding.linear_1.", f"an SDXL U-Net; {_NO_PIPELINE}"),
+    ("\nadd_embedding.", f"a U-Net with add_embedding, as Kandinsky's and DeepFloyd IF's; {_NO_PIPELINE}"),
+    (".add_k_proj.", f"a U-Net with added keys, as Kandinsky's and DeepFloyd IF's; {_NO_PIPELINE}"),
+    ("\nencoder_hid_proj.", f"a U-Net with encoder_hid_dim, as Kandinsky's and DeepFloyd IF's; {_NO_PIPELINE}"),
     ("diffusion_model.label_emb.", f"an SDXL single file; {_NO_PIPELINE}"),
     ("\ncond_stage_model.model.", f"a Stable Diffusion 2.x single file; {_NO_PIPELINE}"),
-    ("\ncontrol_model.", f"a ControlNet in its authors' layout; {_NO_PIPELINE}, or the diffusers files of the ControlNet"),
-    ("motion_modules.", f"AnimateDiff's motion modules; {_NO_PIPELINE}"),
+    # parts of other models
+    ("encoder.block.0.layer.0.SelfAttention.", "a T5 text encoder; Stable Diffusion 1.x has CLIP ViT-L/14 in its place"),
+    ("\nlayers.0.self_attn.", "a language model; Stable Diffusion 1.x has CLIP ViT-L/14 in its place"),
+    ("\nmodel.layers.0.self_attn.", "a language model; Stable Diffusion 1.x has CLIP ViT-L/14 in its place"),
+    ("idx_pred_layer.", "CodeFormer, which repairs faces; use RealESRGAN_x4plus or a model of PASD's"),
+    ("\nstylegan_decoder", "GFPGAN, which repairs faces; use RealESRGAN_x4plus or a model of PASD's"),
+    ("decoder.middle.0.residual.", f"an autoencoder for video; {_NO_PIPELINE}"),
+    (".resnets.0.conv1.conv.weight", f"an autoencoder for video; {_NO_PIPELINE}"),
+    ("\nencoder.project_in.", f"a DC-AE autoencoder (Sana); {_NO_PIPELINE}"),
+    # training, and fewer bits
+    (".exp_avg", "the state of an optimizer, not weights; take the model's file beside it"),
+    (".quant_state.bitsandbytes", f"a model in 4 bits (bitsandbytes); {_WIDER}"),
+    (".SCB", f"a model in 8 bits (bitsandbytes); {_WIDER}"),
+    (".qweight", f"a model in 4 or 8 bits (GPTQ, AWQ, SVDQuant); {_WIDER}"),
+    (".weight_scale_2", f"a model in 4 bits (NVFP4); {_WIDER}"),
     ("\ntransformer.resblocks.", _OPENAI),
     ("\nvisual.transformer.resblocks.", _OPENAI),
     ("\nbody.0.weight", "a compact Real-ESRGAN (SRVGGNet, as realesr-general-x4v3); use RealESRGAN_x4plus"),
@@ -108,7 +153,30 @@ def refuse_foreign(state: State, source: object = "the state dict") -> None:
     context = next((state[key] for key in state if key.endswith(".attn2.to_k.weight")), None)
     if context is not None and context.shape[-1:] in ((1024,), (2048,)):
         family = {1024: "Stable Diffusion 2.x", 2048: "SDXL"}[context.shape[-1]]
-        raise WeightsError(f"{source}: a U-Net of {family}; {_NO_PIPELINE}")
+        net = (
+            "ControlNet" if any(mark in keys for mark in ("\ncontrolnet_", "input_hint_block.")) else "U-Net"
+        )
+        raise WeightsError(f"{source}: a {net} of {family}; {_NO_PIPELINE}")
+
+
+# Input channels of a U-Net that takes more than the latent -> what else.
+_MORE_CHANNELS = {
+    5: "a depth map (depth-to-image)", 7: "a small picture (x4 upscaler)", 8: "a picture (instruct-pix2pix, Zero123)",
+}  # fmt: skip
+
+
+def refuse_channels(state: State, source: object = "the state dict") -> None:
+    """WeightsError, beginning with `source`, for a U-Net that takes something else beside the latent; in
+    LDM's layout and in diffusers'.
+    """
+    if "controlnet_cond_embedding.conv_in.weight" in state:
+        return
+    for key, tensor in state.items():
+        of_unet = key == "conv_in.weight" or key.endswith("input_blocks.0.0.weight")
+        if of_unet and tensor.ndim == 4 and (more := _MORE_CHANNELS.get(tensor.shape[1])):
+            raise WeightsError(
+                f"{source}: a U-Net of {tensor.shape[1]} input channels, the latent's and those of {more}; {_NO_PIPELINE}"
+            )
 
 
 def detect_family(state: State, source: object = "the state dict") -> str:
@@ -145,7 +213,9 @@ def net_config(
     try:
         sizes = _SIZES[family](state)
         _check_blocks(state, sizes)
-        said = _free(family, beside or {}) | table_of(
+        # PASD's nets are changed ones of diffusers, with fields of their own.
+        strangers = family == "pasd_unet" or sizes.get("to_rgb", False)
+        said = _free(family, beside or {}, strangers=strangers) | table_of(
             stored_config(metadata), *_TABLES.get(family, (family,))
         )
         return family, _complete(family, sizes, said)
@@ -173,17 +243,18 @@ def _check_blocks(state: State, sizes: Mapping[str, Any]) -> None:
         )
 
 
-def _free(family: str, config: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a config.json that no shape tells, those that say null left out."""
+def _free(family: str, config: Mapping[str, Any], *, strangers: bool = False) -> dict[str, Any]:
+    """What a config.json says that no shape tells. WeightsError for what no net here computes."""
     halves = {}
+    if "attention_head_dim" in FREE_FIELDS[family] and config.get("num_attention_heads") is not None:
+        config = {**config, "attention_head_dim": config["num_attention_heads"]}  # which goes before it there
     if family.startswith("clip_"):
         config = table_of(config, f"{family.removeprefix('clip_')}_config")
     if family == "clip":
         for half in ("text", "vision"):
             inner = config.get(f"{half}_config")
             halves[half] = _free(f"clip_{half}", inner if isinstance(inner, Mapping) else {})
-    named = {name: config[name] for name in FREE_FIELDS[family] if config.get(name) is not None}
-    return _with_tuples(named | halves)
+    return read_fields(family, _with_tuples(dict(config)), strangers=strangers) | halves
 
 
 def table_of(config: Mapping[str, Any], *names: str) -> dict[str, Any]:
@@ -219,16 +290,13 @@ def _complete(family: str, sizes: dict[str, Any], stored: dict[str, Any]) -> dic
     """`sizes` and the free fields that `stored` has; what else it has is not the net's business
     (stored_config gives it).
     """
-    complete = dict(sizes)
+    complete = sizes | read_fields(family, stored, strangers=True)
     for name, value in stored.items():
         if name in ("text", "vision") and family == "clip" and isinstance(value, dict):
             complete[name] = _complete(f"clip_{name}", sizes[name], value)
-        elif name in FREE_FIELDS[family]:
-            kind = FREE_FIELDS[family][name]
-            if not _KINDS[kind](value):
-                raise WeightsError(f"the metadata says {name} = {value!r:.60}, expected a {kind}")
-            complete[name] = value
-        elif name in sizes and _per_level(value) != _per_level(sizes[name]):
+        elif (
+            name in sizes and name not in FREE_FIELDS[family] and _per_level(value) != _per_level(sizes[name])
+        ):
             raise WeightsError(
                 f"the metadata says {name} = {value!r:.60}, the tensors say {sizes[name]!r:.60}"
             )
@@ -348,6 +416,11 @@ def _attention_sizes(state: State, places: list[str]) -> dict[str, Any]:
 def _vae_sizes(state: State) -> dict[str, Any]:
     first = "encoder.down_blocks.{}.resnets.0.conv1.weight"
     levels = range(_count(state, first))
+    if not {"quant_conv.weight", "post_quant_conv.weight"} & state.keys():
+        raise WeightsError(
+            f"an autoencoder of {_shape(state, 'decoder.conv_in.weight', 4)[1]} latent channels without quant_conv, as those of "
+            f"Stable Diffusion 3 and FLUX; {_NO_PIPELINE}"
+        )
     return {
         "in_channels": _shape(state, "encoder.conv_in.weight", 4)[1],
         "out_channels": _shape(state, "decoder.conv_out.weight", 4)[0],

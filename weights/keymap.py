@@ -53,13 +53,13 @@ def within(outer: tuple[str, str], inner: Pairs) -> list[tuple[str, str]]:
     return [(f"{outer[0]}.{theirs}", f"{outer[1]}.{ours}") for theirs, ours in inner]
 
 
-def count(keys: Iterable[str], template: str) -> int:
-    """How many of `template`, with {} = 0, 1, 2, ..., begin a key, up to the first that does not."""
+def count(keys: Iterable[str], template: str, step: int = 1) -> int:
+    """How many of `template`, with {} = 0, step, 2 step, ..., begin a key, up to the first that does not."""
     head, _, tail = template.partition("{}")
     rests = (key.removeprefix(head) for key in keys if key.startswith(head))
     found = {rest.partition(tail)[0] for rest in rests if tail in rest}
     number = 0
-    while str(number) in found:
+    while str(step * number) in found:
         number += 1
     return number
 

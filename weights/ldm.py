@@ -9,7 +9,7 @@ Copying  this file and keymap.py; torch
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 
 from torch import Tensor
 
@@ -20,11 +20,14 @@ PREFIXES = {
     "unet": ("model.diffusion_model.", "diffusion_model.", ""),
     "vae": ("first_stage_model.", ""),
     "text_encoder": ("cond_stage_model.transformer.",),
+    "controlnet": ("control_model.", ""),
 }
+# Part -> keys of which it has one at least.
 _MARKS = {
-    "unet": "input_blocks.0.0.weight",
-    "vae": "encoder.down.0.block.0.norm1.weight",
-    "text_encoder": "embeddings.token_embedding.weight",
+    "unet": ("input_blocks.0.0.weight",),
+    "vae": ("encoder.down.0.block.0.norm1.weight",),
+    "text_encoder": ("embeddings.token_embedding.weight", "text_model.embeddings.token_embedding.weight"),
+    "controlnet": ("input_hint_block.0.weight", "zero_convs.0.0.weight"),
 }
 
 # What lies beside the nets and is no part of them: the noise schedule, the moving average's counters,
@@ -46,12 +49,12 @@ _RESNET = (
     ("out_layers.3", "conv2"),
     ("skip_connection", "conv_shortcut"),
 )
-_UNET_ENDS = (
+_UNET_ENDS = (("out.0", "conv_norm_out"), ("out.2", "conv_out"))
+# What a ControlNet has too.
+_ENCODER_ENDS = (
     ("time_embed.0", "time_embedding.linear_1"),
     ("time_embed.2", "time_embedding.linear_2"),
     ("input_blocks.0.0", "conv_in"),
-    ("out.0", "conv_norm_out"),
-    ("out.2", "conv_out"),
     *within(("middle_block.0", "mid_block.resnets.0"), _RESNET),
     ("middle_block.1", "mid_block.attentions.0"),
     *within(("middle_block.2", "mid_block.resnets.1"), _RESNET),
@@ -72,20 +75,52 @@ def unet_map(levels: int, layers: int, up_attention: Sequence[bool]) -> KeyMap:
     """The U-Net of `levels` resolutions and `layers` residual blocks each; `up_attention`: has it attention
     on the way up, coarse to fine?
     """
-    step = layers + 1  # blocks per level: down, the residual ones and a halving; up, one residual block more
-    down = [{"n": 1 + step * i + j, "i": i, "j": j} for i in range(levels) for j in range(layers)]
-    halving = [{"n": step * (i + 1), "i": i} for i in range(levels - 1)]
+    step = layers + 1  # blocks per level on the way up: one residual block more than on the way down
     up = [{"n": step * i + j, "i": i, "j": j} for i in range(levels) for j in range(step)]
     attention = [place for place in up if up_attention[place["i"]]]
     doubling = [{"n": step * i + layers, "m": 1 + up_attention[i], "i": i} for i in range(levels - 1)]
     return KeyMap(
         (
+            *_encoder_pairs(levels, layers),
             *_UNET_ENDS,
-            *expand(_UNET_DOWN, down),
-            *expand(_UNET_HALVING, halving),
             *expand(_UNET_UP, up),
             *expand(_UNET_UP_ATTENTION, attention),
             *expand(_UNET_DOUBLING, doubling),
+        )
+    )
+
+
+def _encoder_pairs(levels: int, layers: int) -> Iterator[tuple[str, str]]:
+    """The way down and the middle, which U-Net and ControlNet share."""
+    step = layers + 1  # blocks per level: the residual ones and a halving
+    yield from _ENCODER_ENDS
+    yield from expand(
+        _UNET_DOWN, ({"n": 1 + step * i + j, "i": i, "j": j} for i in range(levels) for j in range(layers))
+    )
+    yield from expand(_UNET_HALVING, ({"n": step * (i + 1), "i": i} for i in range(levels - 1)))
+
+
+_HINT = "controlnet_cond_embedding."
+
+
+def controlnet_map(levels: int, layers: int, convolutions: int) -> KeyMap:
+    """The ControlNet on such a U-Net whose encoder of the picture has so many `convolutions`.
+
+    Zhang et al. 2023, arXiv:2302.05543: the names of its authors' code, where an activation follows each
+    convolution of the picture's encoder but the last.
+    """
+    inner = ({"n": 2 * (i + 1), "i": i} for i in range(convolutions - 2))
+    return KeyMap(
+        (
+            *_encoder_pairs(levels, layers),
+            *expand(
+                (("zero_convs.{n}.0", "controlnet_down_blocks.{n}"),),
+                ({"n": n} for n in range((layers + 1) * levels)),
+            ),
+            ("middle_block_out.0", "controlnet_mid_block"),
+            ("input_hint_block.0", _HINT + "conv_in"),
+            *expand((("input_hint_block.{n}", _HINT + "blocks.{i}"),), inner),
+            (f"input_hint_block.{2 * (convolutions - 1)}", _HINT + "conv_out"),
         )
     )
 
@@ -156,14 +191,16 @@ def find_parts(keys: Iterable[str]) -> dict[str, str]:
     found = {}
     for part, prefixes in PREFIXES.items():
         for prefix in prefixes:
-            if {prefix + _MARKS[part], prefix + "text_model." + _MARKS[part]} & keys:
+            if part == "unet" and any(prefix + mark in keys for mark in _MARKS["controlnet"]):
+                continue  # a ControlNet begins as its U-Net does
+            if any(prefix + mark in keys for mark in _MARKS[part]):
                 found.setdefault(part, prefix)
     return found
 
 
 def map_of(part: str, keys: Iterable[str]) -> KeyMap:
-    """The map of "unet" or "vae" for a net with these LDM keys (without prefix), of any number of levels and
-    layers.
+    """The map of "unet", "vae" or "controlnet" for a net with these LDM keys (without prefix), of any number
+    of levels and layers.
     """
     keys = set(keys)
     if part == "vae":
@@ -173,19 +210,24 @@ def map_of(part: str, keys: Iterable[str]) -> KeyMap:
     blocks = count(keys, "input_blocks.{}.")  # conv_in, per level its layers, between levels a halving
     levels = 1 + sum(key.endswith(".op.weight") for key in keys)
     layers = max(blocks // levels - 1, 0)
+    if part == "controlnet":
+        return controlnet_map(levels, layers, max(count(keys, "input_hint_block.{}.", step=2), 2))
     attention = [f"output_blocks.{i * (layers + 1)}.1.norm.weight" in keys for i in range(levels)]
     return unet_map(levels, layers, attention)
 
 
 def map_to(part: str, keys: Iterable[str]) -> KeyMap:
-    """The map of "unet" or "vae" for a net with these canonical keys, to be used backwards."""
+    """The map of "unet", "vae" or "controlnet" for a net with these canonical keys, to be used backwards."""
     keys = set(keys)
     if part == "vae":
         levels = count(keys, "encoder.down_blocks.{}.")
         return vae_map(levels, _layers(levels, count(keys, "encoder.down_blocks.0.resnets.{}."), keys))
     levels = count(keys, "down_blocks.{}.")
+    layers = _layers(levels, count(keys, "down_blocks.0.resnets.{}."), keys)
+    if part == "controlnet":
+        return controlnet_map(levels, layers, 2 + count(keys, _HINT + "blocks.{}."))
     attention = [f"up_blocks.{i}.attentions.0.norm.weight" in keys for i in range(levels)]
-    return unet_map(levels, _layers(levels, count(keys, "down_blocks.0.resnets.{}."), keys), attention)
+    return unet_map(levels, layers, attention)
 
 
 def _layers(levels: int, found: int, keys: Sized) -> int:
@@ -212,8 +254,8 @@ def linear(key: str, tensor: Tensor) -> Tensor:
 
 
 def to_ldm(parts: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """One LDM file of canonical "unet", "vae" and "text_encoder": the way back, for tools that read nothing
-    else.
+    """One LDM file of canonical "unet", "vae", "text_encoder" and "controlnet": the way back, for tools that
+    read nothing else.
 
     Raises ValueError for a part or key that the layout has no name for.
     """

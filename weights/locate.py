@@ -2,9 +2,9 @@
 
 Model    a name of registry.py; a folder of files named by their part, as weights/mini/ and `tools.models
          convert` write it; a diffusers or PASD folder; one file with several nets
-Copying  this file, canonical.py, detect.py, esrgan.py, fetch.py, fetch_hub.py, files.py, hub.py, keymap.py,
-         ldm.py, lora.py, lora_changes.py, lora_names.py, merge.py, ncnn.py, pickles.py and registry.py;
-         torch, safetensors, huggingface_hub
+Copying  this file, canonical.py, detect.py, esrgan.py, extras.py, fetch.py, fetch_hub.py, fields.py,
+         files.py, hub.py, keymap.py, ldm.py, lora.py, lora_changes.py, lora_names.py, merge.py, ncnn.py,
+         pickles.py and registry.py; torch, safetensors, huggingface_hub
 """
 
 import os
@@ -39,6 +39,8 @@ class Located:
     tokenizer: Path | None = None
     scheduler: Mapping[str, Any] = field(default_factory=dict)  # scheduler_config.json's content
     companions: frozenset[str] = frozenset()  # parts that are not the model's own, but were on this machine
+    # What its user says that the U-Net predicts (epsilon or v_prediction); None: what its files say.
+    prediction_type: str | None = None
     _read: dict[Path, Contents] = field(default_factory=dict, repr=False, compare=False)
 
     def net(self, part: str) -> Source:

@@ -4,17 +4,18 @@ pictures' normalisation.
 Reads    the safetensors metadata (JSON under `config`, modelspec.prediction_type), config.json's sample_size,
          scheduler_config.json, the .yaml beside a single file; what is absent is as in Stable Diffusion 1.x
          and in CLIP
-Copying  this file, detect.py, files.py, hub.py, keymap.py, merge.py, ncnn.py and pickles.py; torch,
-         safetensors
+Copying  this file, detect.py, extras.py, fields.py, files.py, hub.py, keymap.py, merge.py, ncnn.py and
+         pickles.py; torch, safetensors
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from .detect import stored_config, table_of
+from .extras import told
 from .files import MAX_HEADER, WeightsError
 from .hub import Source, source_metadata
 
@@ -40,12 +41,22 @@ class Training:
     trained_betas: tuple[float, ...] | None = None  # (1000,), instead of a schedule between two betas
 
 
-def read_training(source: Source, scheduler: Mapping[str, Any]) -> Training:
-    """Of the U-Net at `source`, beside which `scheduler` is scheduler_config.json's content. Raises
-    WeightsError.
+def read_training(
+    source: Source,
+    scheduler: Mapping[str, Any],
+    marks: Iterable[str] = (),
+    prediction_type: str | None = None,
+) -> Training:
+    """Of the U-Net at `source`, beside which `scheduler` is scheduler_config.json's content; `marks` are
+    those that its file has (canonical.Contents).
+
+    `prediction_type` overrules what all these say of it. Raises WeightsError, also where a mark says one
+    thing and the file's metadata or the scheduler another.
     """
-    path = source.path
-    said = {**scheduler, **_native(source), **_beside(path), **read_config(source, "unet")}
+    path, config, marked = source.path, read_config(source, "unet"), told(marks)
+    own = {"prediction_type": prediction_type} if prediction_type else {}
+    _check_agree(path, marked, config, scheduler, own)
+    said = {**scheduler, **_native(source), **_beside(path), **config, **marked, **own}
     training = Training(
         prediction_type=said.get("prediction_type", Training.prediction_type),
         beta_schedule=said.get("beta_schedule", Training.beta_schedule),
@@ -71,6 +82,28 @@ def read_training(source: Source, scheduler: Mapping[str, Any]) -> Training:
             f"{path}: configured for num_train_timesteps = {said['num_train_timesteps']!r:.40}, expected 1000"
         )
     return training
+
+
+def _check_agree(
+    path: Path,
+    marked: Mapping[str, Any],
+    config: Mapping[str, Any],
+    scheduler: Mapping[str, Any],
+    overruled: Mapping[str, Any],
+) -> None:
+    """WeightsError where a file's marks say something else than what lies in or beside it."""
+    kind = "prediction_type"
+    for where, table, names in (
+        ("its metadata", config, (kind, "rescale_betas_zero_snr")),
+        # A scheduler's flags are often left at their defaults.
+        ("scheduler_config.json", scheduler, (kind,)),
+    ):
+        for name in names:
+            if name in marked and name not in overruled and table.get(name, marked[name]) != marked[name]:
+                way_out = "; say which with --prediction-type" if name == kind else ""
+                raise WeightsError(
+                    f"{path}: marked for {name} = {marked[name]}, but {where} says {table[name]!r:.40}{way_out}"
+                )
 
 
 def read_restoring(source: Source) -> dict[str, Any]:

@@ -137,8 +137,11 @@ class ModelParts:
         `net`.
         """
         state, source = self._read(part)
-        if self._other is not None and part in BASE and part in self._other._available:
-            theirs, file = self._other._read(part)
+        other = self._other if self._other and part in BASE and part in self._other._available else None
+        if other or (self._loras and part in LORA_PARTS):
+            state = _widened(state)
+        if other:
+            theirs, file = other._read(part)
             added = added_tensors(state) if part == "unet" else {}  # PASD's layers are never changed
             if added:
                 state, theirs = base_tensors(state), base_tensors(theirs)
@@ -178,6 +181,11 @@ class ModelParts:
         state = self._located.contents(part).tensors(part)
         check_finite(source.path, state)
         return state, source
+
+
+def _widened(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors of 8 bits in float16, which holds each of their values; a change would be lost in 8 bits."""
+    return {key: tensor.half() if tensor.element_size() == 1 else tensor for key, tensor in state.items()}
 
 
 def check_finite(path: Path, state: Mapping[str, Tensor]) -> None:

@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -239,10 +239,10 @@ def test_a_seam_decoder_is_no_other_part(place: str, tmp_path: Path) -> None:
         with pytest.raises(
             WeightsError, match="a mask-conditioned decoder .Asymmetric VQGAN., which goes beside"
         ):
-            locate_editor("mini", **{place: path})
+            locate_editor("mini", **cast(Any, {place: path}))
     for name in ("mini-asymmetric", "asymmetric-vae-x-1-5"):
         with pytest.raises(WeightsError, match=f"^{name}: a mask-conditioned decoder .*, expected an? "):
-            locate_editor("mini", **{place: name})
+            locate_editor("mini", **cast(Any, {place: name}))
 
 
 def test_a_seam_decoder_is_no_model(tmp_path: Path) -> None:

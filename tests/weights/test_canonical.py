@@ -49,6 +49,10 @@ def under(prefix: str, state: Mapping[str, Tensor]) -> State:
     return {prefix + key: tensor for key, tensor in state.items()}
 
 
+def bare(prefix: str, state: Mapping[str, Tensor]) -> State:
+    return {key.removeprefix(prefix): tensor for key, tensor in state.items()}
+
+
 torch.manual_seed(0)
 CLIP: State = CLIPModel(clip_config(20)).state_dict()
 PARTS: dict[str, State] = {
@@ -118,6 +122,7 @@ def added(state: Mapping[str, Tensor]) -> State:
 
 FEW_BLOCKS: State = RRDBNet(RRDBConfig(num_feat=8, num_block=3, num_grow_ch=4)).state_dict()
 CONTROL: State = ControlNet(CONTROLNET).state_dict()
+PLAIN_CONTROL: State = ControlNet(replace(CONTROLNET, to_rgb=False)).state_dict()
 PASD = {variant: pasd(variant) for variant in ("full", "light", "eq2")}
 AVERAGED = {key: tensor + 1 for key, tensor in PARTS["unet"].items()}
 BASE = {part: PARTS[part] for part in ("unet", "vae")}
@@ -163,6 +168,13 @@ LAYOUTS: dict[str, tuple[State, dict[str, State]]] = {
     "PASD without its base": (pack_delta(PASD["full"], CONTROL, torch.float32), {"pasd_added": added(PASD["full"]), "controlnet": CONTROL}),
     "PASD light without its base": (pack_delta(PASD["light"], CONTROL, torch.float32), {"pasd_added": added(PASD["light"]), "controlnet": CONTROL}),
     "LoRA": (LORA, {"lora": LORA}),
+    "ControlNet of its authors": (to_ldm({"controlnet": PLAIN_CONTROL}), {"controlnet": PLAIN_CONTROL}),
+    "ControlNet of its authors, no prefix": (bare("control_model.", to_ldm({"controlnet": PLAIN_CONTROL})), {"controlnet": PLAIN_CONTROL}),
+    "ControlNet within a model": (LDM | to_ldm({"controlnet": PLAIN_CONTROL}), PARTS | {"controlnet": PLAIN_CONTROL}),
+    "ControlNet in a trainer's wrapper": (under("state_dict.", to_ldm({"controlnet": PLAIN_CONTROL})), {"controlnet": PLAIN_CONTROL}),
+    "marked for v": (LDM | {"v_pred": torch.empty(0), "ztsnr": torch.empty(0)}, PARTS),
+    "laid flat": (under("state_dict.", LDM), PARTS),
+    "text encoder with projection": (TEXT | {"text_projection.weight": torch.zeros(8, 16)}, {"text_encoder": TEXT}),
 }  # fmt: skip
 
 
@@ -335,6 +347,22 @@ FOREIGN: dict[str, tuple[State, str]] = {
     "inpainting single file": (to_ldm({"unet": INPAINT, "vae": PARTS["vae"]}), "9-channel inpainting"),
     "inpainting U-Net": (INPAINT, "9-channel inpainting"),
     "inpainting U-Net from DataParallel": (under("module.", INPAINT), "9-channel inpainting"),
+    "instruct-pix2pix single file": (to_ldm({"unet": meta(UNet, replace(UNET, in_channels=8))}), "U-Net of 8 input channels"),
+    "instruct-pix2pix": (meta(UNet, replace(UNET, in_channels=8)), "a picture (instruct-pix2pix"),
+    "depth": (meta(UNet, replace(UNET, in_channels=5)), "a depth map"),
+    "x4 upscaler": (meta(UNet, replace(UNET, in_channels=7)), "a small picture"),
+    "Zero123": (to_ldm({"unet": meta(UNet, replace(UNET, in_channels=8))}) | {"cc_projection.weight": one}, "Zero123"),
+    "ControlNet of SD 2": (to_ldm({"controlnet": meta(ControlNet, replace(CONTROLNET, cross_attention_dim=1024, to_rgb=False))}), "a ControlNet of Stable Diffusion 2.x"),
+    "ControlNet of SDXL": (meta(ControlNet, replace(CONTROLNET, cross_attention_dim=2048)), "a ControlNet of SDXL"),
+    "ControlNet as a difference": (to_ldm({"controlnet": PLAIN_CONTROL}) | {"difference": torch.tensor(1.0)}, "as the difference to its U-Net"),
+    "Control-LoRA": (to_ldm({"controlnet": PLAIN_CONTROL}) | {"lora_controlnet": torch.empty(0)}, "Control-LoRA"),
+    "T2I-Adapter": ({"adapter.body.0.resnets.0.block1.weight": one, "adapter.conv_in.weight": one}, "T2I-Adapter"),
+    "T2I-Adapter of its authors": ({"body.0.block1.weight": one, "conv_in.weight": one}, "T2I-Adapter"),
+    "IP-Adapter": ({"image_proj.proj.weight": one, "ip_adapter.1.to_k_ip.weight": one}, "IP-Adapter"),
+    "GLIGEN": (PARTS["unet"] | {"position_net.linears.0.weight": one}, "GLIGEN"),
+    "autoencoder of SD 3": (without(without(meta(AutoencoderKL, replace(VAE, latent_channels=16)), "quant_conv"), "post_quant_conv"), "16 latent channels without quant_conv"),
+    "optimizer": ({"state.0.exp_avg": one, "state.0.exp_avg_sq": one}, "state of an optimizer"),
+    "4 bits": (PARTS["unet"] | {"mid_block.attentions.0.proj_in.weight.quant_state.bitsandbytes__nf4": one}, "4 bits (bitsandbytes)"),
     "SD 3": ({f"{U}joint_blocks.0.context_block.attn.qkv.weight": one}, "Stable Diffusion 3"),
     "FLUX": ({"double_blocks.0.img_attn.proj.weight": one, "single_blocks.0.linear1.weight": one}, "FLUX"),
     "FLUX single file": ({f"{U}double_blocks.0.img_attn.proj.weight": one}, "FLUX"),
@@ -343,8 +371,6 @@ FOREIGN: dict[str, tuple[State, str]] = {
     "old embedding": ({"string_to_param": one}, "textual inversion"),
     "SRVGGNet": ({"body.0.weight": one, "body.0.bias": one, "body.1.weight": one}, "SRVGGNet"),
     "SRVGGNet in safetensors, sorted": ({"body.0.bias": one, "body.0.weight": one, "body.1.weight": one}, "SRVGGNet"),
-    "ControlNet single file": (under("control_model.", to_ldm_bare("unet")) | {"control_model.zero_convs.0.0.weight": one}, "ControlNet in its authors' layout"),
-    "ControlNet within a model": (LDM | {"control_model.zero_convs.0.0.weight": one}, "ControlNet in its authors' layout"),
     "AnimateDiff": (PARTS["unet"] | {"down_blocks.0.motion_modules.0.norm.weight": one}, "AnimateDiff"),
     "something else": ({"layers.0.weight": one}, "no family known here"),
     "nothing": ({}, "no family known here"),
@@ -355,7 +381,12 @@ FOREIGN: dict[str, tuple[State, str]] = {
 @pytest.mark.parametrize("case", FOREIGN)
 def test_what_nothing_here_runs_is_refused_in_one_line(case: str) -> None:
     state, message = FOREIGN[case]
-    assert message in refusal(lambda: read_contents(state, "x.ckpt"))
+
+    def read() -> None:
+        contents = read_contents(state, "x.ckpt")
+        net_config(contents.tensors(contents.parts[0]), None, "x.ckpt")
+
+    assert message in refusal(read)
 
 
 @pytest.mark.parametrize("case", ["with averages", "text encoder without text_model.", "autoencoder with old attention",

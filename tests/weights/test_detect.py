@@ -17,7 +17,8 @@ from nets.pasd_unet import PASD_LIGHT_UNET, PASD_UNET, PASDUNet, PASDUNetConfig
 from nets.rrdb import RRDBConfig, RRDBNet
 from nets.unet import SDXL_UNET, UNet, UNetConfig
 from nets.vae import AutoencoderKL, VAEConfig
-from weights.detect import FAMILIES, FOREIGN, FREE_FIELDS, detect_family, net_config, stored_config
+from weights.detect import FAMILIES, FOREIGN, detect_family, net_config, stored_config
+from weights.fields import FREE_FIELDS
 from weights.files import WeightsError
 
 TEXT = CLIPTextConfig(
@@ -261,7 +262,6 @@ REFUSED = {
     "SD 2 U-Net, LDM": (keys(**{f"{U}input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight": (320, 1024)}), "Stable Diffusion 2.x"),
     "SDXL U-Net": (meta_state(UNet, SDXL_UNET), "SDXL U-Net"),
     "SDXL U-Net without its embedding": (meta_state(UNet, replace(SDXL_UNET, addition_embed_type=None)), "U-Net of SDXL"),
-    "ControlNet single file": (keys("control_model.input_blocks.0.0.weight"), "ControlNet in its authors' layout"),
     "AnimateDiff": (keys("down_blocks.0.motion_modules.0.temporal_transformer.norm.weight"), "AnimateDiff"),
     "OpenAI CLIP": (keys("visual.transformer.resblocks.0.ln_1.weight"), "OpenAI's layout"),
     "OpenAI CLIP text": (keys("transformer.resblocks.0.ln_1.weight"), "OpenAI's layout"),

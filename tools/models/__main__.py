@@ -280,6 +280,7 @@ def _check_file(path: Path) -> "Check":
 def _keys(args: argparse.Namespace) -> int:
     from weights.canonical import read_contents
     from weights.embeddings import embedding_of, is_embedding
+    from weights.extras import told
     from weights.files import WeightsError
     from weights.hub import find_source, read_source, source_of
 
@@ -293,6 +294,10 @@ def _keys(args: argparse.Namespace) -> int:
     dtypes = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in contents.state.values()})
     print(f"{source.path}: {contents.layout}")
     print(f"{len(contents.state):,} tensors, {values:,} values, {', '.join(dtypes)}")
+    for name, value in told(contents.marks).items():
+        print(f"marked: {name} = {value}")
+    for note in contents.notes:
+        print(f"note: {note}")
     sound = [_part_keys(contents, part, source, every=args.all) for part in contents.parts]
     _some("ignored (no weights of a net)", contents.ignored, every=args.all)
     _some("unknown (of no net of this layout)", contents.unknown, every=args.all)

@@ -143,7 +143,8 @@ class _Conversion:
             )
         said = {} if from_clip else read_config(source, part)
         if part == "unet":
-            training = asdict(read_training(source, self._located.scheduler))
+            marks = self._located.contents(part).marks
+            training = asdict(read_training(source, self._located.scheduler, marks))
             said |= {name: value for name, value in training.items() if value is not None}
         return asdict(fit.net.config) | said
 

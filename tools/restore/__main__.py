@@ -213,7 +213,7 @@ class RestoreJob:
 
 def prepare(args: argparse.Namespace) -> RestoreJob:
     """Check everything but weights and pictures, and write nothing. ValueError or OSError, in one line."""
-    from msbd.load import restore_facts
+    from msbd.load import model_notes, restore_facts
     from msbd.loading.nets import read_lora_file
     from msbd.restore.plan import plan_restore
     from weights.embeddings import read_embedding
@@ -233,6 +233,7 @@ def prepare(args: argparse.Namespace) -> RestoreJob:
     model, notes = find_model(args)
     config = replace(config, method=model.method)
     facts = restore_facts(model)
+    notes += model_notes(model.both)
     with errors_by_flag(OPTIONS):
         plan_restore((64, 64), None, config, **vars(facts))  # what suits no picture
     notes += remarks(args, model) + prompt_notes(
@@ -276,8 +277,9 @@ def find_model(args: argparse.Namespace) -> "tuple[RestoreModel, list[str]]":
             )
         name, notes = choice.model, [str(choice)]
     model = locate_restorer(
-        name, mode=args.mode, method=method, base=args.base, upscaler=args.upscaler, vae=args.vae
-    )
+        name, mode=args.mode, method=method, base=args.base, upscaler=args.upscaler, vae=args.vae,
+        prediction_type=args.prediction_type,
+    )  # fmt: skip
     if model.method == "rrdb" and args.mode in ("stylize", "colorize"):
         raise ValueError(
             f"{model.own.name}: an upscaler, which has no --mode {args.mode}; take a model of PASD's with --method pasd"
@@ -295,7 +297,7 @@ def remarks(args: argparse.Namespace, model: "RestoreModel") -> list[str]:
         return notes + (unused if args.upscaler else [])
     fields = given_options(args, OPTIONS).keys() - {"mode", "method", "seed"}
     flags = {OPTIONS[name].flag for name in fields}
-    others = ("prompt", "lora", "embedding", "vae", "high_level_info")
+    others = ("prompt", "lora", "embedding", "vae", "high_level_info", "prediction_type")
     flags |= {f"--{name.replace('_', '-')}" for name in others if getattr(args, name)}
     flags |= {"--preset"} if args.preset != "paper" else set()
     flags |= {"--base"} if args.base and model.origin != "base" else set()
@@ -526,6 +528,7 @@ def metadata(args: argparse.Namespace, job: RestoreJob) -> dict[str, Any]:
         "model_hash": model_hash(own) if own.nets else None,
         "vae": part_name(args.vae, both.net("vae").path) if diffusion and args.vae else None,
         "base": base and f"{Path(args.base).name}:{args.base_weight:g} ({model_hash(base)})",
+        "prediction_type": args.prediction_type if diffusion else None,
         "loras": lora_names(args.lora) if diffusion else None,
         "embeddings": embedding_names(args.embedding) if diffusion else None,
         "preset": args.preset if diffusion else None,
