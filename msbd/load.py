@@ -22,6 +22,7 @@ from nets.clip import CLIPConfig, CLIPModel, CLIPTextModel
 from nets.controlnet import ControlNet
 from nets.pasd_unet import PASDUNet
 from nets.rrdb import RRDBNet
+from nets.srvgg import SRVGGNet
 from nets.tiled_vae import TiledAutoencoder
 from nets.unet import UNet, UNetConfig
 from nets.vae import AutoencoderKL
@@ -342,13 +343,18 @@ def _enlarging_pipeline(located: Located, place: Placement) -> RestorePipeline:
     if not located.nets:
         return RestorePipeline()
     enlarger = ModelParts(located).net("rrdb")
-    channels = (enlarger.config.num_in_ch, enlarger.config.num_out_ch)
-    if channels != (3, 3):
-        raise WeightsError(
-            f"{located.net('rrdb').path}: colour channels {channels[0]} in, {channels[1]} out; an RGB picture has 3"
-        )
+    _check_enlarger(located.net("rrdb").path, enlarger)
     located.release()
     return RestorePipeline(upscaler=place.upscaler(enlarger))
+
+
+def _check_enlarger(path: Path, enlarger: RRDBNet | SRVGGNet) -> None:
+    """WeightsError for a net of other pictures than grey ones, RGB, and RGB with transparency."""
+    config = enlarger.config
+    if not {config.num_in_ch, config.num_out_ch} <= {1, 3, 4}:
+        raise WeightsError(
+            f"{path}: an upscaler with {config.num_in_ch} channels in and {config.num_out_ch} out; a picture has 1, 3 or 4"
+        )
 
 
 @dataclass(frozen=True)
@@ -561,7 +567,7 @@ def model_facts(located: Located) -> ModelFacts:
 
 def _check_together(
     located: Located, unet: UNetConfig, vae: AutoencoderKL, text_encoder: CLIPTextModel, clip: CLIPModel | None,
-    rrdb: RRDBNet | None, tokenizer: PromptTokenizer, spec: ModelSpec, controlnet: ControlNet | None = None,
+    rrdb: RRDBNet | SRVGGNet | None, tokenizer: PromptTokenizer, spec: ModelSpec, controlnet: ControlNet | None = None,
 ) -> None:  # fmt: skip
     """WeightsError where the parts are each sound but of different models."""
     files = {part: source.path for part, source in located.nets.items()}
@@ -579,7 +585,7 @@ def _check_together(
     if clip is not None:
         equal.append(("clip", "colour channels", clip.config.vision.num_channels, "an RGB picture", 3))
     if rrdb is not None:
-        equal.append(("rrdb", "colour channels", rrdb.config.num_in_ch, "an RGB picture", 3))
+        _check_enlarger(files["rrdb"], rrdb)
     if controlnet is not None:
         control = controlnet.config
         equal += [

@@ -1,7 +1,8 @@
-"""RRDBNet, the generator of ESRGAN and Real-ESRGAN: enlarge a picture 4, 2 or 1 times.
+"""RRDBNet, the generator of ESRGAN, ESRGAN+ and Real-ESRGAN: enlarge a picture 1 to 16 times.
 
-Paper    Wang et al. 2018, arXiv:1809.00219, section 3.1 (ESRGAN)
+Papers   Wang et al. 2018, arXiv:1809.00219, section 3.1 (ESRGAN)
          Wang et al. 2021, arXiv:2107.10833, section 3.3 (Real-ESRGAN)
+         Rakotonirina and Rasoanaivo 2020, arXiv:2001.08073, section 3.1 (ESRGAN+)
 Tensors  x (B, 3, H, W) in [0, 1] (not [-1, 1]) -> (B, 3, scale*H, scale*W), not clamped
 Weights  basicsr names (in official files below `params_ema`)
 Copying  this file stands alone: torch only
@@ -14,7 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 _RESIDUAL_SCALE = 0.2  # beta of the ESRGAN paper, section 3.1 and figure 4
-_UNSHUFFLE = {4: 1, 2: 2, 1: 4}  # scale -> side of the pixel blocks folded into channels (section 3.3)
+_SCALES = (1, 2, 4, 8, 16)
+# Scale -> side of the pixel blocks that Real-ESRGAN folds into channels (section 3.3).
+_UNSHUFFLE = {2: 2, 1: 4}
 
 
 @dataclass(frozen=True)
@@ -23,16 +26,32 @@ class RRDBConfig:
 
     num_in_ch: int = 3  # channels of the picture that goes in
     num_out_ch: int = 3  # channels of the picture that comes out
-    scale: int = 4  # 4, 2 or 1: the output's side over the input's; 2 and 1 shrink the input first
+    scale: int = 4  # 1, 2, 4, 8 or 16: the output's side over the input's
     num_feat: int = 64  # width between blocks
     num_block: int = 23  # residual-in-residual dense blocks
     num_grow_ch: int = 32  # channels that each convolution of a dense block adds
+    # Side of the pixel blocks folded into channels first, 1, 2 or 4; None: as Real-ESRGAN, 2 and 4 for scales
+    # 2 and 1.
+    unshuffle: int | None = None
+    plus: bool = False  # ESRGAN+: further shortcuts within a dense block; its noise is training's alone
 
     def __post_init__(self) -> None:
-        if self.scale not in _UNSHUFFLE:
+        if self.scale not in _SCALES:
             raise ValueError(
-                f"RRDBConfig.scale is {self.scale}: expected 4, 2 or 1; resize the result for other factors"
+                f"RRDBConfig.scale is {self.scale}: expected 1, 2, 4, 8 or 16; resize the result for other factors"
             )
+        if self.unshuffle not in (None, 1, 2, 4):
+            raise ValueError(f"RRDBConfig.unshuffle is {self.unshuffle}: expected 1, 2 or 4")
+
+    @property
+    def block(self) -> int:
+        """Side of the pixel blocks folded into channels first; pictures are multiples of it."""
+        return _UNSHUFFLE.get(self.scale, 1) if self.unshuffle is None else self.unshuffle
+
+    @property
+    def doublings(self) -> int:
+        """How often the net doubles the size of its features."""
+        return (self.scale * self.block).bit_length() - 1
 
     @property
     def context(self) -> int:
@@ -41,14 +60,19 @@ class RRDBConfig:
         16 for two blocks, 48 at most, at the size at which the blocks work; the net looks 15 pixels further
         with every block, but hardly. Measured with the official files: docs/restore.md, "Enlarging alone".
         """
-        return min(max(16, 16 * (self.num_block // 2)), 48) * _UNSHUFFLE[self.scale]
+        return min(max(16, 16 * (self.num_block // 2)), 48) * self.block
 
 
 class ResidualDenseBlock(nn.Module):
-    """Five 3x3 convolutions, each seeing the block's input and every earlier output."""
+    """Five 3x3 convolutions, each seeing the block's input and every earlier output.
 
-    def __init__(self, num_feat: int, num_grow_ch: int) -> None:
+    With `plus` the second one's output gets the block's input by a 1x1 convolution, and the fourth one's the
+    second's (ESRGAN+, figure 2).
+    """
+
+    def __init__(self, num_feat: int, num_grow_ch: int, plus: bool = False) -> None:
         super().__init__()
+        self.conv1x1 = nn.Conv2d(num_feat, num_grow_ch, 1, bias=False) if plus else None
         self.conv1 = nn.Conv2d(num_feat, num_grow_ch, 3, padding=1)
         self.conv2 = nn.Conv2d(num_feat + num_grow_ch, num_grow_ch, 3, padding=1)
         self.conv3 = nn.Conv2d(num_feat + 2 * num_grow_ch, num_grow_ch, 3, padding=1)
@@ -57,20 +81,25 @@ class ResidualDenseBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, num_feat, h, w) -> (B, num_feat, h, w)."""
-        dense = x
+        dense, second = x, None
         for conv in (self.conv1, self.conv2, self.conv3, self.conv4):
-            dense = torch.cat((dense, _leaky(conv(dense))), dim=1)  # num_grow_ch wider each time
+            made = _leaky(conv(dense))
+            if self.conv1x1 is not None and conv is self.conv2:
+                made = second = made + self.conv1x1(x)
+            elif second is not None and conv is self.conv4:
+                made = made + second
+            dense = torch.cat((dense, made), dim=1)  # num_grow_ch wider each time
         return torch.add(x, self.conv5(dense), alpha=_RESIDUAL_SCALE)
 
 
 class RRDB(nn.Module):
     """Residual in residual: three dense blocks around one scaled shortcut."""
 
-    def __init__(self, num_feat: int, num_grow_ch: int) -> None:
+    def __init__(self, num_feat: int, num_grow_ch: int, plus: bool = False) -> None:
         super().__init__()
-        self.rdb1 = ResidualDenseBlock(num_feat, num_grow_ch)
-        self.rdb2 = ResidualDenseBlock(num_feat, num_grow_ch)
-        self.rdb3 = ResidualDenseBlock(num_feat, num_grow_ch)
+        self.rdb1 = ResidualDenseBlock(num_feat, num_grow_ch, plus)
+        self.rdb2 = ResidualDenseBlock(num_feat, num_grow_ch, plus)
+        self.rdb3 = ResidualDenseBlock(num_feat, num_grow_ch, plus)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, num_feat, h, w) -> (B, num_feat, h, w)."""
@@ -78,26 +107,28 @@ class RRDB(nn.Module):
 
 
 class RRDBNet(nn.Module):
-    """Deep features at the input's size (for scale 2 and 1: at a half and a quarter), then two doublings."""
+    """Deep features at the input's size, where pixels are folded at a half or a quarter; then doublings."""
 
     def __init__(self, config: RRDBConfig) -> None:
         super().__init__()
         self.config = config
         width = config.num_feat
-        self.conv_first = nn.Conv2d(config.num_in_ch * _UNSHUFFLE[config.scale] ** 2, width, 3, padding=1)
-        self.body = nn.Sequential(*(RRDB(width, config.num_grow_ch) for _ in range(config.num_block)))
+        self.conv_first = nn.Conv2d(config.num_in_ch * config.block**2, width, 3, padding=1)
+        self.body = nn.Sequential(
+            *(RRDB(width, config.num_grow_ch, config.plus) for _ in range(config.num_block))
+        )
         self.conv_body = nn.Conv2d(width, width, 3, padding=1)
-        self.conv_up1 = nn.Conv2d(width, width, 3, padding=1)
-        self.conv_up2 = nn.Conv2d(width, width, 3, padding=1)
+        for number in range(1, config.doublings + 1):
+            self.add_module(f"conv_up{number}", nn.Conv2d(width, width, 3, padding=1))
         self.conv_hr = nn.Conv2d(width, width, 3, padding=1)
         self.conv_last = nn.Conv2d(width, config.num_out_ch, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         """Enlarge `x` (B, num_in_ch, H, W) in [0, 1] to (B, num_out_ch, scale*H, scale*W), not clamped.
 
-        ValueError unless H and W are multiples of 2 (scale 2) or 4 (scale 1); scale 4 takes any size.
+        ValueError unless H and W are multiples of the pixel blocks that are folded, `config.block`.
         """
-        block = _UNSHUFFLE[self.config.scale]
+        block = self.config.block
         if x.shape[-2] % block or x.shape[-1] % block:
             raise ValueError(
                 f"RRDBNet of scale {self.config.scale}: the picture is {tuple(x.shape[-2:])} pixels, "
@@ -105,8 +136,9 @@ class RRDBNet(nn.Module):
             )
         features = self.conv_first(F.pixel_unshuffle(x, block))  # (B, num_feat, H/block, W/block)
         features = features + self.conv_body(self.body(features))
-        features = _leaky(self.conv_up1(F.interpolate(features, scale_factor=2.0, mode="nearest")))
-        features = _leaky(self.conv_up2(F.interpolate(features, scale_factor=2.0, mode="nearest")))
+        for number in range(1, self.config.doublings + 1):
+            conv = self.get_submodule(f"conv_up{number}")
+            features = _leaky(conv(F.interpolate(features, scale_factor=2.0, mode="nearest")))
         return self.conv_last(_leaky(self.conv_hr(features)))
 
 

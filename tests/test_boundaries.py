@@ -246,6 +246,10 @@ TINY = {
         "net = m.CLIPModel(c)\n"
         "assert net.encode_text(torch.tensor([[0, 3, 8]])).shape == net.encode_image(torch.zeros(1, 3, 8, 8)).shape == (1, 5)"
     ),
+    "srvgg": (
+        "net = m.SRVGGNet(m.SRVGGConfig(num_feat=8, num_conv=1, upscale=2))\n"
+        "assert net(torch.zeros(1, 3, 5, 4)).shape == (1, 3, 10, 8)"
+    ),
     "rrdb": (
         "net = m.RRDBNet(m.RRDBConfig(num_feat=8, num_block=1, num_grow_ch=4))\n"
         "assert net(torch.zeros(1, 3, 5, 6)).shape == (1, 3, 20, 24)"

@@ -26,7 +26,8 @@ from .merge import is_decoder_delta, is_delta
 
 State = Mapping[str, Tensor]
 _PROJECTION = "text_projection.weight"
-_PARTS = {"clip_text": "text_encoder", "pasd_unet": "unet"}  # family -> part, where they differ
+# Family -> part, where they differ.
+_PARTS = {"clip_text": "text_encoder", "pasd_unet": "unet", "srvgg": "rrdb"}
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ Copying  this file, fields.py, files.py (for WeightsError), merge.py and pickles
 """
 
 import json
+import re
 from collections.abc import Mapping
 from math import isqrt
 from typing import Any
@@ -32,6 +33,7 @@ FAMILIES = {
     "clip_text": ("text_model.embeddings.token_embedding.weight",),
     "clip_vision": ("vision_model.embeddings.patch_embedding.weight",),
     "rrdb": ("conv_first.weight", "body.0.rdb1.conv1.weight"),
+    "srvgg": ("body.0.weight", "body.1.weight", "body.2.weight"),
 }  # fmt: skip
 
 # Whose tables a net may find its own in, in a config of several nets.
@@ -123,7 +125,6 @@ FOREIGN = (
     (".weight_scale_2", f"a model in 4 bits (NVFP4); {_WIDER}"),
     ("\ntransformer.resblocks.", _OPENAI),
     ("\nvisual.transformer.resblocks.", _OPENAI),
-    ("\nbody.0.weight", "a compact Real-ESRGAN (SRVGGNet, as realesr-general-x4v3); use RealESRGAN_x4plus"),
     ("\ndecoder.encoder.layers.", "Asymmetric VQGAN in its authors' layout; use asymmetric-vae-x-1-5 or -x-2, the diffusers files"),
     ("\nquantize.embedding.", f"a VQ autoencoder; {_NO_PIPELINE}"),
 )  # fmt: skip
@@ -237,6 +238,7 @@ def _check_blocks(state: State, sizes: Mapping[str, Any]) -> None:
     for half in (sizes, sizes.get("text", {}), sizes.get("vision", {})):
         # A layer of CLIP has 16 tensors, a block of RRDBNet 30.
         needed = max(needed, 16 * half.get("num_hidden_layers", 0), 16 * half.get("num_block", 0))
+    needed = max(needed, 3 * sizes.get("num_conv", 0))  # of SRVGGNet, a convolution and its PReLU
     if needed > len(state):
         raise WeightsError(
             f"{len(state):,} tensors, too few for its layers; the file is incomplete or of another kind"
@@ -318,10 +320,10 @@ def _shape(state: State, key: str, ndim: int) -> tuple[int, ...]:
     return shape
 
 
-def _count(state: State, template: str) -> int:
-    """How many of `template`, with {} = 0, 1, 2, ..., are keys, up to the first that is not."""
+def _count(state: State, template: str, first: int = 0) -> int:
+    """How many of `template`, with {} = first, first + 1, ..., are keys, up to the first that is not."""
     count = 0
-    while template.format(count) in state:
+    while template.format(first + count) in state:
         count += 1
     return count
 
@@ -487,21 +489,45 @@ def _clip_sizes(state: State) -> dict[str, Any]:
 def _rrdb_sizes(state: State) -> dict[str, Any]:
     width, folded, _, _ = _shape(state, "conv_first.weight", 4)
     channels = _shape(state, "conv_last.weight", 4)[0]
-    # Scales 2 and 1 fold 2 x 2 and 4 x 4 pixels into channels first; pictures have as many channels out as
-    # in.
-    scale = {1: 4, 4: 2, 16: 1}.get(folded // channels)
-    if scale is None or folded % channels:
-        raise WeightsError(
-            f"conv_first takes {folded} channels and conv_last gives {channels}: no RRDBNet of scale 4, 2 or 1"
-        )
-    return {
-        "num_in_ch": channels,
+    doublings = _count(state, "conv_up{}.weight", 1)
+    # Real-ESRGAN's scales 2 and 1 fold 2 x 2 and 4 x 4 pixels into channels first.
+    block = {4 * channels: 2, 16 * channels: 4}.get(folded, 1)
+    if doublings > 4 or 2**doublings < block:
+        raise WeightsError(f"an RRDBNet with {doublings} doublings of size; expected scale 1, 2, 4, 8 or 16")
+    scale = 2**doublings // block
+    sizes: dict[str, Any] = {
+        "num_in_ch": folded // block**2,
         "num_out_ch": channels,
         "scale": scale,
         "num_feat": width,
         "num_block": _count(state, "body.{}.rdb1.conv1.weight"),
         "num_grow_ch": _shape(state, "body.0.rdb1.conv1.weight", 4)[0],
     }
+    if block != {2: 2, 1: 4}.get(scale, 1):
+        sizes["unshuffle"] = block
+    return sizes | ({"plus": True} if "body.0.rdb1.conv1x1.weight" in state else {})
+
+
+def _srvgg_sizes(state: State) -> dict[str, Any]:
+    width, channels, _, _ = _shape(state, "body.0.weight", 4)
+    layers = [int(key.split(".")[1]) for key in state if re.fullmatch(r"body\.\d{1,4}\.weight", key)]
+    last = max(layers)
+    spread = _shape(state, f"body.{last}.weight", 4)[0]
+    if "body.1.weight" not in state:
+        raise WeightsError("a compact Real-ESRGAN without weights of an activation; only PReLU is read")
+    for made in (channels, 3):
+        scale = isqrt(spread // made)
+        if made * scale**2 == spread:
+            return {
+                "num_in_ch": channels,
+                "num_out_ch": made,
+                "num_feat": width,
+                "num_conv": max(last // 2 - 1, 0),
+                "upscale": scale,
+            }
+    raise WeightsError(
+        f"a compact Real-ESRGAN whose last convolution gives {spread} channels, which no scale does"
+    )
 
 
 _SIZES = {
@@ -514,4 +540,5 @@ _SIZES = {
     "clip_text": _clip_text_sizes,
     "clip_vision": _clip_vision_sizes,
     "rrdb": _rrdb_sizes,
+    "srvgg": _srvgg_sizes,
 }

@@ -46,6 +46,7 @@ FREE_FIELDS: dict[str, dict[str, str]] = {
     "clip_text": _CLIP | {"eos_token_id": "index"},
     "clip_vision": _CLIP,
     "rrdb": {},
+    "srvgg": {},
 }  # fmt: skip
 
 # ---- fields of which a net here has one value: that, or what says as little (null, false, "", []) ----------

@@ -349,6 +349,8 @@ _ALL = (
             _ncnn(_REALESRGAN, "REALESRGAN_X4PLUSANIME_UP4X",
                   (30_560, "d63c7e93c58ec5d0048ca1f0a995f40b2af17c2816a2e0a3b7172046d98795ec"),
                   (8_943_500, "fe01c269cfd10cdef8e018ab66ebe750cf79c7af4d1f9c16c737e1295229bacc"))),
+    _esrgan("realesr-general-x4v3", "Real-ESRGAN's small net, photographs, x 4", "v0.2.5.0", "realesr-general-x4v3.pth", 4_885_111,
+            "8dc7edb9ac80ccdc30c3a5dca6616509367f05fbc184ad95b731f05bece96292"),
     Model(
         "realsr-df2k", "RealSR, clean photographs, x 4", "Apache-2.0, the licence of RealSR's repository, as others report",
         (_ncnn(_REALSR, "REALSR_DF2K_UP4X",

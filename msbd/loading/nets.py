@@ -18,6 +18,7 @@ from nets.clip import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel, CLIP
 from nets.controlnet import ControlNet, ControlNetConfig, start_from_unet
 from nets.pasd_unet import PASDUNet, PASDUNetConfig
 from nets.rrdb import RRDBConfig, RRDBNet
+from nets.srvgg import SRVGGConfig, SRVGGNet
 from nets.unet import UNet, UNetConfig
 from nets.vae import AutoencoderKL, VAEConfig
 from weights.canonical import read_contents
@@ -45,6 +46,7 @@ _NETS: dict[str, Callable[[dict[str, Any]], nn.Module]] = {
     "pasd_unet": lambda sizes: PASDUNet(PASDUNetConfig(**sizes)),
     "controlnet": lambda sizes: ControlNet(ControlNetConfig(**sizes)),
     "rrdb": lambda sizes: RRDBNet(RRDBConfig(**sizes)),
+    "srvgg": lambda sizes: SRVGGNet(SRVGGConfig(**sizes)),
 }
 
 

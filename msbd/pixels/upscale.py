@@ -3,7 +3,8 @@
 Paper    Ackermann & Li 2022, arXiv:2210.12965, appendix A.2: Real-ESRGAN x4, then bilinear down; its ablation
          has the others
 Tensors  image (1, 3, H, W) in [-1, 1] -> (1, 3, H', W') in [-1, 1]; the upscaler net takes and gives [0, 1]
-Copying  needs pixels/gray.py, pixels/masks.py, pixels/pieces.py, pixels/resize.py, pixels/tiles.py
+Copying  needs pixels/gray.py, pixels/luma.py, pixels/masks.py, pixels/pieces.py, pixels/resize.py,
+         pixels/tiles.py
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -15,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .gray import looks_gray, with_chroma_of
+from .luma import luma
 from .masks import dilate, resize_mask
 from .pieces import Piece, mirrored_pieces, run_in_pieces
 from .resize import low_pass, resize, sharpen
@@ -24,6 +26,7 @@ from .tiles import touches
 # it sees beyond the border, and around a piece where it does not say how far it looks (`config.context`).
 # _MULTIPLE: what a piece and its margins are rounded up to; upscalers of scale 2 and 1 take no other sizes.
 _PIECE, _CONTEXT, _MULTIPLE = 256, 16, 4
+_SCALE = 4  # of nets that enlarge further the pieces are smaller, so that their results are not larger
 _REACH = 2  # pixels: how far the bilinear resize after the net looks
 
 OnProgress = Callable[[int, int], None]  # done, of how many
@@ -75,15 +78,17 @@ def enlarge_by_net(
     only, and elsewhere the picture is bilinear. `piece` is their side (None: 256), `context` what is seen
     around each (None: as the net's config says), in pixels of `image`. `on_progress(done, total)` counts
     pieces, of a net with blocks (`.body`) these too. Of a grey picture the net gives the luma only: it would
-    colour it.
+    colour it. A net of one channel gets and gives the luma, one of four an opaque picture.
     """
     needed = torch.ones_like(image[:, :1]) if needed is None else needed
     asked = resize_mask(needed, (image.shape[-2], image.shape[-1]))
     around = getattr(getattr(upscaler, "config", None), "context", _CONTEXT) if context is None else context
-    pieces = mirrored_pieces((image.shape[-2], image.shape[-1]), piece or _PIECE, around, _MULTIPLE, _CONTEXT)
+    usual = _PIECE * _SCALE // max(_SCALE, int(getattr(getattr(upscaler, "config", None), "scale", _SCALE)))
+    piece = piece or usual
+    pieces = mirrored_pieces((image.shape[-2], image.shape[-1]), piece, around, _MULTIPLE, _CONTEXT)
     made = _in_pieces(upscaler, image / 2 + 0.5, pieces, asked, on_progress or (lambda *_: None))
     made = made.mul_(2).sub_(1)  # in place: of a photograph it is gigabytes
-    if looks_gray(image):
+    if looks_gray(image) or _channels(upscaler)[1] == 1:
         made = with_chroma_of(image, made)
     return resize(made, size).clamp(-1, 1)
 
@@ -146,5 +151,18 @@ def _counted(upscaler: Any, pieces: int, on_progress: OnProgress) -> Iterator[Ca
 
 
 def _run(upscaler: Any, image: Tensor) -> Tensor:
+    """The net's result in three channels, of `image` (1, 3, H, W) in as many as it takes."""
     parameter = next(upscaler.parameters(), None) if hasattr(upscaler, "parameters") else None
-    return upscaler(image if parameter is None else image.to(parameter)).float().to(image.device)
+    taken, given = _channels(upscaler)
+    if taken == 1:
+        image = luma(image)
+    elif taken == 4:
+        image = torch.cat([image, torch.ones_like(image[:, :1])], 1)
+    made = upscaler(image if parameter is None else image.to(parameter)).float().to(image.device)
+    return made.expand(-1, 3, -1, -1) if given == 1 else made[:, :3]
+
+
+def _channels(upscaler: Any) -> tuple[int, int]:
+    """Channels that the net takes and gives; of anything without a config an RGB picture's."""
+    config = getattr(upscaler, "config", None)
+    return getattr(config, "num_in_ch", 3), getattr(config, "num_out_ch", 3)

@@ -193,7 +193,8 @@ class RestorePipeline:
             else:
                 result = super_resolve(image, plan.output_size, "bicubic", on_progress=on_progress)
             show("result", result)
-            return RestoreResult(result.to(device), plan, "", "", seconds)
+            notes = (*self.notes, *self._rest_is_bilinear(plan))
+            return RestoreResult(result.to(device), plan, "", "", seconds, notes)
 
         prompts = self._prompts(prompt, information, plan.config)  # section 3.4
         syntax = plan.config.prompt_syntax
@@ -218,6 +219,14 @@ class RestorePipeline:
             result = rules.finish(restored, control * 2 - 1, image, plan.output_size, plan.config.color_fix)
         show("result", result)
         return RestoreResult(result.to(device), plan, *prompts, seconds, (*self.notes, *run.notes))
+
+    def _rest_is_bilinear(self, plan: RestorePlan) -> list[str]:
+        """A note where the upscaler enlarges less than was asked for."""
+        scale = getattr(getattr(self.upscaler, "config", None), "scale", None)
+        asked = max(after / before for after, before in zip(plan.output_size, plan.input_size, strict=True))
+        if plan.config.method != "rrdb" or scale is None or asked <= scale + 0.01:
+            return []
+        return [f"the net enlarges {scale} times, the rest is bilinear"]
 
     def _prompts(
         self, prompt: str, information: Sequence[str], config: ResolvedRestoreConfig

@@ -1,5 +1,7 @@
 """Enlarging with the official weights of extra `enlarge`, and what holds for any upscaler."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -15,7 +17,7 @@ OFFICIAL = ("realesrgan-x4plus", "realesrgan-anime", "realsr-df2k")
 MINI = RRDBConfig(num_feat=32, num_block=3, num_grow_ch=16)
 
 
-def coloured_net(**sizes: int) -> RRDBNet:
+def coloured_net(**sizes: Any) -> RRDBNet:
     """A small net with random weights, which colours all that it sees."""
     torch.manual_seed(2)
     sizes = {"num_feat": 8, "num_block": 2, "num_grow_ch": 4} | sizes

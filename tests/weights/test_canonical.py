@@ -369,8 +369,6 @@ FOREIGN: dict[str, tuple[State, str]] = {
     "OpenAI CLIP": ({"visual.class_embedding": one, "visual.transformer.resblocks.0.ln_1.bias": one, "text_projection": one}, "OpenAI's layout"),
     "embedding": ({"emb_params": torch.zeros(2, 768)}, "textual inversion"),
     "old embedding": ({"string_to_param": one}, "textual inversion"),
-    "SRVGGNet": ({"body.0.weight": one, "body.0.bias": one, "body.1.weight": one}, "SRVGGNet"),
-    "SRVGGNet in safetensors, sorted": ({"body.0.bias": one, "body.0.weight": one, "body.1.weight": one}, "SRVGGNet"),
     "AnimateDiff": (PARTS["unet"] | {"down_blocks.0.motion_modules.0.norm.weight": one}, "AnimateDiff"),
     "something else": ({"layers.0.weight": one}, "no family known here"),
     "nothing": ({}, "no family known here"),

@@ -267,8 +267,6 @@ REFUSED = {
     "OpenAI CLIP text": (keys("transformer.resblocks.0.ln_1.weight"), "OpenAI's layout"),
     "embedding": (keys("emb_params"), "textual inversion"),
     "old embedding": (keys("string_to_param", "string_to_token"), "textual inversion"),
-    "SRVGGNet": (keys("body.0.weight", "body.0.bias", "body.1.weight", "body.2.weight"), "SRVGGNet"),
-    "SRVGGNet, sorted": (keys("body.0.bias", "body.0.weight", "body.1.weight", "body.2.bias"), "SRVGGNet"),
     "Asymmetric VQGAN": (keys("encoder.conv_in.weight", "decoder.encoder.layers.0.weight"), "Asymmetric VQGAN in its authors' layout"),
     "VQ autoencoder": (keys("encoder.conv_in.weight", "quantize.embedding.weight"), "VQ autoencoder"),
     "LDM names": (keys(f"{U}input_blocks.0.0.weight", f"{V}encoder.conv_in.weight", "betas"), "no family known here .3 keys"),

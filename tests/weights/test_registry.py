@@ -125,6 +125,7 @@ EXACT = [
     ("realesrgan-x4plus", "rrdb", 67_040_989, "4fa0d38905f75ac06eb49a7951b426670021be3018265fd191d2125df9d682f1", None),
     ("realesrgan-x2plus", "rrdb", 67_061_725, "49fafd45f8fd7aa8d31ab2a22d14d91b536c34494a5cfe31eb5d89c2fa266abb", None),
     ("realesrgan-anime", "rrdb", 17_938_799, "f872d837d3c90ed2e05227bed711af5671a6fd1c9f7d7e91c911a61f155e99da", None),
+    ("realesr-general-x4v3", "rrdb", 4_885_111, "8dc7edb9ac80ccdc30c3a5dca6616509367f05fbc184ad95b731f05bece96292", None),
     ("realsr-df2k", "rrdb", 116_994, "e67d72f615ab8018ac62aca42755fbe247ebb62d34f51431172e305c1ef8c2dd", None),
     ("ultrasharp", "rrdb", 66_961_958, "a5812231fc936b42af08a5edba784195495d303d5b3248c24489ef0c4021fe01", None),
     ("sd-vae-ft-mse", "vae", 334_641_190, "735e4c3a447a3255760d7f86845f09f937809baa529c17370d83e4c3758f3c75",
