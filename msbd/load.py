@@ -8,7 +8,7 @@ and passes the `Located` on.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -23,6 +23,7 @@ from nets.controlnet import ControlNet
 from nets.pasd_unet import PASDUNet
 from nets.rrdb import RRDBNet
 from nets.srvgg import SRVGGNet
+from nets.taesd import AutoencoderTiny
 from nets.tiled_vae import TiledAutoencoder
 from nets.unet import UNet, UNetConfig
 from nets.vae import AutoencoderKL
@@ -99,7 +100,7 @@ def load_edit_pipeline(
     return EditPipeline(
         unet=place.main(unet),
         vae=place.vae(autoencoder),
-        tiled_vae=partial(TiledAutoencoder, autoencoder),
+        tiled_vae=_tiled(autoencoder),
         seam_decoder=None if decoder is None else place.vae(decoder),
         text_encoder=place.side(text_encoder),
         tokenizer=tokenizer,
@@ -327,7 +328,7 @@ def load_restore_pipeline(
         unet=place.main(unet),
         controlnet=None if controlnet is None else place.main(controlnet),
         vae=autoencoder,
-        tiled_vae=lambda **settings: TiledAutoencoder(autoencoder, **settings),
+        tiled_vae=_tiled(autoencoder),
         text_encoder=place.side(text_encoder),
         tokenizer=tokenizer,
         alphas_cumprod=facts.alphas_cumprod,
@@ -336,6 +337,11 @@ def load_restore_pipeline(
         upscaler=None if enlarger is None else place.upscaler(enlarger),
         notes=notes,
     )
+
+
+def _tiled(autoencoder: AutoencoderKL | AutoencoderTiny) -> Callable[..., TiledAutoencoder] | None:
+    """What makes `autoencoder` one for pictures of any size; None for a tiny one, which takes them whole."""
+    return partial(TiledAutoencoder, autoencoder) if isinstance(autoencoder, AutoencoderKL) else None
 
 
 def _enlarging_pipeline(located: Located, place: Placement) -> RestorePipeline:
@@ -566,7 +572,7 @@ def model_facts(located: Located) -> ModelFacts:
 
 
 def _check_together(
-    located: Located, unet: UNetConfig, vae: AutoencoderKL, text_encoder: CLIPTextModel, clip: CLIPModel | None,
+    located: Located, unet: UNetConfig, vae: AutoencoderKL | AutoencoderTiny, text_encoder: CLIPTextModel, clip: CLIPModel | None,
     rrdb: RRDBNet | SRVGGNet | None, tokenizer: PromptTokenizer, spec: ModelSpec, controlnet: ControlNet | None = None,
 ) -> None:  # fmt: skip
     """WeightsError where the parts are each sound but of different models."""

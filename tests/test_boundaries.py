@@ -246,6 +246,10 @@ TINY = {
         "net = m.CLIPModel(c)\n"
         "assert net.encode_text(torch.tensor([[0, 3, 8]])).shape == net.encode_image(torch.zeros(1, 3, 8, 8)).shape == (1, 5)"
     ),
+    "taesd": (
+        "net = m.AutoencoderTiny(m.TinyVAEConfig(width=8, encoder_blocks=(1, 1), decoder_blocks=(1, 1)))\n"
+        "assert net.decode(net.encode(torch.zeros(1, 3, 6, 8)).mode()).shape == (1, 3, 6, 8)"
+    ),
     "srvgg": (
         "net = m.SRVGGNet(m.SRVGGConfig(num_feat=8, num_conv=1, upscale=2))\n"
         "assert net(torch.zeros(1, 3, 5, 4)).shape == (1, 3, 10, 8)"

@@ -5,8 +5,8 @@ Parts    unet, vae, asymmetric_vae, text_encoder, clip, clip_vision, controlnet,
          file); pasd_added (PASD's own tensors without their base), asymmetric_added (what a mask-conditioned
          decoder has over a plain autoencoder)
 Copying  this file, keymap.py, ldm.py, hub.py, ncnn.py, esrgan.py, lora.py, lora_changes.py,
-         lora_names.py, merge.py, detect.py, extras.py, fields.py, files.py and pickles.py; torch,
-         safetensors
+         lora_names.py, merge.py, detect.py, extras.py, fields.py, files.py, pickles.py and taesd.py;
+         torch, safetensors
 """
 
 from collections.abc import Iterable, Mapping
@@ -23,11 +23,12 @@ from .keymap import KeyMap
 from .ldm import IGNORED, ema_name, find_parts, linear, map_of
 from .lora import is_lora
 from .merge import is_decoder_delta, is_delta
+from .taesd import taesd_map
 
 State = Mapping[str, Tensor]
 _PROJECTION = "text_projection.weight"
 # Family -> part, where they differ.
-_PARTS = {"clip_text": "text_encoder", "pasd_unet": "unet", "srvgg": "rrdb"}
+_PARTS = {"clip_text": "text_encoder", "pasd_unet": "unet", "srvgg": "rrdb", "tiny_vae": "vae"}
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,7 @@ def _read(state: State, source: object) -> Contents:
 
 def _one_net(state: State, source: str) -> Contents:
     keys = [key for key in state if not IGNORED.fullmatch(key)]
-    old = hub_map(keys) or esrgan_map(keys)
+    old = hub_map(keys) or esrgan_map(keys) or taesd_map(keys)
     renamed = _renamed(old, keys, source)
     family = detect_family({new: state[key] for key, new in renamed.items()}, source)
     # Beside a text encoder it leads to CLIP's common space, where no U-Net looks.

@@ -11,6 +11,7 @@ Copying  this file, fields.py, files.py (for WeightsError), merge.py and pickles
 import json
 import re
 from collections.abc import Mapping
+from itertools import pairwise
 from math import isqrt
 from typing import Any
 
@@ -28,6 +29,7 @@ FAMILIES = {
     "controlnet": ("controlnet_cond_embedding.conv_in.weight", "controlnet_down_blocks.0.weight", "conv_in.weight"),
     "unet": ("conv_in.weight", "time_embedding.linear_1.weight", "up_blocks.0.resnets.0.conv1.weight"),
     "asymmetric_vae": ("decoder.condition_encoder.layers.0.weight", "encoder.conv_in.weight", "decoder.conv_in.weight"),
+    "tiny_vae": ("encoder.layers.0.weight", "decoder.layers.0.weight", "encoder.layers.1.conv.0.weight"),
     "vae": ("encoder.conv_in.weight", "decoder.conv_in.weight", "encoder.down_blocks.0.resnets.0.conv1.weight"),
     "clip": ("text_projection.weight", "visual_projection.weight", "text_model.embeddings.token_embedding.weight"),
     "clip_text": ("text_model.embeddings.token_embedding.weight",),
@@ -433,6 +435,25 @@ def _vae_sizes(state: State) -> dict[str, Any]:
     }
 
 
+def _tiny_vae_sizes(state: State) -> dict[str, Any]:
+    blocks = {}
+    for half in ("encoder", "decoder"):
+        found = [re.match(rf"{half}\.layers\.(\d{{1,3}})\.(conv\.0\.)?weight", key) for key in state]
+        # Convolutions by themselves are the ends and what changes the size; what stands between are blocks.
+        kinds = [kind for _, kind in sorted((int(one[1]), bool(one[2])) for one in found if one)]
+        places = [place for place, is_block in enumerate(kinds) if not is_block]
+        blocks[f"{half}_blocks"] = tuple(b - a - 1 for a, b in pairwise(places))
+    width, channels, _, _ = _shape(state, "encoder.layers.0.weight", 4)
+    last = max(int(key.split(".")[2]) for key in state if key.startswith("decoder.layers."))
+    return {
+        "in_channels": channels,
+        "out_channels": _shape(state, f"decoder.layers.{last}.weight", 4)[0],
+        "latent_channels": _shape(state, "decoder.layers.0.weight", 4)[1],
+        "width": width,
+        **blocks,
+    }
+
+
 def _asymmetric_vae_sizes(state: State) -> dict[str, Any]:
     sizes = _vae_sizes(state)
     first = "decoder.up_blocks.{}.resnets.0.conv1.weight"
@@ -535,6 +556,7 @@ _SIZES = {
     "unet": _unet_sizes,
     "pasd_unet": _pasd_sizes,
     "asymmetric_vae": _asymmetric_vae_sizes,
+    "tiny_vae": _tiny_vae_sizes,
     "vae": _vae_sizes,
     "clip": _clip_sizes,
     "clip_text": _clip_text_sizes,

@@ -47,6 +47,7 @@ FREE_FIELDS: dict[str, dict[str, str]] = {
     "clip_vision": _CLIP,
     "rrdb": {},
     "srvgg": {},
+    "tiny_vae": {"scaling_factor": "number above 0"},
 }  # fmt: skip
 
 # ---- fields of which a net here has one value: that, or what says as little (null, false, "", []) ----------
@@ -64,6 +65,10 @@ _ONLY_VAE = {"latents_mean": None, "latents_std": None, "use_quant_conv": True, 
 ONLY_FIELDS: dict[str, dict[str, Any]] = {
     "unet": _ONLY_UNET, "pasd_unet": _ONLY_UNET,
     "controlnet": _ONLY_ENCODER | {"global_pool_conditions": False},
+    "tiny_vae": {
+        "act_fn": "relu", "upsample_fn": "nearest", "upsampling_scaling_factor": 2, "latent_magnitude": 3, "latent_shift": 0.5,
+        "shift_factor": 0.0,
+    },
     "vae": _ONLY_VAE, "asymmetric_vae": _ONLY_VAE | {"shift_factor": 0.0},
 }  # fmt: skip
 
@@ -79,6 +84,8 @@ _TOLD = {
     "mid_attention", "mid_block_add_attention", "down_block_out_channels", "up_block_out_channels", "layers_per_down_block",
     "layers_per_up_block", "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "max_position_embeddings",
     "image_size", "patch_size", "num_channels", "projection_dim", "num_in_ch", "num_out_ch", "num_feat", "num_block", "num_grow_ch", "scale",
+    "unshuffle", "plus", "num_conv", "upscale", "width", "encoder_blocks", "decoder_blocks", "encoder_block_out_channels",
+    "decoder_block_out_channels", "num_encoder_blocks", "num_decoder_blocks",
 }  # fmt: skip
 # What changes nothing in inference: of training (dropout, moving averages of diffusers' EMAModel), of
 # precision (upcast_attention, force_upcast: this code decides that itself), of programs that wrote the file.
@@ -89,7 +96,7 @@ _IDLE = {
 }  # fmt: skip
 # Families whose config.json is looked at in full. Those of transformers have a hundred fields of generation,
 # training and classification, whose names change with each version: of them only FREE_FIELDS are.
-_CHECKED = ("unet", "pasd_unet", "controlnet", "vae", "asymmetric_vae")
+_CHECKED = ("unet", "pasd_unet", "controlnet", "vae", "asymmetric_vae", "tiny_vae")
 # Those that this file says something of. A single file's config.json speaks of several nets.
 KNOWN_FIELDS = frozenset(_TOLD | _IDLE).union(*FREE_FIELDS.values(), *ONLY_FIELDS.values())
 

@@ -4,7 +4,8 @@ tensors.
 Reads    diffusers folders (model_index.json, unet/, vae/, text_encoder/, tokenizer/, scheduler/), PASD's
          (unet/, controlnet/), a net's own folder, files in shards, ncnn's graphs; and the older names that
          such files have
-Copying  this file, keymap.py, ncnn.py, files.py and pickles.py; torch and safetensors through them
+Copying  this file, keymap.py, ncnn.py, taesd.py, files.py and pickles.py; torch and safetensors through
+         them
 """
 
 import json
@@ -18,6 +19,7 @@ from torch import Tensor
 from .files import MAX_HEADER, WeightsError, first_line, read_metadata, read_state_dict
 from .keymap import KeyMap
 from .ncnn import is_ncnn, ncnn_files, read_ncnn
+from .taesd import HALVES, half_of, other_half
 
 # Parts, each in the folder of its name. CLIP as a whole (openai/clip-vit-large-patch14) lies in a folder of
 # its own.
@@ -104,7 +106,7 @@ def read_source(source: Source) -> dict[str, Tensor]:
     if is_ncnn(source.path):
         return read_ncnn(source.path)
     if not source.path.name.endswith(".json"):
-        return read_state_dict(source.path)
+        return _both_halves(source.path, read_state_dict(source.path))
     index = _read_index(source.path)
     state: dict[str, Tensor] = {}
     for name in sorted(set(index.values())):
@@ -117,12 +119,30 @@ def read_source(source: Source) -> dict[str, Tensor]:
     return state
 
 
+def _both_halves(path: Path, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """`state`; of a half of TAESD both halves, the other one from the file beside it. WeightsError without
+    it.
+    """
+    if (half := half_of(state)) is None:
+        return state
+    beside = other_half(path, half)
+    if not beside.is_file():
+        raise WeightsError(f"{path}: the {half} of TAESD alone; put {beside.name} beside it")
+    other = read_state_dict(beside)
+    if (found := half_of(other)) in (None, half):
+        raise WeightsError(f"{beside}: beside the {half} of TAESD, but not its other half")
+    halves = {half: state, found: other}
+    return {f"{name}.{key}": tensor for name in HALVES for key, tensor in halves[name].items()}
+
+
 def source_files(source: Source) -> list[Path]:
     """Every file that `read_source` opens. Raises WeightsError for an index that is none."""
     if is_ncnn(source.path):
         return [*ncnn_files(source.path)]
     if not source.path.name.endswith(".json"):
-        return [source.path]
+        named = any(half in source.path.name for half in HALVES)  # else no more need be looked at
+        half = half_of(read_state_dict(source.path)) if named else None
+        return [source.path] if half is None else [source.path, other_half(source.path, half)]
     shards = set(_read_index(source.path).values())
     return [source.path, *(source.path.with_name(name) for name in sorted(shards))]
 

@@ -4,7 +4,7 @@ Model    a name of registry.py; a folder of files named by their part, as weight
          convert` write it; a diffusers or PASD folder; one file with several nets
 Copying  this file, canonical.py, detect.py, esrgan.py, extras.py, fetch.py, fetch_hub.py, fields.py,
          files.py, hub.py, keymap.py, ldm.py, lora.py, lora_changes.py, lora_names.py, merge.py, ncnn.py,
-         pickles.py and registry.py; torch, safetensors, huggingface_hub
+         pickles.py, registry.py and taesd.py; torch, safetensors, huggingface_hub
 """
 
 import os

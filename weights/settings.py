@@ -4,8 +4,8 @@ pictures' normalisation.
 Reads    the safetensors metadata (JSON under `config`, modelspec.prediction_type), config.json's sample_size,
          scheduler_config.json, the .yaml beside a single file; what is absent is as in Stable Diffusion 1.x
          and in CLIP
-Copying  this file, detect.py, extras.py, fields.py, files.py, hub.py, keymap.py, merge.py, ncnn.py and
-         pickles.py; torch, safetensors
+Copying  this file, detect.py, extras.py, fields.py, files.py, hub.py, keymap.py, merge.py, ncnn.py,
+         pickles.py and taesd.py; torch, safetensors
 """
 
 import re

@@ -122,6 +122,11 @@ class EditPipeline:
                 "seam is asymmetric, but this pipeline was loaded without such a decoder: name one "
                 "(`load_edit_pipeline(..., seam_decoder=...)`), or take another seam"
             )
+        if plan.config.seam == "closed-form" and not hasattr(getattr(self.vae, "decoder", None), "conv_out"):
+            raise ValueError(
+                "seam is closed-form, which solves for the last convolution of an AutoencoderKL; this autoencoder "
+                "is another: take another seam, as membrane"
+            )
         looked_at = None
         if plan.config.rerank_area == "mask":
             looked_at = mask_box(resize_mask(take(mask, plan.crop), plan.stages[0].size))

@@ -19,6 +19,7 @@ from nets.controlnet import ControlNet, ControlNetConfig, start_from_unet
 from nets.pasd_unet import PASDUNet, PASDUNetConfig
 from nets.rrdb import RRDBConfig, RRDBNet
 from nets.srvgg import SRVGGConfig, SRVGGNet
+from nets.taesd import AutoencoderTiny, TinyVAEConfig
 from nets.unet import UNet, UNetConfig
 from nets.vae import AutoencoderKL, VAEConfig
 from weights.canonical import read_contents
@@ -33,6 +34,7 @@ from weights.registry import MODELS, check_kind
 _NETS: dict[str, Callable[[dict[str, Any]], nn.Module]] = {
     "unet": lambda sizes: UNet(UNetConfig(**sizes)),
     "vae": lambda sizes: AutoencoderKL(VAEConfig(**sizes)),
+    "tiny_vae": lambda sizes: AutoencoderTiny(TinyVAEConfig(**sizes)),
     "asymmetric_vae": lambda sizes: AsymmetricAutoencoderKL(AsymmetricVAEConfig(**sizes)),
     "clip": lambda sizes: CLIPModel(
         CLIPConfig(
