@@ -63,3 +63,13 @@ def in_float32(vae: Any, work: Callable[[Any], Tensor]) -> Tensor:
 def dtype_of(net: nn.Module) -> torch.dtype:
     """The dtype of a net's parameters; float32 if it has none."""
     return next((parameter.dtype for parameter in net.parameters()), torch.float32)
+
+
+def distilled_guidance(unet: Any, scale: float) -> tuple[dict[str, float], float]:
+    """How `unet` is guided by `scale`: its further arguments, and the scale that is left to do outside.
+
+    A net that was distilled with its guidance (config.time_cond_proj_dim: full LCM models) is told it, and
+    asked for the prompt alone.
+    """
+    told = getattr(getattr(unet, "config", None), "time_cond_proj_dim", None) is not None
+    return ({"guidance": scale}, 1.0) if told else ({}, scale)

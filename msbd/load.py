@@ -470,7 +470,13 @@ def model_notes(model: Located) -> list[str]:
     for part in ("unet", "controlnet", "pasd_added"):
         if part in model.nets:
             with suppress(WeightsError):  # which loading will say
-                notes |= dict.fromkeys(model.contents(part).notes)
+                contents = model.contents(part)
+                notes |= dict.fromkeys(contents.notes)
+                if any(name == "time_embedding.cond_proj.weight" for _, name in contents.names.values()):
+                    notes[
+                        f"{model.name}: a latent consistency model, made for --sampler lcm --steps 4; its guidance "
+                        "is asked of the net itself, and the negative prompt has no part in it"
+                    ] = None
     return list(notes)
 
 

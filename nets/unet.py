@@ -65,6 +65,8 @@ class UNetConfig:
     addition_embed_type: str | None = None  # "text_time": SDXL's pooled text and sizes, see `UNet.embed_time`
     addition_time_embed_dim: int = 256  # text_time: sinusoids per size
     projection_class_embeddings_input_dim: int = 2816  # text_time: 1280 of pooled text + 6 sizes * 256
+    # Of a U-Net distilled with its guidance (full LCM models): sinusoids of the scale, see `UNet.forward`.
+    time_cond_proj_dim: int | None = None
 
     def __post_init__(self) -> None:
         levels = len(self.block_out_channels)
@@ -134,6 +136,14 @@ def timestep_embedding(t: Tensor, dim: int, *, flip_sin_to_cos: bool = True, fre
     return torch.cat(waves, dim=-1)
 
 
+def guidance_embedding(scale: Tensor, dim: int) -> Tensor:
+    """Sinusoids (n, dim), float32, of guidance scales (n,), 1 being none; sines first.
+
+    Of 1000 w, w = scale - 1, as in Luo et al. 2023 (arXiv:2310.04378, section 4.2) and its code.
+    """
+    return timestep_embedding(1000 * (scale - 1), dim, flip_sin_to_cos=False, freq_shift=1)
+
+
 class TimestepEmbedding(nn.Module):
     """Two linear layers from sinusoids to the time embedding."""
 
@@ -145,6 +155,7 @@ class TimestepEmbedding(nn.Module):
         self.act, self.post_act = ACTIVATIONS[act_fn], ACTIVATIONS[post_act] if post_act else None
         self.linear_1 = nn.Linear(in_features, features)
         self.linear_2 = nn.Linear(features, features)
+        self.cond_proj: nn.Linear | None = None  # of a U-Net distilled with its guidance
 
     def forward(self, waves: Tensor) -> Tensor:
         """(B, in_features) -> (B, features)."""
@@ -387,10 +398,13 @@ class UNetEncoder(nn.Module):
         self.down_blocks = nn.ModuleList(DownBlock(i, config) for i in range(len(config.block_out_channels)))
         self.mid_block = MidBlock(config)
 
-    def embed_time(self, x: Tensor, t: Timestep, added: TextTime | None = None) -> Tensor:
+    def embed_time(
+        self, x: Tensor, t: Timestep, added: TextTime | None = None, guidance: float | Tensor | None = None
+    ) -> Tensor:
         """The time embedding (B, D) after its activation, in x's dtype; t (B,) or scalar, any real number.
 
-        `added` goes with the config's addition_embed_type "text_time". ValueError for one without the other.
+        `added` goes with the config's addition_embed_type "text_time", `guidance` with time_cond_proj_dim.
+        ValueError for one without the other; but without `guidance` its embedding is left out.
         """
         config = self.config
         if config.addition_embed_type == "text_time" and added is None:
@@ -401,7 +415,17 @@ class UNetEncoder(nn.Module):
             raise ValueError("UNet got `added`, but its addition_embed_type is None: expected no `added`")
         flags = {"flip_sin_to_cos": config.flip_sin_to_cos, "freq_shift": config.freq_shift}
         t = torch.as_tensor(t, device=x.device).expand(len(x))
-        temb = self.time_embedding(timestep_embedding(t, config.block_out_channels[0], **flags).to(x.dtype))
+        waves = timestep_embedding(t, config.block_out_channels[0], **flags).to(x.dtype)
+        if guidance is not None:
+            if self.time_embedding.cond_proj is None:
+                raise ValueError(
+                    "UNet got `guidance`, but its time_cond_proj_dim is None: it was not distilled with it"
+                )
+            scale = torch.as_tensor(guidance, device=x.device, dtype=torch.float32).expand(len(x))
+            waves = waves + self.time_embedding.cond_proj(
+                guidance_embedding(scale, config.time_cond_proj_dim or 0).to(x.dtype)
+            )
+        temb = self.time_embedding(waves)
         if added is not None:
             text, sizes = added
             waves = timestep_embedding(sizes.flatten(), config.addition_time_embed_dim, **flags)
@@ -427,6 +451,8 @@ class UNet(UNetEncoder):
     def __init__(self, config: UNetConfig) -> None:
         super().__init__(config)
         widths, skips = config.block_out_channels, config.skip_channels()
+        if config.time_cond_proj_dim is not None:
+            self.time_embedding.cond_proj = nn.Linear(config.time_cond_proj_dim, widths[0], bias=False)
         blocks, inner = [], widths[-1]
         for level in reversed(range(len(widths))):
             own = [skips.pop() for _ in range(config.layers_per_block + 1)]
@@ -443,11 +469,15 @@ class UNet(UNetEncoder):
         context: Tensor,
         control: Control | None = None,
         added: TextTime | None = None,
+        guidance: float | Tensor | None = None,
     ) -> Tensor:
         """Noise (B, out_channels, h, w) in x (B, in_channels, h, w), any h, w. ValueError for wrong
         residuals.
+
+        `guidance` is the scale, one or (B,), for a net that was distilled with it (time_cond_proj_dim), which
+        then is asked once, with the prompt.
         """
-        temb = self.embed_time(x, t, added)  # (B, D)
+        temb = self.embed_time(x, t, added, guidance)  # (B, D)
         x = 2 * x - 1 if self.config.center_input_sample else x
         skips, x = self.encode(self.conv_in(x), temb, context)
         residuals = None

@@ -353,6 +353,8 @@ def _encoder_sizes(state: State) -> dict[str, Any]:
 
 def _unet_sizes(state: State) -> dict[str, Any]:
     sizes = _encoder_sizes(state)
+    if "time_embedding.cond_proj.weight" in state:
+        sizes["time_cond_proj_dim"] = _shape(state, "time_embedding.cond_proj.weight", 2)[1]
     levels = range(len(sizes["block_out_channels"]))
     ups = [f"up_blocks.{levels[-1] - i}.attentions.0" for i in levels]  # fine to coarse
     present = [place for place in ups if f"{place}.proj_in.weight" in state]

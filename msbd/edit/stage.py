@@ -16,7 +16,7 @@ from samplers.guidance import classifier_free_guidance
 from samplers.repaint import blended_sample
 from samplers.schedule import Denoiser, StepInfo
 
-from ..latents import dtype_of, encode
+from ..latents import distilled_guidance, dtype_of, encode
 from ..memory import in_batches, tiles_at_once, with_autoencoder
 from ..noise import noise_windows
 from ..pixels.box import Box
@@ -188,9 +188,10 @@ def _denoiser(edit: Edit, stage: Stage) -> Denoiser:
     """p_theta of lines 6, 11 and 23, as the U-Net predicts: guided by the prompt, or of the empty text."""
     with_prompt = stage.number == 0 or edit.plan.config.conditional_upscale
     dtype, scale = dtype_of(edit.unet), edit.plan.config.guidance_scale if with_prompt else 1.0
+    told, scale = distilled_guidance(edit.unet, scale)
 
     def model(x: Tensor, t: Tensor, context: Tensor) -> Tensor:
-        return edit.unet(x.to(dtype), t, context.to(dtype)).float()
+        return edit.unet(x.to(dtype), t, context.to(dtype), **told).float()
 
     cond, uncond = (edit.cond, edit.uncond) if with_prompt else (edit.empty, edit.empty)
     whole = _of_tiles(edit, stage, model) if stage.joint else model

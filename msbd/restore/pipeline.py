@@ -34,7 +34,7 @@ from samplers.schedule import (
     q_sample_between,
 )
 
-from ..latents import decode, dtype_of, in_float32
+from ..latents import decode, distilled_guidance, dtype_of, in_float32
 from ..memory import SMALL_TILES, in_batches, tiles_at_once, with_autoencoder
 from ..noise import noise_windows
 from ..pixels.box import Box
@@ -323,7 +323,7 @@ class RestorePipeline:
         def predict(z_t: Tensor, t: Tensor, context: Tensor) -> Tensor:
             """eps(z_t, c) for each of b latents and texts: (b, 4, h, w), float32, from tiles."""
             acting = hints if plan.controls(float(t)) else None
-            of_tiles = partial(self._predict, run.config.conditioning_scale, acting, z_t, t, context)
+            of_tiles = partial(self._predict, run.config, acting, z_t, t, context)
             blend = plan.rules.blend(plan.tiles, *plan.cells)
             for tile, eps in in_batches(plan.tiles, of_tiles, run.tile_batch, run.halve):
                 blend.add(tile, eps)
@@ -335,12 +335,12 @@ class RestorePipeline:
         interval = plan.guidance_interval
         if torch.equal(run.cond, run.uncond):  # nothing to lead away from
             interval = None
-        scale = 1.0 if interval is None else run.config.guidance_scale  # w
+        _, scale = distilled_guidance(self.unet, 1.0 if interval is None else run.config.guidance_scale)  # w
         return classifier_free_guidance(predict, run.cond, run.uncond, scale, interval)
 
     def _predict(
         self,
-        conditioning_scale: float,
+        config: ResolvedRestoreConfig,
         hints: dict[Box, Tensor] | None,
         z_t: Tensor,
         t: Tensor,
@@ -353,8 +353,11 @@ class RestorePipeline:
         y = None
         if hints is not None:
             hint = torch.cat([hints[tile].expand(len(z_t), -1, -1, -1) for tile in tiles])
-            y = self.controlnet(x, t, context, scale=conditioning_scale, hint=hint)  # Z(y) of Eq. 1
-        eps = self.unet(x, t, context, y)  # Eq. 1 at the skips, Eq. 2 (PACA) after each layer of the way up
+            y = self.controlnet(x, t, context, scale=config.conditioning_scale, hint=hint)  # Z(y) of Eq. 1
+        told, _ = distilled_guidance(self.unet, config.guidance_scale)
+        eps = self.unet(
+            x, t, context, y, **told
+        )  # Eq. 1 at the skips, Eq. 2 (PACA) after each layer of the way up
         return list(eps.float().split(len(z_t)))
 
     def _decode(self, run: _Run, z_0: Tensor) -> Tensor:
