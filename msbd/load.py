@@ -90,7 +90,9 @@ def load_edit_pipeline(
     text_encoder = parts.net("text_encoder") if own or clip is None else _text_half(clip)
     enlarger = parts.net("rrdb") if "rrdb" in located.nets else None
     tokenizer = _load_tokenizer(located)
-    _check_together(located, unet.config, autoencoder, text_encoder, clip, enlarger, tokenizer, facts.spec)
+    _check_together(
+        located, unet.config, autoencoder, text_encoder, clip, enlarger, tokenizer, facts.spec, edits=True
+    )
     clip_tokenizer = teach_words(embeddings, tokenizer, text_encoder, clip, partial(_load_tokenizer, located))
     preprocessing = {} if clip is None else _clip_preprocessing(located.net("clip"), clip.config)
     decoder = None if seam_decoder is None else read_seam_decoder(seam_decoder, autoencoder)
@@ -577,17 +579,26 @@ def model_facts(located: Located) -> ModelFacts:
 # ---- do the parts go together? -----------------------------------------------------------------------------
 
 
+_INPAINTING = "an inpainting U-Net, which takes a mask too; tools.edit runs it, take another model here"
+
+
 def _check_together(
     located: Located, unet: UNetConfig, vae: AutoencoderKL | AutoencoderTiny, text_encoder: CLIPTextModel, clip: CLIPModel | None,
     rrdb: RRDBNet | SRVGGNet | None, tokenizer: PromptTokenizer, spec: ModelSpec, controlnet: ControlNet | None = None,
+    *, edits: bool = False,
 ) -> None:  # fmt: skip
     """WeightsError where the parts are each sound but of different models."""
     files = {part: source.path for part, source in located.nets.items()}
     text = "text_encoder" if "text_encoder" in files else "clip"
     latent = vae.config.latent_channels
+    taken = unet.in_channels
+    if taken == 2 * latent + 1:
+        if not edits:
+            raise WeightsError(f"{files['unet']}: {_INPAINTING}")
+        taken = latent  # and a mask and a masked picture beside them
     # part, what it has, found, with what it must agree, expected
     equal = [
-        ("unet", "latent channels in", unet.in_channels, "vae", latent),
+        ("unet", "latent channels in", taken, "vae", latent),
         ("unet", "latent channels out", unet.out_channels, "vae", latent),
         ("unet", "context width", unet.cross_attention_dim, text, text_encoder.config.hidden_size),
         ("vae", "colour channels in", vae.config.in_channels, "an RGB picture", 3),

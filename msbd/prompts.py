@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .prompt_syntax import Piece, plain_words, split_prompt, weighted
+from .prompt_syntax import Piece, split_prompt, weighted
 
 Encode = Callable[[Tensor], Tensor]  # ids (B, 77) -> states (B, 77, D)
 
@@ -36,8 +36,3 @@ def encode_prompts(
     filled = [piece for pieces in split for piece in (*pieces, *[Piece((), ())] * (most - len(pieces)))]
     states = text_encoder(tokenizer.rows([piece.ids for piece in filled]).to(device))  # (B k, 77, D)
     return weighted(states, filled).unflatten(0, (len(prompts), most)).flatten(1, 2)
-
-
-def words_of(prompt: str, syntax: str = "plain") -> str:
-    """The prompt for a reader of words alone, such as CLIP."""
-    return plain_words(prompt) if syntax == "webui" else prompt

@@ -136,16 +136,6 @@ def refuse_foreign(state: State, source: object = "the state dict") -> None:
     """WeightsError, beginning with `source`, for a model that is known but that nothing here runs; in any
     layout.
     """
-    # First, because these models have the keys of ordinary ones.
-    for key, tensor in state.items():
-        if (
-            key.endswith(("conv_in.weight", "input_blocks.0.0.weight"))
-            and tensor.ndim == 4
-            and tensor.shape[1] == 9
-        ):
-            raise WeightsError(
-                f"{source}: a 9-channel inpainting model; {_NO_PIPELINE} that is not for inpainting"
-            )
     keys = "\n" + "\n".join(state)
     for mark, what in FOREIGN:
         if mark in keys:

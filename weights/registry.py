@@ -307,6 +307,13 @@ _ALL = (
         _EDIT,
     ),
     Model(
+        "sd-v1-5-inpainting", "Stable Diffusion 1.5, trained on to paint into a mask that it sees; edits alone, one file", OPENRAIL,
+        (ModelFile("all", "sd-v1-5-inpainting.ckpt", RENAMED["runwayml/stable-diffusion-inpainting"],
+                   revision="8a4288a76071f7280aedbdb3253bdb9e9d5d84bb", size=4_265_437_280,
+                   sha256="c6bbc15e3224e6973459ba78de4998b80b50112b0ae5b5c67113d56b4e366b19"),),
+        _EDIT,
+    ),
+    Model(
         "sd-v1-5-fp16", "Stable Diffusion 1.5, one file in float16", OPENRAIL,
         (ModelFile("all", "v1-5-pruned-emaonly-fp16.safetensors", _SD15_ARCHIVE,
                    revision="4fddeb7f9096623f1b77f4708feb96126a08a0cf", size=2_132_696_762,

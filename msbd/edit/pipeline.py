@@ -26,7 +26,8 @@ from ..pixels.resize import put_back, resize, take
 from ..pixels.tiles import covered
 from ..pixels.upscale import low_pass_reference, super_resolve
 from ..progress import EditStep, reporter
-from ..prompts import encode_prompts, words_of
+from ..prompt_syntax import plain_words
+from ..prompts import encode_prompts
 from .config import EditConfig, ModelSpec
 from .decode import decode_each, stage_picture
 from .plan import EditPlan, EditResult, Stage, check_inputs, halve_tiles, plan_edit
@@ -130,7 +131,8 @@ class EditPipeline:
         looked_at = None
         if plan.config.rerank_area == "mask":
             looked_at = mask_box(resize_mask(take(mask, plan.crop), plan.stages[0].size))
-        score = partial(self._scores, words_of(prompt, plan.config.prompt_syntax), looked_at)
+        words = plain_words(prompt) if plan.config.prompt_syntax == "webui" else prompt
+        score = partial(self._scores, words, looked_at)
         seconds: dict[str, float] = {}
         edit = self._begin(prompt, plan, score, reporter(on_step, seconds), on_picture)
         first, *later = edit.plan.stages

@@ -7,9 +7,11 @@ Tensors  picture (1, 3, H, W) in [-1, 1]; latents (n, 4, h, w), scaled, h = H / 
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from samplers.guidance import classifier_free_guidance
@@ -48,6 +50,12 @@ class Edit:
     small_vae: Callable[[], Any] | None  # the same in less memory, where there is one
     seam_decoder: Any = None  # an AsymmetricAutoencoderKL, where the model has one
     notes: list[str] = field(default_factory=list)
+
+    @property
+    def sees_mask(self) -> bool:
+        """Whether the U-Net is an inpainting one, which gets the mask and a masked latent besides."""
+        channels = self.vae.config.latent_channels
+        return getattr(getattr(self.unet, "config", None), "in_channels", channels) == 2 * channels + 1
 
 
 @dataclass(frozen=True)
@@ -132,6 +140,7 @@ def _blended_diffusion(
     in_cells = [box.divided(factor).window for box in boxes]
     sources = torch.cat([x_tilde[..., *box.window] for box in boxes])
     known = with_vae(edit, stage, lambda vae: encode(vae, sources))
+    beside = _beside_latents(edit, stage, sources, boxes) if edit.sees_mask else None
     noise = noise_windows(
         config.seed,
         stage.number,
@@ -167,7 +176,7 @@ def _blended_diffusion(
 
     # lines 5-14: the plan that `algorithm_1` of samplers/repaint.py made, carried out
     x = blended_sample(
-        _denoiser(edit, stage),
+        _denoiser(edit, stage, beside),
         x,
         stage.schedule,
         known=known,
@@ -184,8 +193,23 @@ def _blended_diffusion(
     return [Sampled(*each) for each in zip(x.split(1), last[0].pred_x0.split(1), strict=True)]
 
 
-def _denoiser(edit: Edit, stage: Stage) -> Denoiser:
-    """p_theta of lines 6, 11 and 23, as the U-Net predicts: guided by the prompt, or of the empty text."""
+def _beside_latents(edit: Edit, stage: Stage, sources: Tensor, boxes: Sequence[Box]) -> Tensor:
+    """What an inpainting U-Net gets beside the latents of these windows, (n, 5, h, w).
+
+    Rombach et al. 2022 (arXiv:2112.10752), section 4.5, and its model's code: the mask, by the nearest pixel
+    of each cell, and the encoded picture with grey in its place. Of a later stage the picture is x~, of which
+    only what is not masked is seen. A mask that is dilated on the way is the blending's; the net gets m.
+    """
+    mask = (torch.cat([stage.mask[..., *box.window] for box in boxes]) >= 0.5).to(sources)
+    hidden = with_vae(edit, stage, lambda vae: encode(vae, sources * (1 - mask)))
+    return torch.cat([F.interpolate(mask, size=hidden.shape[-2:], mode="nearest").to(hidden), hidden], 1)
+
+
+def _denoiser(edit: Edit, stage: Stage, beside: Tensor | None = None) -> Denoiser:
+    """p_theta of lines 6, 11 and 23, as the U-Net predicts: guided by the prompt, or of the empty text.
+
+    `beside` (n or 1, C, h, w) is what the U-Net gets beside the latents.
+    """
     with_prompt = stage.number == 0 or edit.plan.config.conditional_upscale
     dtype, scale = dtype_of(edit.unet), edit.plan.config.guidance_scale if with_prompt else 1.0
     told, scale = distilled_guidance(edit.unet, scale)
@@ -195,7 +219,16 @@ def _denoiser(edit: Edit, stage: Stage) -> Denoiser:
 
     cond, uncond = (edit.cond, edit.uncond) if with_prompt else (edit.empty, edit.empty)
     whole = _of_tiles(edit, stage, model) if stage.joint else model
+    if beside is not None:
+        whole = partial(_with_beside, whole, beside)
     return classifier_free_guidance(whole, cond, uncond, scale)
+
+
+def _with_beside(
+    model: Callable[[Tensor, Tensor, Tensor], Tensor], beside: Tensor, x: Tensor, t: Tensor, context: Tensor
+) -> Tensor:
+    """`model` of latents x (k n, 4, h, w) with `beside` (n, C, h, w) as further channels."""
+    return model(torch.cat([x, beside.repeat(len(x) // len(beside), 1, 1, 1)], 1), t, context)
 
 
 def _of_tiles(

@@ -142,6 +142,8 @@ class ModelParts:
             state = _widened(state)
         if other:
             theirs, file = other._read(part)
+            if part == "unet":
+                _check_inputs(file.path, theirs, state)
             added = added_tensors(state) if part == "unet" else {}  # PASD's layers are never changed
             if added:
                 state, theirs = base_tensors(state), base_tensors(theirs)
@@ -186,6 +188,16 @@ class ModelParts:
 def _widened(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Tensors of 8 bits in float16, which holds each of their values; a change would be lost in 8 bits."""
     return {key: tensor.half() if tensor.element_size() == 1 else tensor for key, tensor in state.items()}
+
+
+def _check_inputs(path: Path, theirs: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
+    """WeightsError for an inpainting U-Net to be blended with an ordinary one, or the other way round."""
+    takes, expected = (state["conv_in.weight"].shape[1:2] for state in (theirs, own))
+    if takes != expected:
+        raise WeightsError(
+            f"{path}: a U-Net of {takes[0]} channels in, to go with one of {expected[0]}; an inpainting model, of 9, takes a "
+            "mask too: tools.edit runs it, as it is"
+        )
 
 
 def check_finite(path: Path, state: Mapping[str, Tensor]) -> None:

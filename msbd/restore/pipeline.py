@@ -355,9 +355,8 @@ class RestorePipeline:
             hint = torch.cat([hints[tile].expand(len(z_t), -1, -1, -1) for tile in tiles])
             y = self.controlnet(x, t, context, scale=config.conditioning_scale, hint=hint)  # Z(y) of Eq. 1
         told, _ = distilled_guidance(self.unet, config.guidance_scale)
-        eps = self.unet(
-            x, t, context, y, **told
-        )  # Eq. 1 at the skips, Eq. 2 (PACA) after each layer of the way up
+        # Eq. 1 at the skips, Eq. 2 (PACA) after each layer of the way up
+        eps = self.unet(x, t, context, y, **told)
         return list(eps.float().split(len(z_t)))
 
     def _decode(self, run: _Run, z_0: Tensor) -> Tensor:

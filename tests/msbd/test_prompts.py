@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from msbd.prompt_syntax import Piece, Span, parse_prompt, plain_words, split_prompt, weighted
-from msbd.prompts import encode_prompts, words_of
+from msbd.prompts import encode_prompts
 from nets.clip import CLIPTextConfig, CLIPTextModel, add_vectors
 from weights.tokenizer import CONTEXT, PromptTokenizer, train_tokenizer
 
@@ -148,9 +148,7 @@ def test_a_tokenizer_without_single_tokens_is_refused_for_webui() -> None:
 
 
 def test_the_words_for_clip() -> None:
-    prompt = r"(a red:1.3) ball BREAK [on] \(sand\) <lora:x:1>"
-    assert words_of(prompt) == prompt
-    assert words_of(prompt, "webui") == plain_words(prompt) == "a red ball on (sand)"
+    assert plain_words(r"(a red:1.3) ball BREAK [on] \(sand\) <lora:x:1>") == "a red ball on (sand)"
 
 
 # ---- learned words -----------------------------------------------------------------------------------------

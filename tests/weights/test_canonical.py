@@ -335,7 +335,6 @@ def meta(net: Any, config: Any) -> State:
 
 
 SD2 = meta(UNet, replace(UNET, cross_attention_dim=1024, use_linear_projection=True))
-INPAINT = meta(UNet, replace(UNET, in_channels=9))
 one = torch.empty(1, device="meta")
 FOREIGN: dict[str, tuple[State, str]] = {
     "SD 2.x single file": (to_ldm({"unet": SD2, "vae": PARTS["vae"]}) | {"cond_stage_model.model.positional_embedding": one}, "Stable Diffusion 2.x single file"),
@@ -344,9 +343,6 @@ FOREIGN: dict[str, tuple[State, str]] = {
     "SDXL single file": (LDM | {"conditioner.embedders.0.transformer.text_model.final_layer_norm.bias": one}, "SDXL single file"),
     "SDXL single file without text": (to_ldm({"unet": meta(UNet, replace(SDXL_UNET, addition_embed_type=None))}) | {f"{U}label_emb.0.0.weight": one}, "SDXL single file"),
     "SDXL U-Net": (meta(UNet, SDXL_UNET), "SDXL U-Net"),
-    "inpainting single file": (to_ldm({"unet": INPAINT, "vae": PARTS["vae"]}), "9-channel inpainting"),
-    "inpainting U-Net": (INPAINT, "9-channel inpainting"),
-    "inpainting U-Net from DataParallel": (under("module.", INPAINT), "9-channel inpainting"),
     "instruct-pix2pix single file": (to_ldm({"unet": meta(UNet, replace(UNET, in_channels=8))}), "U-Net of 8 input channels"),
     "instruct-pix2pix": (meta(UNet, replace(UNET, in_channels=8)), "a picture (instruct-pix2pix"),
     "depth": (meta(UNet, replace(UNET, in_channels=5)), "a depth map"),

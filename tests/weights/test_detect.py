@@ -256,8 +256,6 @@ REFUSED = {
     "SDXL U-Net, LDM": (keys(f"{U}label_emb.0.0.weight"), "SDXL single file"),
     "SD 3": (keys(f"{U}joint_blocks.0.x_block.attn.qkv.weight"), "Stable Diffusion 3"),
     "FLUX": (keys("double_blocks.0.img_attn.norm.key_norm.scale"), "FLUX"),
-    "inpainting single file": (keys(**{f"{U}input_blocks.0.0.weight": (320, 9, 3, 3)}), "9-channel"),
-    "inpainting U-Net": (meta_state(UNet, UNetConfig(in_channels=9)), "9-channel"),
     "SD 2 U-Net": (meta_state(UNet, UNetConfig(cross_attention_dim=1024, use_linear_projection=True)), "Stable Diffusion 2.x"),
     "SD 2 U-Net, LDM": (keys(**{f"{U}input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight": (320, 1024)}), "Stable Diffusion 2.x"),
     "SDXL U-Net": (meta_state(UNet, SDXL_UNET), "SDXL U-Net"),

@@ -112,6 +112,8 @@ EXACT = [
     ("sd-v1-4-diffusers", "vae", 334_643_276, "a2b5134f4dbc140d9c11f11cba3233099e00af40f262f136c691fb7d38d2194c", None),
     ("sd-v1-4-diffusers", "text_encoder", None, None, None),
     ("sd-v1-5", "all", 4_265_146_304, "6ce0161689b3853acaa03779ec93eafe75a02f4ced659bee03f50797806fa2fa", SD15_PIN),
+    ("sd-v1-5-inpainting", "all", 4_265_437_280, "c6bbc15e3224e6973459ba78de4998b80b50112b0ae5b5c67113d56b4e366b19",
+     "8a4288a76071f7280aedbdb3253bdb9e9d5d84bb"),
     ("sd-v1-5-fp16", "all", 2_132_696_762, "e9476a13728cd75d8279f6ec8bad753a66a1957ca375a1464dc63b37db6e3916",
      "4fddeb7f9096623f1b77f4708feb96126a08a0cf"),
     ("sd-v1-5-diffusers", "unet", 1_719_125_304, "c83908253f9a64d08c25fc90874c9c8aef9a329ce1ca5fb909d73b0c83d1ea21", SD15_PIN),
