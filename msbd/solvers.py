@@ -109,12 +109,20 @@ def make_timesteps(sampler: str, num_steps: int, spacing: str = "auto") -> Tenso
     return _SPACINGS[_USUAL[sampler] if spacing == "auto" else spacing](num_steps)
 
 
-def partial_timesteps(sampler: str, num_steps: int, start: float, spacing: str = "auto") -> Tensor:
+def partial_timesteps(
+    sampler: str, num_steps: int, start: float, spacing: str = "auto", alphas_cumprod: Tensor | None = None
+) -> Tensor:
     """The timesteps of a run of an edit that begins at the fraction `start` of the schedule (MSBD's T' / T).
 
     Those of `num_steps` of a whole run that lie there; DDIM's are then spaced as the paper's, "leading". Of
     an LCM's few hardly one would: it takes as many as the fraction has of them, from its own grid below it.
+    Spacings "karras", "exponential" and "beta" need `alphas_cumprod` (T,): they give the timesteps nearest to
+    those sigmas, each at its own level; where two sigmas have one nearest timestep, it comes once.
     """
+    if spacing in _SIGMA_SPACINGS and alphas_cumprod is not None and sampler not in _DISTILLED:
+        sigmas = _SIGMA_SPACINGS[spacing](num_steps, *sigma_range(alphas_cumprod))
+        timesteps, _ = sigma_steps(sigmas, alphas_cumprod, rounded=True)
+        return start_timesteps(timesteps.unique().flip(0), start)
     if sampler == "lcm" and spacing == "auto" and start < 1:
         distilled = max(1, round(50 * start))
         few = min(max(1, round(num_steps * start)), distilled)

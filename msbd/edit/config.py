@@ -42,8 +42,9 @@ class EditConfig:
 
     # Sampling: all stages
     sampler: Sampler = option("ddim", "the solver; lcm is for models and LoRAs distilled for it")
-    spacing: Literal["auto", "linspace", "leading", "trailing"] = option(
-        "auto", "how the timesteps are spread; auto is the sampler's usual way, leading for ddim"
+    spacing: Literal["auto", "linspace", "leading", "trailing", "karras", "exponential", "beta"] = option(
+        "auto",
+        "how the timesteps, or the sigmas, are spread; auto is the sampler's usual way, leading for ddim",
     )
     num_steps: int = option(50, "diffusion steps of a whole run, T of the paper")
     eta: float = option(

@@ -74,7 +74,7 @@ def evaluations(
     The timesteps are the `sampler`'s, spaced as `spacing` says; below the fraction `repaint_end` of the
     schedule none is repeated.
     """
-    timesteps = partial_timesteps(sampler, num_steps, start, spacing).tolist()
+    timesteps = partial_timesteps(sampler, num_steps, start, spacing, alphas_cumprod).tolist()
     repeated = [t for t in timesteps if t >= repaint_end * len(alphas_cumprod)]
     once = timesteps[len(repeated) :]
     plan: tuple[Evaluation, ...] = ()

@@ -166,3 +166,15 @@ def test_own_ranges_of_sigma(spacing: str) -> None:
             make_steps("euler", 6, spacing, ALPHAS, *wrong)
     with pytest.raises(ValueError, match="sigma_min and sigma_max are for spacing karras, exponential, beta"):
         make_steps("euler", 6, "auto", ALPHAS, 0.1)
+
+
+@pytest.mark.parametrize("spacing", SPACINGS[4:])
+@pytest.mark.parametrize("sampler", ["ddim", "dpmpp", "euler"])
+def test_part_of_a_run_over_sigmas(sampler: str, spacing: str) -> None:
+    """The nearest timesteps, none twice, from the start on."""
+    whole = partial_timesteps(sampler, 30, 1.0, spacing, ALPHAS)
+    assert whole[0] == 999 and whole[-1] == 0 and (whole.diff() < 0).all() and 15 < len(whole) <= 30
+    part = partial_timesteps(sampler, 30, 0.4, spacing, ALPHAS)
+    assert part.tolist() == [t for t in whole.tolist() if t <= 400]
+    with pytest.raises(ValueError, match="lcm has timesteps of its own"):
+        partial_timesteps("lcm", 4, 1.0, spacing, ALPHAS)
