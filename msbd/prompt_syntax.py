@@ -18,6 +18,7 @@ from torch import Tensor
 ROUND, SQUARE = 1.1, 1 / 1.1  # (word) and [word]
 ROOM = 75  # tokens of a piece, without start and end
 WRAP = 20  # tokens: so much of a sentence goes into the next piece in one
+MAX_WEIGHT = 10_000
 BREAK = None  # in the place of a span
 _NO_MEAN = 1e-4  # of the root mean square: less is rounding
 
@@ -38,41 +39,52 @@ def parse_prompt(prompt: str) -> list[Span | None]:
 
     (a) is 1.1 times as strong, [a] 1 / 1.1 times, (a:1.3) 1.3 times, brackets in brackets multiply; a
     backslash takes a bracket for a letter. A bracket that is never closed reaches to the end, one that was
-    never opened is a letter. Networks, <lora:name:1>, are left out.
+    never opened is a letter. Networks, <lora:name:1>, are left out. ValueError for a weight beyond 10,000.
     """
-    spans: list[tuple[str, float]] = []
-    round_ones: list[int] = []  # where brackets that are still open begin, in spans
+    words: list[str] = []
+    round_ones: list[int] = []  # where brackets that are still open begin, in words
     square_ones: list[int] = []
+    stronger: list[tuple[int, int, float]] = []  # from which word to which, and how much
 
-    def strengthen(start: int, factor: float) -> None:
-        spans[start:] = [(text, weight * factor) for text, weight in spans[start:]]
+    def close(starts: list[int], factor: float) -> None:
+        stronger.append((starts.pop(), len(words), factor))
 
     for found in _TOKEN.finditer(_NETWORK.sub("", prompt)):
         piece, weight = found[0], found[1]
         if piece == "(":
-            round_ones.append(len(spans))
+            round_ones.append(len(words))
         elif piece == "[":
-            square_ones.append(len(spans))
+            square_ones.append(len(words))
         elif weight is not None and round_ones:
-            strengthen(round_ones.pop(), float(weight))
+            close(round_ones, float(weight))
         elif piece == ")" and round_ones:
-            strengthen(round_ones.pop(), ROUND)
+            close(round_ones, ROUND)
         elif piece == "]" and square_ones:
-            strengthen(square_ones.pop(), SQUARE)
+            close(square_ones, SQUARE)
         else:
-            spans.append((piece[1] if len(piece) == 2 and piece[0] == "\\" else piece, 1.0))
-    for starts, factor in ((round_ones, ROUND), (square_ones, SQUARE)):
-        for start in starts:
-            strengthen(start, factor)
-    return _joined(spans)
+            words.append(piece[1] if len(piece) == 2 and piece[0] == "\\" else piece)
+    while round_ones:
+        close(round_ones, ROUND)
+    while square_ones:
+        close(square_ones, SQUARE)
+    weights = torch.ones(len(words), dtype=torch.float64)
+    for start, end, factor in stronger:
+        weights[start:end] *= factor
+    if len(words) and not float(weights.abs().max()) <= MAX_WEIGHT:
+        raise ValueError(
+            f"a word of the prompt has a weight beyond {MAX_WEIGHT:,}; take fewer brackets, or smaller numbers"
+        )
+    return _joined(words, weights.tolist())
 
 
-def _joined(spans: Sequence[tuple[str, float]]) -> list[Span | None]:
+def _joined(words: Sequence[str], weights: Sequence[float]) -> list[Span | None]:
     """Neighbours of one weight as one span, cut at each BREAK."""
     joined: list[Span | None] = []
-    for weight, alike in groupby(spans, key=lambda span: span[1]):
-        parts = re.split(r"\s*\bBREAK\b\s*", "".join(text for text, _ in alike))
+    for weight, alike in groupby(zip(words, weights, strict=True), key=lambda pair: pair[1]):
+        parts = re.split(r"\bBREAK\b", "".join(word for word, _ in alike))
         for number, part in enumerate(parts):
+            part = part.lstrip() if number else part
+            part = part.rstrip() if number < len(parts) - 1 else part
             joined += ([BREAK] if number else []) + ([Span(part, weight)] if part else [])
     return joined
 

@@ -76,6 +76,20 @@ def test_every_prompt_has_a_reading_and_no_letter_is_invented(prompt: str) -> No
     assert all(letter in letters for span in read for letter in span.text)  # in order
 
 
+@pytest.mark.parametrize("prompt", ["(" * 200 + "a", "(a:99999)", "(a:" + "9" * 400 + ")"])
+def test_a_weight_beyond_all_sense_is_refused(prompt: str) -> None:
+    with pytest.raises(ValueError, match="a weight beyond 10,000"):
+        parse_prompt(prompt)
+
+
+@pytest.mark.parametrize(
+    "prompt", ["(a[" * 50 + "b" * 50_000, " " * 50_000 + "BREAKx", "a, " * 20_000, "<" * 50_000]
+)
+def test_long_prompts_take_no_time_to_speak_of(prompt: str) -> None:
+    """Each would take minutes if every bracket, or every blank, looked at all the rest."""
+    assert parse_prompt(prompt) and split_prompt(prompt, units, comma=0)
+
+
 def units(text: str) -> list[list[int]]:
     """A token for each letter; 5 for every X, which belong together; 0 for a comma."""
     return [[9] * 5 if letter == "X" else [0 if letter == "," else ord(letter)] for letter in text]
